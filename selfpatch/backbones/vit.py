@@ -1,0 +1,151 @@
+"""Any vision transformer that timm makes, as `Tokens`, at any image size and grid."""
+
+import difflib
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
+from selfpatch.tokens import Tokens
+
+
+class Architecture(NamedTuple):
+    """What `timm.create_model` needs to build the network again."""
+
+    name: str
+    arguments: dict[str, Any]
+
+    def as_code(self, **more: Any) -> str:
+        """The line of Python that builds it."""
+        arguments = "".join(f", {name}={value!r}" for name, value in {**self.arguments, **more}.items())
+        return f"timm.create_model({self.name!r}{arguments})"
+
+
+class ViT(nn.Module):
+    """A timm vision transformer whose output is `Tokens`: through its final norm, registers dropped.
+
+    Args:
+        model: built by timm with `dynamic_img_size=True` and no classifier.
+        position_resampling: how learned position embeddings follow the image size. "timm" is what plain timm will do
+            with the exported file; "dino" what DINO and the original SelfPatch trained with. They differ by up to
+            0.012 where embeddings have a standard deviation of 0.02.
+        mean, std: what its images are normalised with.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        architecture: Architecture,
+        *,
+        position_resampling: str = "timm",
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ):
+        super().__init__()
+        if position_resampling == "dino" and getattr(model, "pos_embed", None) is None:
+            raise ValueError(f"{architecture.name} has no learned position embedding; use position-resampling 'timm'")
+        self.model = model
+        self.architecture = architecture
+        self.position_resampling = position_resampling
+        self.mean, self.std = mean, std
+        self.patch_size: tuple[int, int] = model.patch_embed.patch_size
+        self.embed_dim: int = model.embed_dim
+        self.num_prefix_tokens: int = model.num_prefix_tokens
+        self.has_cls_token = getattr(model, "cls_token", None) is not None
+        attention = model.blocks[0].attn
+        self.num_heads: int = attention.num_heads
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
+        grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
+        if self.position_resampling == "dino":
+            x = self._forward_dino(images)
+        else:
+            x = self.model.forward_features(images)
+        cls_token = x[:, 0] if self.has_cls_token else None
+        return Tokens(cls_token, x[:, self.num_prefix_tokens :], grid_size)
+
+    def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of an image of (rows, columns) pixels.
+
+        Raises:
+            ValueError: a side is not a multiple of the patch size.
+        """
+        if image_size[0] % self.patch_size[0] or image_size[1] % self.patch_size[1]:
+            raise ValueError(
+                f"an image of {image_size[0]} x {image_size[1]} pixels cannot be cut into patches of {self.patch_size[0]} "
+                f"x {self.patch_size[1]}; both sides must be multiples: crop, pad or resize it"
+            )
+        return image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1]
+
+    def _forward_dino(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B T D"]:
+        model = self.model
+        x = model.patch_embed(images)
+        x = x.flatten(1, 2) if x.ndim == 4 else x  # [B, N, D]
+        prefix = [t.expand(len(x), -1, -1) for t in (model.cls_token, model.reg_token) if t is not None]
+        num_positions_prefix = 0 if model.no_embed_class else self.num_prefix_tokens
+        prefix_positions, patch_positions = model.pos_embed.split(
+            [num_positions_prefix, model.pos_embed.shape[1] - num_positions_prefix], dim=1
+        )
+        grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
+        x = x + resample_positions_dino(patch_positions, model.patch_embed.grid_size, grid_size)
+        if prefix:
+            prefix_tokens = torch.cat(prefix, dim=1)
+            if num_positions_prefix:
+                prefix_tokens = prefix_tokens + prefix_positions
+            x = torch.cat([prefix_tokens, x], dim=1)
+        x = model.norm_pre(model.patch_drop(model.pos_drop(x)))
+        return model.norm(model.blocks(x))
+
+
+def resample_positions_dino(
+    positions: Float[Tensor, "1 N D"], old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[Tensor, "1 N2 D"]:
+    """Bicubic, not antialiased, with sampling points scaled by (new + 0.1) / old.
+
+    Source: DINO's interpolate_pos_encoding, where the 0.1 keeps rounding from losing a row, and shifts the points.
+    """
+    if old_grid == new_grid:
+        return positions
+    grid = positions.unflatten(1, old_grid).permute(0, 3, 1, 2)
+    scale = ((new_grid[0] + 0.1) / old_grid[0], (new_grid[1] + 0.1) / old_grid[1])
+    return F.interpolate(grid, scale_factor=scale, mode="bicubic").flatten(2).transpose(1, 2)
+
+
+def build_vit(config: BackboneConfig, image_size: tuple[int, int]) -> ViT:
+    """A randomly initialised backbone whose position embedding fits `image_size` (rows, columns in pixels)."""
+    arguments = dict(num_classes=0, global_pool="", dynamic_img_size=True, img_size=image_size)
+    for name in ("patch_size", "embed_dim", "depth", "num_heads", "class_token"):
+        if (value := getattr(config, name)) is not None:
+            arguments[name] = value
+    model = create_timm_vit(config.name, **arguments, drop_path_rate=config.drop_path)
+    if not config.final_norm:
+        model.norm = nn.Identity()
+    return ViT(model, Architecture(config.name, arguments), position_resampling=config.position_resampling)
+
+
+def create_timm_vit(name: str, **arguments: Any) -> nn.Module:
+    """`timm.create_model` for vision transformers only, with errors that say what is allowed.
+
+    Raises:
+        ValueError: an unknown name (the nearest ones are given), not a vision transformer, or a setting it lacks.
+    """
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        nearest = difflib.get_close_matches(architecture, timm.list_models("*vit*") + timm.list_models("*eva*"), n=3, cutoff=0.3)
+        raise ValueError(f"unknown backbone {name!r}; timm has no such model. Nearest: {', '.join(nearest) or 'none'}")
+    try:
+        model = timm.create_model(name, **arguments)
+    except (TypeError, AssertionError) as error:
+        raise ValueError(
+            f"timm cannot build {name!r} with {arguments}: {error}. Only vision transformers are trained here; leave "
+            "out the setting that this one does not have, or choose another, e.g. vit_small_patch16_224"
+        ) from error
+    if not isinstance(model, VisionTransformer | Eva):
+        raise ValueError(f"{name!r} is not a vision transformer but a {type(model).__name__}; choose e.g. vit_small_patch16_224")
+    return model

@@ -1,0 +1,430 @@
+"""Every setting of a pretraining run, grouped by what it may change. Imports no torch, so that `--help` is quick.
+
+*Method* (backbone, aggregator, crops, objectives, optim, teacher, seed) changes results and must be the same when a run
+goes on; *efficiency* must not change results; *run* and *evaluate* (paths, logging, scores on the way) cannot.
+
+`None` where a number is expected means "derive it": a recipe says from what (see recipes/small_data.py).
+"""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def check(condition: bool, message: str) -> None:
+    """A setting's range, checked when it is made; the message says what came, what is allowed and what to do."""
+    if not condition:
+        raise ValueError(message)
+
+
+def rows_columns(size: int | tuple[int, int]) -> tuple[int, int]:
+    """An image size in pixels as (rows, columns)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which vision transformer is trained: a timm name, and what is changed of it."""
+
+    # timm's name of a vision transformer
+    name: str = "vit_small_patch16_224"
+    # side of a patch in pixels; None: the model's own
+    patch_size: int | None = None
+    # width, number of blocks and of attention heads; None: the model's own
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    # whether there is a class token; None: the model's own
+    class_token: bool | None = None
+    # whether the backbone ends in its own norm; the authors' run leaves it to the aggregator
+    final_norm: bool = True
+    # stochastic depth of the student, in [0, 1)
+    drop_path: float = 0.1
+    # how position embeddings follow the image size: as timm does it or as DINO's code does
+    position_resampling: Literal["timm", "dino"] = "timm"
+
+    def __post_init__(self):
+        check(0 <= self.drop_path < 1, f"backbone.drop-path is {self.drop_path}; it is a probability in [0, 1)")
+        for name in ("patch_size", "embed_dim", "depth", "num_heads"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"backbone.{name.replace('_', '-')} is {value}; it must be positive")
+
+
+@dataclass(frozen=True)
+class AggregatorConfig:
+    """The class-attention blocks that summarise a set of patches into one token."""
+
+    num_blocks: int = 2
+    # None: as many as the backbone has
+    num_heads: int | None = None
+    mlp_ratio: float = 4.0
+    # where the image token comes from: the aggregator over all patches (as upstream), or the backbone's class token
+    image_token: Literal["aggregator", "class_token"] = "aggregator"
+
+    def __post_init__(self):
+        check(self.num_blocks > 0, f"aggregator.num-blocks is {self.num_blocks}; at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class CropsConfig:
+    """DINO's multi-crop augmentation. Sizes in pixels (one number, or rows and columns); scales are shares of the area."""
+
+    global_size: int | tuple[int, int] = 224
+    num_global: int = 2
+    global_scale: tuple[float, float] = (0.25, 1.0)
+    local_size: int | tuple[int, int] = 96
+    num_local: int = 8
+    local_scale: tuple[float, float] = (0.05, 0.25)
+    flip_prob: float = 0.5
+    # brightness, contrast, saturation, hue: half-widths of the factors' ranges
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    jitter_prob: float = 0.8
+    grey_prob: float = 0.2
+    # probability on the first global crop, on the other global crops, on the local crops
+    blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    # standard deviation of the Gaussian in pixels, uniform between the two
+    blur_radius: tuple[float, float] = (0.1, 2.0)
+    # on the global crops but the first
+    solarize_prob: float = 0.2
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self):
+        check(self.num_global >= 2, f"crops.num-global is {self.num_global}; views of one image are compared: 2 or more")
+        check(self.num_local >= 0, f"crops.num-local is {self.num_local}; it cannot be negative")
+        for name in ("flip_prob", "jitter_prob", "grey_prob", "solarize_prob"):
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"crops.{name.replace('_', '-')} is {value}; it is a probability in [0, 1]")
+        check(all(0 <= p <= 1 for p in self.blur_prob), f"crops.blur-prob is {self.blur_prob}; each is in [0, 1]")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            check(0 < low <= high <= 1, f"crops.{name.replace('_', '-')} is ({low}, {high}); 0 < low <= high <= 1 is needed")
+        for name in ("global_size", "local_size"):
+            check(min(rows_columns(getattr(self, name))) > 0,
+                  f"crops.{name.replace('_', '-')} is {getattr(self, name)}; it must be positive")
+        if self.num_local:
+            (rows, columns), (local_rows, local_columns) = rows_columns(self.global_size), rows_columns(self.local_size)
+            check(local_rows < rows and local_columns < columns,
+                  f"crops.local-size {self.local_size} is not smaller than crops.global-size {self.global_size}; local "
+                  "crops are parts seen by the student alone: make them smaller, or leave them out (crops.num-local 0)")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """DINO's projection head: an MLP, an L2 norm and a linear layer to the prototypes with weights of fixed norm."""
+
+    # K, the width of the output
+    num_prototypes: int = 65536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    # keep the norm of every prototype at 1
+    fix_prototype_norm: bool = True
+    # epochs in which the prototypes stay as they are
+    freeze_prototypes_epochs: int = 1
+
+    def __post_init__(self):
+        for name in ("num_prototypes", "hidden_dim", "bottleneck_dim"):
+            check(getattr(self, name) > 0, f"head.{name.replace('_', '-')} is {getattr(self, name)}; it must be positive")
+
+
+@dataclass(frozen=True)
+class SelfDistillationConfig:
+    """What turns logits into targets and predictions. Temperatures of a softmax, > 0; lower is sharper."""
+
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    # the teacher's temperature at the start, and the epochs it takes to reach teacher_temperature
+    warmup_teacher_temperature: float = 0.04
+    warmup_epochs: int = 0
+    # the centre keeps this share of itself at every step
+    center_momentum: float = 0.9
+
+    def __post_init__(self):
+        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
+            check(getattr(self, name) > 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
+        check(0 <= self.center_momentum < 1, f"center-momentum is {self.center_momentum}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class DINOConfig:
+    """Image-level term: every crop predicts the teacher's view of the global crops."""
+
+    weight: float = 1.0
+    head: HeadConfig = HeadConfig()
+    distillation: SelfDistillationConfig = SelfDistillationConfig()
+    # which crops of the teacher move the centre: DINO's code has the global ones, SelfPatch's all of them
+    center_crops: Literal["global", "all"] = "global"
+
+
+@dataclass(frozen=True)
+class SelfPatchConfig:
+    """Patch-level term: each patch predicts the aggregate of its most similar neighbours."""
+
+    weight: float = 0.1
+    head: HeadConfig = HeadConfig(num_prototypes=4096)
+    distillation: SelfDistillationConfig = SelfDistillationConfig()
+    # side of the square neighbourhood in patches, odd; 3 means 8 neighbours
+    window_size: int = 3
+    # k, how many of the neighbours are aggregated
+    num_positives: int = 4
+    # beyond the image's border: neighbours of the opposite side (as the authors' code) or none (as the paper's text)
+    borders: Literal["wrap", "clip"] = "wrap"
+    # which crops carry the loss; with "global" the teacher never sees a local crop
+    crops: Literal["all", "global"] = "all"
+
+    def __post_init__(self):
+        check(self.window_size > 1 and self.window_size % 2 == 1,
+              f"selfpatch.window-size is {self.window_size}; an odd number of at least 3 has a centre and neighbours")
+        inside = (self.window_size // 2 + 1) ** 2 - 1 if self.borders == "clip" else self.window_size**2 - 1
+        check(1 <= self.num_positives <= inside,
+              f"selfpatch.num-positives is {self.num_positives}; with window-size {self.window_size} and borders "
+              f"{self.borders!r} every patch has {inside} neighbours: choose 1 to {inside}, or a larger window")
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig:
+    """The terms of the loss; a term that is None is not there. Their weighted sum is minimised."""
+
+    dino: DINOConfig | None = DINOConfig()
+    selfpatch: SelfPatchConfig | None = None
+
+    def __post_init__(self):
+        check(self.dino is not None or self.selfpatch is not None, "objectives has no term; give at least one")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedules."""
+
+    # images per optimizer step, over all devices and accumulated parts; None: derived
+    batch_size: int | None = 1024
+    # parts a batch is cut into, one after another on the device: the same step with less memory
+    accumulate: int = 1
+    # peak learning rate for 256 images a batch; None: derived
+    lr: float | None = 5e-4
+    # how the learning rate follows the batch size
+    lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    min_lr: float = 1e-6
+    # passes over the images; None: derived
+    epochs: float | None = 300
+    # optimizer steps, instead of epochs
+    steps: int | None = None
+    # None: derived
+    warmup_epochs: float | None = 10
+    # at the start and at the end; not on biases and 1-D tensors
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    # largest norm of a gradient; 0 leaves gradients alone
+    clip_norm: float = 3.0
+    # whether that is the norm of each tensor (as DINO) or of all of them together
+    clip: Literal["parameter", "global"] = "parameter"
+
+    def __post_init__(self):
+        for name in ("batch_size", "lr", "epochs", "steps"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"optim.{name.replace('_', '-')} is {value}; it must be above 0")
+        for name in ("min_lr", "weight_decay", "weight_decay_end", "clip_norm"):
+            check(getattr(self, name) >= 0, f"optim.{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
+        check(self.warmup_epochs is None or self.warmup_epochs >= 0,
+              f"optim.warmup-epochs is {self.warmup_epochs}; it cannot be negative")
+        check(self.accumulate > 0, f"optim.accumulate is {self.accumulate}; it must be at least 1")
+        if self.batch_size is not None:
+            check(self.batch_size % self.accumulate == 0,
+                  f"optim.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal parts (optim.accumulate)")
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The teacher follows the student by an exponential moving average."""
+
+    # share the teacher keeps of itself at the first step, in [0, 1]; it goes to momentum_end by a cosine; None: derived
+    momentum: float | None = 0.996
+    momentum_end: float = 1.0
+
+    def __post_init__(self):
+        for name in ("momentum", "momentum_end"):
+            value = getattr(self, name)
+            check(value is None or 0 <= value <= 1, f"teacher.{name.replace('_', '-')} is {value}; it must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Scores while it trains: in-context segmentation with the teacher's patches."""
+
+    # ADE20K layout, or images/ + masks/; None: no scores
+    data: Path | None = None
+    # None: ten times in the run
+    every_steps: int | None = None
+    # short side of the images in pixels; None: twice the global crop
+    image_size: int | None = None
+    # patches kept in memory
+    memory_size: int = 10_240
+    # at most so many images of each split
+    max_images: int = 200
+
+
+@dataclass(frozen=True)
+class EfficiencyConfig:
+    """What makes it fast; results stay as they are."""
+
+    # "auto": bf16 on a GPU that has it, else float32
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    # processes that read and crop; None: as many as cores, at most 16; 0: none
+    num_workers: int | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where it runs and what it writes."""
+
+    # "auto": the GPU if there is one, else the CPU; or as torch names it: cpu, cuda, cuda:1, mps
+    device: str = "auto"
+    log_every: int = 10
+    # steps between checkpoints; None: ten in the run, at most every 1,000 steps
+    save_every: int | None = None
+    # how many checkpoints are kept
+    keep: int = 3
+    # stop when more than this share of the images cannot be read
+    max_bad_share: float = 0.2
+    # stop after so many steps in a row without a finite loss and gradient
+    max_skipped: int = 20
+    # stop here and save, as a signal would; the schedules do not change
+    stop_after_steps: int | None = None
+
+    def __post_init__(self):
+        check(self.log_every > 0, f"run.log-every is {self.log_every}; it must be at least 1")
+        check(self.keep > 0, f"run.keep is {self.keep}; at least one checkpoint has to stay")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything about one pretraining run but its two folders."""
+
+    recipe: str = "dino-selfpatch"
+    backbone: BackboneConfig = BackboneConfig()
+    aggregator: AggregatorConfig | None = None
+    crops: CropsConfig = CropsConfig()
+    objectives: ObjectivesConfig = ObjectivesConfig()
+    optim: OptimConfig = OptimConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    # all random numbers follow from it
+    seed: int = 0
+    evaluate: EvaluateConfig = EvaluateConfig()
+    efficiency: EfficiencyConfig = EfficiencyConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self):
+        check(self.objectives.selfpatch is None or self.aggregator is not None,
+              "objectives.selfpatch needs an aggregator to summarise neighbours; start from a recipe with selfpatch in its name")
+
+
+METHOD = ("backbone", "aggregator", "crops", "objectives", "optim", "teacher", "seed")
+
+
+def to_dict(config: Any) -> Any:
+    """Plain dicts, lists and values, as YAML and JSON have them; `from_dict` is the way back."""
+    if dataclasses.is_dataclass(config):
+        return {field.name: to_dict(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, tuple | list):
+        return [to_dict(value) for value in config]
+    return str(config) if isinstance(config, Path) else config
+
+
+def from_dict(kind: type, values: Any, where: str = "") -> Any:
+    """The dataclass `kind` out of what `to_dict` gave; settings that are left out keep their defaults.
+
+    Raises:
+        ValueError: an unknown setting (with the nearest name), or a value of another type.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{where or 'the settings'} must be a group of settings, not {values!r}")
+    types = get_type_hints(kind)
+    for name in values:
+        if name not in types:
+            nearest = difflib.get_close_matches(str(name), types, n=1)
+            hint = f"; did you mean {where + nearest[0]!r}?" if nearest else f"; there are: {', '.join(types)}"
+            raise ValueError(f"unknown setting {where + str(name)!r}{hint}")
+    return kind(**{name: _value(types[name], value, where + name) for name, value in values.items()})
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `kind`: a dataclass, Path, Literal, tuple, union, or a plain type."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        fitting = [k for k in arguments if k is not NoneType]
+        if value is None and NoneType in arguments:
+            return None
+        for option in fitting[:-1]:
+            try:
+                return _value(option, value, where)
+            except ValueError:
+                continue
+        return _value(fitting[-1], value, where)
+    if dataclasses.is_dataclass(kind):
+        return from_dict(cast(type, kind), value, f"{where}.")
+    if origin is Literal and value in arguments:
+        return value
+    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+        return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(arguments, value, strict=True)))
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    allowed = " or ".join(map(repr, arguments)) if origin is Literal else getattr(kind, "__name__", str(kind))
+    raise ValueError(f"setting {where} is {value!r}; it must be {allowed}")
+
+
+def with_settings(config: "PretrainConfig", settings: dict[str, Any]) -> "PretrainConfig":
+    """The configuration with some settings replaced, given by dotted name: {"optim.lr": 1e-3}."""
+    values = to_dict(config)
+    for name, value in settings.items():
+        *groups, last = name.replace("-", "_").split(".")
+        group = values
+        for key in groups:
+            group = group.get(key) if isinstance(group, dict) else None
+        if not isinstance(group, dict):
+            raise ValueError(f"unknown setting {name!r}: this run has no group {'.'.join(groups)!r}")
+        group[last] = to_dict(value)
+    return from_dict(type(config), values)
+
+
+def write_yaml(config: "PretrainConfig", path: Path, *, header: str = "") -> None:
+    text = "".join(f"# {line}\n" for line in header.splitlines())
+    path.write_text(text + yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+
+
+def read_yaml(path: Path) -> "PretrainConfig":
+    """Settings from a config.yaml.
+
+    Raises:
+        ValueError: no file, no YAML, larger than 1 MB, with aliases (which can grow without bound), or wrong settings.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no settings file {path}; give the config.yaml of a run")
+    if path.stat().st_size > 1_000_000:
+        raise ValueError(f"{path} is larger than 1 MB, which no settings file is")
+    text = path.read_text(encoding="utf-8")
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
+            raise ValueError(f"{path} has YAML aliases; settings files are written without")
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    return from_dict(PretrainConfig, values)
+
+
+def differences(old: Any, new: Any, where: str = "") -> list[str]:
+    """The settings in which two results of `to_dict` differ, a line each: name: old -> new."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [line for name in old | new for line in differences(old.get(name), new.get(name), f"{where}.{name}".strip("."))]
+    return [] if old == new else [f"{where}: {old} -> {new}"]

@@ -1,0 +1,1 @@
+"""Pieces of networks with several users."""

@@ -1,0 +1,112 @@
+"""The aggregator: one learned query that summarises a set of patch tokens by class attention."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from selfpatch.config import AggregatorConfig
+
+
+class ClassAttention(nn.Module):
+    """Attention of a query to itself and to patch tokens; the patch tokens do not change."""
+
+    def __init__(self, dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.k = nn.Linear(dim, dim)
+        self.v = nn.Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        queries: Float[Tensor, "B Q D"],
+        patch_tokens: Float[Tensor, "B N D"],
+        members: Int[Tensor, "B Q P"] | None,
+    ) -> Float[Tensor, "B Q D"]:
+        q, own_k, own_v = (self._heads(layer(queries)) for layer in (self.q, self.k, self.v))  # [B, h, Q, d]
+        # Keys and values depend on the patch alone: projected once a patch, then gathered by the queries that want them.
+        k, v = (self._heads(layer(patch_tokens)) for layer in (self.k, self.v))  # [B, h, N, d]
+        q = q * q.shape[-1] ** -0.5
+        own_score = (q * own_k).sum(dim=-1, keepdim=True)  # [B, h, Q, 1]
+        if members is None:
+            scores = q @ k.transpose(-2, -1)  # [B, h, Q, N]
+        else:
+            k, v = _gather(k, members), _gather(v, members)  # [B, h, Q, P, d]
+            scores = (k @ q.unsqueeze(-1)).squeeze(-1)  # [B, h, Q, P]
+        own_weight, weights = torch.cat([own_score, scores], dim=-1).softmax(dim=-1).split([1, scores.shape[-1]], dim=-1)
+        mixed = weights @ v if members is None else (weights.unsqueeze(-2) @ v).squeeze(-2)
+        return self.proj(rearrange(own_weight * own_v + mixed, "b h q d -> b q (h d)"))
+
+    def _heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B h T d"]:
+        return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
+
+
+def _gather(x: Float[Tensor, "B h N d"], members: Int[Tensor, "B Q P"]) -> Float[Tensor, "B h Q P d"]:
+    batch = torch.arange(len(x), device=x.device)[:, None, None]
+    return x.transpose(1, 2)[batch, members].permute(0, 3, 1, 2, 4)  # [B, Q, P, h, d] -> [B, h, Q, P, d]
+
+
+class ClassAttentionBlock(nn.Module):
+    """Pre-norm class attention and MLP on the query; CaiT's block without LayerScale."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = ClassAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(
+        self,
+        queries: Float[Tensor, "B Q D"],
+        patch_tokens: Float[Tensor, "B N D"],
+        members: Int[Tensor, "B Q P"] | None,
+    ) -> Float[Tensor, "B Q D"]:
+        queries = queries + self.attn(self.norm1(queries), self.norm1(patch_tokens), members)
+        return queries + self.mlp(self.norm2(queries))
+
+
+class Aggregator(nn.Module):
+    """Summarises all patches of an image into its image token, or a few chosen patches into one token each.
+
+    Its final norm serves aggregated and plain patch tokens alike (`norm`).
+
+    Source: SelfPatch (CVPR 2022), sec. 3.2; alinlab/SelfPatch@81aef14, where it is called ca_head.
+    """
+
+    def __init__(self, dim: int, num_heads: int, config: AggregatorConfig):
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(1, 1, dim))
+        self.blocks = nn.ModuleList(
+            ClassAttentionBlock(dim, config.num_heads or num_heads, config.mlp_ratio) for _ in range(config.num_blocks)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        nn.init.trunc_normal_(self.query, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def image_token(self, patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
+        """One token an image, out of all its patches."""
+        return self._aggregate(self.query.expand(len(patch_tokens), 1, -1), patch_tokens, None).squeeze(1)
+
+    def forward(
+        self, patch_tokens: Float[Tensor, "B N D"], members: Int[Tensor, "B Q P"]
+    ) -> Float[Tensor, "B Q D"]:
+        """One token a set; `members` holds the indices of the patches in each set."""
+        queries = self.query.expand(len(patch_tokens), members.shape[1], -1)
+        return self._aggregate(queries, patch_tokens, members)
+
+    def _aggregate(
+        self,
+        queries: Float[Tensor, "B Q D"],
+        patch_tokens: Float[Tensor, "B N D"],
+        members: Int[Tensor, "B Q P"] | None,
+    ) -> Float[Tensor, "B Q D"]:
+        for block in self.blocks:
+            queries = block(queries, patch_tokens, members)
+        return self.norm(queries)

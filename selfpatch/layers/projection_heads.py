@@ -1,0 +1,53 @@
+"""From tokens to logits over prototypes."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from selfpatch.config import HeadConfig
+
+
+class Prototypes(nn.Module):
+    """A linear layer without bias whose rows have a learned or fixed norm.
+
+    Two parameters, a length and a direction a prototype, as weight normalisation has them: the teacher averages each
+    of them on its own.
+    """
+
+    def __init__(self, dim: int, num_prototypes: int, *, fix_norm: bool):
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not fix_norm)
+        self.weight_v = nn.Parameter(nn.Linear(dim, num_prototypes, bias=False).weight.detach())
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows K"]:
+        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
+
+
+class ProjectionHead(nn.Module):
+    """DINO's head: three linear layers with GELU, L2 norm, prototypes.
+
+    Source: DINO, appendix C; facebookresearch/dino vision_transformer.py DINOHead.
+    """
+
+    def __init__(self, dim: int, config: HeadConfig):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, config.hidden_dim),
+            nn.GELU(),
+            nn.Linear(config.hidden_dim, config.hidden_dim),
+            nn.GELU(),
+            nn.Linear(config.hidden_dim, config.bottleneck_dim),
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.prototypes = Prototypes(config.bottleneck_dim, config.num_prototypes, fix_norm=config.fix_prototype_norm)
+
+    def bottleneck(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows Z"]:
+        """Unit vectors; logits are linear in them, so the mean logit is the logit of their mean."""
+        return F.normalize(self.mlp(x), dim=-1)
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows K"]:
+        return self.prototypes(self.bottleneck(x))

@@ -1,0 +1,73 @@
+"""Self-distillation between logits over prototypes: centre and sharpen the teacher, cross-entropy, signals."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from selfpatch.config import SelfDistillationConfig
+from selfpatch.distributed import global_mean
+from selfpatch.schedules import linear_epochs
+
+
+class SelfDistillation(nn.Module):
+    """Turns teacher logits into targets, and owns the centre that keeps them from collapsing onto one prototype.
+
+    target = softmax((teacher logits - centre) / teacher temperature). The centre is a moving average of the mean
+    teacher logit over everything shown to `observe`, on all ranks; it changes in `commit` only.
+
+    Source: DINO, sec. 3.1.
+    """
+
+    def __init__(self, num_prototypes: int, config: SelfDistillationConfig, *, steps_per_epoch: int):
+        super().__init__()
+        self.student_temperature = config.student_temperature
+        self.teacher_temperature = linear_epochs(
+            config.warmup_teacher_temperature, config.teacher_temperature, config.warmup_epochs, steps_per_epoch
+        )
+        self.center_momentum = config.center_momentum
+        self.register_buffer("center", torch.zeros(num_prototypes))
+        self._observed: list[Float[Tensor, " K"]] = []
+
+    def targets(self, teacher_logits: Float[Tensor, "*rows K"], step: int) -> Float[Tensor, "*rows K"]:
+        return ((teacher_logits.float() - self.center) / self.teacher_temperature(step)).softmax(dim=-1)
+
+    def log_predictions(self, student_logits: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
+        return (student_logits.float() / self.student_temperature).log_softmax(dim=-1)
+
+    def observe(self, mean_logits: Float[Tensor, " K"]) -> None:
+        """Remember the mean teacher logit of a batch, or of one part of it; parts are of equal size."""
+        self._observed.append(mean_logits.detach().float())
+
+    def commit(self) -> None:
+        mean_logits = global_mean(torch.stack(self._observed).mean(dim=0))
+        self.center.mul_(self.center_momentum).add_(mean_logits, alpha=1 - self.center_momentum)
+        self.discard()
+
+    def discard(self) -> None:
+        self._observed.clear()
+
+
+@torch.no_grad()
+def signals(
+    targets: Float[Tensor, "rows K"], cross_entropy: Float[Tensor, ""], max_rows: int = 1024
+) -> dict[str, Float[Tensor, ""]]:
+    """Whether the targets still say something. Entropies in shares of ln K; measured on at most `max_rows` rows.
+
+    `mutual_information` (entropy of the mean target - mean entropy) falls to 0 in both kinds of collapse: every target
+    uniform, or every target the same prototype. `kl` is the part of the cross-entropy that the student can still win.
+    """
+    num_prototypes = targets.shape[-1]
+    rows = targets[:: max(1, len(targets) // max_rows)]
+    entropy = torch.special.entr(rows).sum(dim=-1).mean()
+    mean_entropy = torch.special.entr(global_mean(rows.mean(dim=0))).sum()
+    used = torch.zeros(num_prototypes, device=rows.device).index_fill_(0, rows.argmax(dim=-1), 1.0)
+    scale = math.log(num_prototypes)
+    return {
+        "teacher_entropy": entropy / scale,
+        "mean_teacher_entropy": mean_entropy / scale,
+        "mutual_information": (mean_entropy - entropy) / scale,
+        "kl": cross_entropy.detach() - entropy,
+        "prototypes_used": used.mean(),
+    }

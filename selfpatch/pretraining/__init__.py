@@ -1,0 +1,1 @@
+"""Student, teacher and the loop that trains them."""

@@ -1,0 +1,37 @@
+"""Values that change while training, as functions of the step: learning rate, weight decay, momentum, temperature."""
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]
+
+
+def warmup_cosine(peak: float, end: float, num_steps: int, warmup_steps: int = 0, start: float = 0.0) -> Schedule:
+    """Linear from `start` to `peak` over `warmup_steps`, then half a cosine towards `end`, never quite reached.
+
+    The warm-up includes both its ends (step 0 gives `start`, step `warmup_steps - 1` gives `peak`), as in DINO's code.
+    Beyond `num_steps` the value stays at `end`.
+    """
+    if warmup_steps > num_steps:
+        raise ValueError(f"a warm-up of {warmup_steps} steps does not fit into {num_steps}; shorten it or train longer")
+    cosine_steps = max(num_steps - warmup_steps, 1)
+
+    def value(step: int) -> float:
+        if step < warmup_steps:
+            return start + (peak - start) * step / max(warmup_steps - 1, 1)
+        progress = min((step - warmup_steps) / cosine_steps, 1.0)
+        return end + 0.5 * (peak - end) * (1 + math.cos(math.pi * progress))
+
+    return value
+
+
+def linear_epochs(start: float, end: float, num_epochs: int, steps_per_epoch: int) -> Schedule:
+    """From `start` to `end` in equal stairs, one an epoch, both ends included; then `end` (DINO's teacher temperature)."""
+
+    def value(step: int) -> float:
+        epoch = step // steps_per_epoch
+        if epoch >= num_epochs:
+            return end
+        return start + (end - start) * epoch / max(num_epochs - 1, 1)
+
+    return value
