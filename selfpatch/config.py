@@ -38,9 +38,11 @@ class BackboneConfig:
     name: str = "vit_small_patch16_224"
     # side of a patch in pixels; None: the model's own
     patch_size: int | None = None
-    # width, number of blocks and of attention heads; None: the model's own
+    # width; None: the model's own
     embed_dim: int | None = None
+    # number of blocks; None: the model's own
     depth: int | None = None
+    # attention heads of a block; None: the model's own
     num_heads: int | None = None
     # whether there is a class token; None: the model's own
     class_token: bool | None = None
@@ -62,9 +64,11 @@ class BackboneConfig:
 class AggregatorConfig:
     """The class-attention blocks that summarise a set of patches into one token."""
 
+    # class-attention blocks
     num_blocks: int = 2
-    # None: as many as the backbone has
+    # attention heads of a block; None: as many as the backbone has
     num_heads: int | None = None
+    # width of a block's MLP, in widths of the backbone
     mlp_ratio: float = 4.0
     # where the image token comes from: the aggregator over all patches (as upstream), or the backbone's class token
     image_token: Literal["aggregator", "class_token"] = "aggregator"
@@ -77,16 +81,25 @@ class AggregatorConfig:
 class CropsConfig:
     """DINO's multi-crop augmentation. Sizes in pixels (one number, or rows and columns); scales are shares of the area."""
 
+    # side of the global crops, which the teacher sees
     global_size: int | tuple[int, int] = 224
+    # how many of them
     num_global: int = 2
+    # their share of the image's area
     global_scale: tuple[float, float] = (0.25, 1.0)
+    # side of the local crops
     local_size: int | tuple[int, int] = 96
+    # how many of them
     num_local: int = 8
+    # their share of the image's area
     local_scale: tuple[float, float] = (0.05, 0.25)
+    # of a mirror image
     flip_prob: float = 0.5
     # brightness, contrast, saturation, hue: half-widths of the factors' ranges
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    # of colour jitter
     jitter_prob: float = 0.8
+    # of a grey crop
     grey_prob: float = 0.2
     # probability on the first global crop, on the other global crops, on the local crops
     blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5)
@@ -94,7 +107,9 @@ class CropsConfig:
     blur_radius: tuple[float, float] = (0.1, 2.0)
     # on the global crops but the first
     solarize_prob: float = 0.2
+    # what crops are normalised with, of values in [0, 1]
     mean: tuple[float, float, float] = IMAGENET_MEAN
+    # likewise
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self):
@@ -123,8 +138,12 @@ class HeadConfig:
 
     # K, the width of the output
     num_prototypes: int = 65536
+    # width of the MLP
     hidden_dim: int = 2048
+    # width before the prototypes
     bottleneck_dim: int = 256
+    # whether the MLP's hidden layers are batch-normalised (DINO's use_bn_in_head): keeps a short run from stalling at ln K
+    batch_norm: bool = False
     # keep the norm of every prototype at 1
     fix_prototype_norm: bool = True
     # epochs in which the prototypes stay as they are
@@ -139,12 +158,18 @@ class HeadConfig:
 class SelfDistillationConfig:
     """What turns logits into targets and predictions. Temperatures of a softmax, > 0; lower is sharper."""
 
+    # of the student's softmax
     student_temperature: float = 0.1
+    # of the teacher's softmax, after its warm-up
     teacher_temperature: float = 0.04
-    # the teacher's temperature at the start, and the epochs it takes to reach teacher_temperature
+    # of the teacher's softmax at the start
     warmup_teacher_temperature: float = 0.04
+    # how many epochs it takes from there
     warmup_epochs: int = 0
-    # the centre keeps this share of itself at every step
+    # what keeps targets apart: a moving mean of the teacher's logits is taken off them ("mean", DINO), or every batch is
+    # spread evenly over the prototypes ("sinkhorn", SwAV and DINOv2), which small batches and short runs need
+    centering: Literal["mean", "sinkhorn"] = "mean"
+    # the moving mean keeps this share of itself at every step
     center_momentum: float = 0.9
 
     def __post_init__(self):
@@ -157,8 +182,11 @@ class SelfDistillationConfig:
 class DINOConfig:
     """Image-level term: every crop predicts the teacher's view of the global crops."""
 
+    # factor of this term in the loss
     weight: float = 1.0
+    # image tokens to prototypes
     head: HeadConfig = HeadConfig()
+    # targets and predictions
     distillation: SelfDistillationConfig = SelfDistillationConfig()
     # which crops of the teacher move the centre: DINO's code has the global ones, SelfPatch's all of them
     center_crops: Literal["global", "all"] = "global"
@@ -168,8 +196,11 @@ class DINOConfig:
 class SelfPatchConfig:
     """Patch-level term: each patch predicts the aggregate of its most similar neighbours."""
 
+    # factor of this term in the loss
     weight: float = 0.1
+    # patch tokens to prototypes
     head: HeadConfig = HeadConfig(num_prototypes=4096)
+    # targets and predictions
     distillation: SelfDistillationConfig = SelfDistillationConfig()
     # side of the square neighbourhood in patches, odd; 3 means 8 neighbours
     window_size: int = 3
@@ -212,15 +243,17 @@ class OptimConfig:
     lr: float | None = 5e-4
     # how the learning rate follows the batch size
     lr_scaling: Literal["linear", "sqrt", "none"] = "linear"
+    # learning rate at the end
     min_lr: float = 1e-6
     # passes over the images; None: derived
     epochs: float | None = 300
     # optimizer steps, instead of epochs
     steps: int | None = None
-    # None: derived
+    # epochs in which the learning rate rises; None: derived
     warmup_epochs: float | None = 10
-    # at the start and at the end; not on biases and 1-D tensors
+    # at the start; none on biases and 1-D tensors
     weight_decay: float = 0.04
+    # at the end
     weight_decay_end: float = 0.4
     # largest norm of a gradient; 0 leaves gradients alone
     clip_norm: float = 3.0
@@ -245,8 +278,9 @@ class OptimConfig:
 class TeacherConfig:
     """The teacher follows the student by an exponential moving average."""
 
-    # share the teacher keeps of itself at the first step, in [0, 1]; it goes to momentum_end by a cosine; None: derived
+    # share the teacher keeps of itself at the first step, in [0, 1]; by a cosine to momentum_end; None: derived
     momentum: float | None = 0.996
+    # share at the last step
     momentum_end: float = 1.0
 
     def __post_init__(self):
@@ -287,6 +321,7 @@ class RunConfig:
 
     # "auto": the GPU if there is one, else the CPU; or as torch names it: cpu, cuda, cuda:1, mps
     device: str = "auto"
+    # steps between lines of the log
     log_every: int = 10
     # steps between checkpoints; None: ten in the run, at most every 1,000 steps
     save_every: int | None = None
@@ -308,6 +343,7 @@ class RunConfig:
 class PretrainConfig:
     """Everything about one pretraining run but its two folders."""
 
+    # where the settings come from
     recipe: str = "dino-selfpatch"
     backbone: BackboneConfig = BackboneConfig()
     aggregator: AggregatorConfig | None = None

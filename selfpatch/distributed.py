@@ -22,13 +22,18 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def global_mean(x: Tensor) -> Tensor:
-    """Mean over ranks of a tensor that every rank holds, without gradient; the input is left alone."""
+def global_sum(x: Tensor) -> Tensor:
+    """Sum over ranks of a tensor that every rank holds, without gradient; the input is left alone."""
     if world_size() == 1:
         return x
     x = x.clone()
     dist.all_reduce(x)
-    return x / world_size()
+    return x
+
+
+def global_mean(x: Tensor) -> Tensor:
+    """Mean over ranks of a tensor that every rank holds, without gradient; the input is left alone."""
+    return global_sum(x) / world_size()
 
 
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:

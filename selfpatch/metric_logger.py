@@ -17,7 +17,7 @@ class MetricLogger:
         self.path = path
         self._failed = False
         if path.exists():  # a run that goes on writes again what came after its checkpoint
-            kept = [line for line in read_metrics(path) if line["step"] < first_step]
+            kept = [line for line in read_metrics(path) if line["step"] <= first_step]
             path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def log(self, step: int, values: dict[str, Any]) -> None:

@@ -38,6 +38,9 @@ class ViT(nn.Module):
         mean, std: what its images are normalised with.
     """
 
+    # What should be known of its weights, by whoever loaded them.
+    notes: tuple[str, ...] = ()
+
     def __init__(
         self,
         model: nn.Module,
@@ -48,8 +51,11 @@ class ViT(nn.Module):
         std: tuple[float, float, float] = IMAGENET_STD,
     ):
         super().__init__()
-        if position_resampling == "dino" and getattr(model, "pos_embed", None) is None:
-            raise ValueError(f"{architecture.name} has no learned position embedding; use position-resampling 'timm'")
+        if position_resampling == "dino" and (not isinstance(model, VisionTransformer) or model.pos_embed is None):
+            raise ValueError(
+                f"{architecture.name} is not of the kind that DINO trained, with learned position embeddings only; use "
+                "position-resampling 'timm'"
+            )
         self.model = model
         self.architecture = architecture
         self.position_resampling = position_resampling

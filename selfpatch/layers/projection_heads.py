@@ -25,7 +25,7 @@ class Prototypes(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """DINO's head: three linear layers with GELU, L2 norm, prototypes.
+    """DINO's head: three linear layers with GELU (and batch norm, if wanted), L2 norm, prototypes.
 
     Source: DINO, appendix C; facebookresearch/dino vision_transformer.py DINOHead.
     """
@@ -34,9 +34,9 @@ class ProjectionHead(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(
             nn.Linear(dim, config.hidden_dim),
-            nn.GELU(),
+            *hidden(config),
             nn.Linear(config.hidden_dim, config.hidden_dim),
-            nn.GELU(),
+            *hidden(config),
             nn.Linear(config.hidden_dim, config.bottleneck_dim),
         )
         for layer in self.mlp:
@@ -51,3 +51,19 @@ class ProjectionHead(nn.Module):
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows K"]:
         return self.prototypes(self.bottleneck(x))
+
+
+def hidden(config: HeadConfig) -> list[nn.Module]:
+    """What stands between two linear layers."""
+    return [BatchNorm(config.hidden_dim), nn.GELU()] if config.batch_norm else [nn.GELU()]
+
+
+class BatchNorm(nn.Module):
+    """Normalises every channel over all other axes, always with the statistics of the batch at hand."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(dim, track_running_stats=False)
+
+    def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+        return self.norm(x.flatten(0, -2)).view_as(x)

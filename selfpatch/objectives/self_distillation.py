@@ -7,17 +7,18 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.config import SelfDistillationConfig
-from selfpatch.distributed import global_mean
+from selfpatch.distributed import global_mean, global_sum
 from selfpatch.schedules import linear_epochs
 
 
 class SelfDistillation(nn.Module):
     """Turns teacher logits into targets, and owns the centre that keeps them from collapsing onto one prototype.
 
-    target = softmax((teacher logits - centre) / teacher temperature). The centre is a moving average of the mean
-    teacher logit over everything shown to `observe`, on all ranks; it changes in `commit` only.
+    With centering "mean", target = softmax((teacher logits - centre) / teacher temperature). The centre is a moving average
+    of the mean teacher logit over everything shown to `observe`, on all ranks; it changes in `commit` only. With
+    "sinkhorn" there is no centre: the targets of each forward pass are balanced over the prototypes.
 
-    Source: DINO, sec. 3.1.
+    Source: DINO, sec. 3.1; DINOv2, sec. 4.
     """
 
     def __init__(self, num_prototypes: int, config: SelfDistillationConfig, *, steps_per_epoch: int):
@@ -26,12 +27,17 @@ class SelfDistillation(nn.Module):
         self.teacher_temperature = linear_epochs(
             config.warmup_teacher_temperature, config.teacher_temperature, config.warmup_epochs, steps_per_epoch
         )
+        self.centering = config.centering
         self.center_momentum = config.center_momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
         self._observed: list[Float[Tensor, " K"]] = []
 
     def targets(self, teacher_logits: Float[Tensor, "*rows K"], step: int) -> Float[Tensor, "*rows K"]:
-        return ((teacher_logits.float() - self.center) / self.teacher_temperature(step)).softmax(dim=-1)
+        temperature = self.teacher_temperature(step)
+        if self.centering == "sinkhorn":
+            rows = sinkhorn(teacher_logits.float().flatten(0, -2) / temperature)
+            return rows.view_as(teacher_logits)
+        return ((teacher_logits.float() - self.center) / temperature).softmax(dim=-1)
 
     def log_predictions(self, student_logits: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
         return (student_logits.float() / self.student_temperature).log_softmax(dim=-1)
@@ -47,6 +53,22 @@ class SelfDistillation(nn.Module):
 
     def discard(self) -> None:
         self._observed.clear()
+
+
+def sinkhorn(scores: Float[Tensor, "rows K"], num_iterations: int = 3) -> Float[Tensor, "rows K"]:
+    """softmax(scores), moved towards the nearest assignment in which every prototype gets the same share of all rows.
+
+    Rows of all ranks count together; every row of the result sums to 1.
+
+    Source: SwAV (NeurIPS 2020), algorithm 1; three iterations as in SwAV and DINOv2.
+    """
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()  # a row's scale cancels in its normalisation
+    num_rows = global_sum(torch.tensor(float(len(scores)), device=scores.device))
+    for _ in range(num_iterations):
+        weights = weights / weights.sum(dim=-1, keepdim=True)
+        share = global_sum(weights.sum(dim=0)) * (scores.shape[-1] / num_rows)  # 1: as much as every other prototype
+        weights = weights / share.clamp(min=1e-12)
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 @torch.no_grad()

@@ -1,0 +1,250 @@
+"""The command line: reads arguments, calls a command, turns a user's mistakes into one paragraph and exit code 2.
+
+Nothing here imports torch before a command runs, so that help and mistakes answer at once.
+
+Exit codes: 0 done; 1 the run failed; 2 the request cannot be met as it stands; 128 + N stopped by signal N, and saved.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import AvoidSubcommands, Positional, arg
+
+from selfpatch.config import PretrainConfig, read_yaml
+from selfpatch.evaluation.protocols import PROTOCOLS
+from selfpatch.recipes import RECIPES, find_recipe
+
+Flat = arg(name="")  # a group of settings whose flags carry no prefix
+Images = Annotated[Positional[Path], arg(metavar="IMAGES")]
+Model = Annotated[Positional[str], arg(metavar="MODEL")]
+Out = Annotated[Positional[Path], arg(metavar="OUT")]
+
+
+@dataclass(frozen=True)
+class Pretrain:
+    """Train a vision transformer on a folder of unlabeled images. The same command again goes on where a run was.
+
+    Settings come from a recipe (--recipe NAME) or from a file (--config OUT/config.yaml); every flag below changes one.
+    """
+
+    # the folder of images, searched with all its subfolders
+    images: Images
+    # the folder to write to
+    out: Out
+    settings: Annotated[PretrainConfig, Flat]
+    # a config.yaml to take all settings from, instead of a recipe
+    config: Path | None = None
+    # a checkpoint folder of another run with the same settings to start from
+    resume: Path | None = None
+    # a backbone to start from: a run folder, an exported file, an original checkpoint or timm:NAME.TAG
+    init_from: str | None = None
+
+
+@dataclass(frozen=True)
+class Visualize:
+    """Draw what the patches of a model see: joint PCA, similarity to one patch, SelfPatch's positives."""
+
+    # a run folder, an exported file, an original checkpoint or timm:NAME
+    model: Model
+    # a folder of images
+    images: Images
+    # the folder to write pictures to
+    out: Out
+    # how many images, spread evenly over the folder
+    count: int = 6
+    # short side in pixels as the model gets them; None: twice what it was built for
+    image_size: int | None = None
+    # x and y in the first image, whose patch others are compared with; None: the middle of each
+    pixel: tuple[int, int] | None = None
+    # how many positives SelfPatch would choose
+    num_positives: int = 4
+    # out of a window of this side in patches
+    window_size: int = 3
+    # beyond the image's border: patches of the opposite side, or none
+    borders: Literal["wrap", "clip"] = "wrap"
+    # "auto", or as torch names it: cpu, cuda, cuda:1, mps
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model as a file that others load, and print the line that loads it."""
+
+    # a run folder, an exported file, an original checkpoint or timm:NAME
+    model: Model
+    # the file to write, or a folder for it
+    out: Out
+    format: Literal["timm"] = "timm"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Make up scenes, train a tiny vision transformer on them for a few CPU minutes, and show what it learned."""
+
+    # the folder to write to
+    out: Out = Path("selfpatch-demo")
+    seed: int = 0
+
+
+def pretrain(arguments: list[str]) -> int:
+    config_file, recipe = _peek(arguments, "--config"), _peek(arguments, "--recipe")
+    settings = read_yaml(Path(config_file)) if config_file else find_recipe(recipe or PretrainConfig.recipe)
+    given = _parse(Pretrain, arguments, "pretrain", settings=settings)
+
+    from selfpatch.commands.pretrain import pretrain
+
+    result = pretrain(
+        given.images, given.out, config=given.settings, resume=given.resume, init_from=given.init_from
+    )
+    return 128 + result.stopped_by if result.stopped_by else 0
+
+
+def evaluate(arguments: list[str]) -> int:
+    # The task and its preset decide which protocol's settings there are.
+    chosen_task = _peek(arguments, "--task") or "in-context-segmentation"
+    if chosen_task not in PROTOCOLS:
+        raise ValueError(_unknown("task", chosen_task, PROTOCOLS))
+    presets = PROTOCOLS[chosen_task]
+    chosen_preset = _peek(arguments, "--preset") or next(iter(presets))
+    if chosen_preset not in presets:
+        raise ValueError(_unknown(f"preset of {chosen_task}", chosen_preset, presets))
+    start = presets[chosen_preset]
+
+    @dataclass(frozen=True)
+    class Evaluate:
+        """Score the frozen patches of a model; writes result.json and pictures, prints a table."""
+
+        # a run folder, an exported file, an original checkpoint or timm:NAME
+        model: Model
+        # the labelled images: ADE20K's layout, or images/ and masks/
+        data: Path
+        # the folder to write to
+        out: Path
+        protocol: Annotated[type(start), Flat]  # type: ignore[valid-type]
+        task: Annotated[str, arg(help=f"what is scored: {', '.join(PROTOCOLS)}")] = chosen_task
+        preset: Annotated[str, arg(help=f"named settings of the task: {', '.join(presets)}")] = chosen_preset
+        # "auto", or as torch names it: cpu, cuda, cuda:1, mps
+        device: str = "auto"
+
+    given = _parse(Evaluate, arguments, "evaluate", protocol=start)
+
+    from selfpatch.commands.evaluate import evaluate
+
+    evaluate(given.model, task=given.task, data=given.data, out=given.out, protocol=given.protocol, device=given.device)
+    return 0
+
+
+def visualize(arguments: list[str]) -> int:
+    given = _parse(Visualize, arguments, "visualize")
+
+    from selfpatch.commands.visualize import visualize
+
+    visualize(**vars(given))
+    return 0
+
+
+def export(arguments: list[str]) -> int:
+    given = _parse(Export, arguments, "export")
+
+    from selfpatch.commands.export import export
+
+    export(given.model, given.out, format=given.format)
+    return 0
+
+
+def demo(arguments: list[str]) -> int:
+    given = _parse(Demo, arguments, "demo")
+
+    from selfpatch.commands.demo import demo
+
+    result = demo(given.out, seed=given.seed)
+    return 128 + result.stopped_by if result.stopped_by else 0
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "demo": (demo, "a few CPU minutes on made-up scenes: train, score, pictures, table"),
+    "pretrain": (pretrain, "train on a folder of unlabeled images"),
+    "evaluate": (evaluate, "score the patches of a model on labelled images"),
+    "visualize": (visualize, "draw what the patches of a model see"),
+    "export": (export, "write a model as a file that timm loads"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    try:
+        name, *rest = arguments
+        if name not in COMMANDS:
+            raise ValueError(_unknown("command", name, COMMANDS))
+        return COMMANDS[name][0](rest)
+    except (ValueError, OSError) as error:
+        if show_traceback:
+            raise
+        return _fail(error, 2)
+    except RuntimeError as error:
+        if show_traceback:
+            raise
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def overview() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "usage: selfpatch COMMAND ...\n\n"
+        "From a folder of unlabeled images to a vision transformer whose patches carry meaning.\n\n"
+        f"{commands}\n\n"
+        "selfpatch COMMAND --help says more of each; --traceback shows where an error came from.\n"
+        f"Recipes of pretrain: {', '.join(RECIPES)}."
+    )
+
+
+def _parse(kind: Any, arguments: list[str], command: str, **defaults: Any) -> Any:
+    """Arguments as the dataclass `kind`; `defaults` are settings groups to start from."""
+    default = kind(**_required(kind), **defaults) if defaults else None
+    return tyro.cli(
+        kind, prog=f"selfpatch {command}", args=arguments, default=default, config=(AvoidSubcommands,)
+    )
+
+
+def _required(kind: Any) -> dict[str, Any]:
+    missing: Any = tyro.MISSING
+    return {name: missing for name in ("images", "model", "data", "out") if name in kind.__dataclass_fields__}
+
+
+def _peek(arguments: list[str], flag: str) -> str | None:
+    """The value of a flag that decides which other flags there are."""
+    for i, argument in enumerate(arguments):
+        if argument == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+    return None
+
+
+def _unknown(what: str, name: str, allowed: Any) -> str:
+    nearest = difflib.get_close_matches(name, allowed, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"unknown {what} {name!r}; {hint}There are: {', '.join(allowed)}"
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"selfpatch: {error}", file=sys.stderr)
+    return code
+
+
+def entry_point() -> None:
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What each command does, as a Python function. Only this layer knows all the parts."""

@@ -1,0 +1,54 @@
+"""`selfpatch demo`: the whole way in a few CPU minutes, on made-up scenes."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from selfpatch.commands.pretrain import PretrainResult, pretrain
+from selfpatch.data.scenes import write_scenes
+from selfpatch.metric_logger import say
+
+NUM_UNLABELED, NUM_TRAIN, NUM_VAL = 1000, 100, 40
+SCENE_SIZE = 128
+
+
+def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult:
+    """Make up scenes, train on them, score random weights against trained ones, draw pictures. Goes on if called again.
+
+    Raises:
+        ValueError: `out` holds something else.
+    """
+    out = Path(out)
+    scenes, run = out / "scenes", out / "run"
+    if not (scenes / "ade20k" / "classes.txt").exists():
+        if out.exists() and any(out.iterdir()) and not scenes.exists():
+            raise ValueError(f"{out} is not empty; give a new or empty folder for the demo")
+        say(f"1. {NUM_UNLABELED} unlabeled scenes, and {NUM_TRAIN} + {NUM_VAL} with masks to score with: {scenes}")
+        write_scenes(
+            scenes, num_unlabeled=NUM_UNLABELED, num_train=NUM_TRAIN, num_val=NUM_VAL, size=SCENE_SIZE, seed=seed
+        )
+    say(f"2. Train a tiny vision transformer on the unlabeled scenes: {run}")
+    result = pretrain(
+        scenes / "images", run, recipe="demo", settings={"seed": seed, "evaluate.data": scenes / "ade20k"}
+    )
+    if result.stopped_by is None:
+        show(result, scenes)
+    return result
+
+
+def show(result: PretrainResult, scenes: Path) -> None:
+    """The table of scores, where to look, what to do next."""
+    table = Table(title="3. What its patches know: in-context segmentation, no training on labels", title_justify="left")
+    table.add_column("backbone")
+    table.add_column("mIoU %", justify="right")
+    for step, score in sorted(result.scores.items()):
+        name = "random weights" if step == 0 else f"trained, {step} steps"
+        table.add_row(name, f"{100 * score:.1f}", style="bold" if step == result.steps_done else None)
+    Console().print(table)
+    say(
+        f"4. Look: {result.out / 'pictures'}  (pca.png, similarity.png, positives.png, predictions_1.png, curves.png)\n"
+        f"5. Your own images:\n"
+        f"     selfpatch pretrain IMAGES RUN --recipe dino-selfpatch-small\n"
+        f"     selfpatch evaluate {result.out} --task linear-segmentation --preset quick --data {scenes / 'ade20k'} --out SCORES"
+    )

@@ -1,0 +1,69 @@
+"""`selfpatch evaluate`: score the frozen patches of a model; result.json, pictures and a table."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from selfpatch.backbones.pretrained import load_backbone
+from selfpatch.commands.devices import find_device
+from selfpatch.evaluation.protocols import PROTOCOLS
+from selfpatch.evaluation.result import Result
+from selfpatch.evaluation.tasks import TASKS
+
+
+def evaluate(
+    model: Path | str,
+    *,
+    task: str = "in-context-segmentation",
+    data: Path | str,
+    out: Path | str,
+    protocol: Any = None,
+    device: str = "auto",
+) -> Result:
+    """Score a model on a task; writes `out`/result.json and `out`/pictures, and prints a table.
+
+    Args:
+        model: anything `load_backbone` takes: a run folder, an exported file, an original checkpoint, timm:NAME.
+        protocol: the task's settings, or the name of a preset; None: the published ones.
+
+    Raises:
+        ValueError: an unknown task or preset; a model, data or device that are not there or do not fit.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; there are: {', '.join(TASKS)}")
+    if protocol is None or isinstance(protocol, str):
+        presets = PROTOCOLS[task]
+        name = protocol or next(iter(presets))
+        if name not in presets:
+            raise ValueError(f"{task} has no preset {name!r}; there are: {', '.join(presets)}")
+        protocol = presets[name]
+    found_device = find_device(device)
+    backbone = load_backbone(model, device=found_device)
+    console = Console()
+    for note in backbone.notes:
+        console.print(note, highlight=False, markup=False)
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task(task)
+
+        def report(done: int, total: int, loss: float) -> None:
+            progress.update(bar, completed=done, total=total)
+
+        result = TASKS[task].run(
+            backbone, Path(data), protocol, model=str(model), out_dir=Path(out), device=found_device, report=report
+        )
+    console.print(table(result))
+    console.print(f"{Path(out) / 'result.json'}  {Path(out) / 'pictures'}", highlight=False, soft_wrap=True)
+    return result
+
+
+def table(result: Result) -> Table:
+    protocol = result.protocol
+    title = f"{result.task}, protocol {protocol['name']}: {result.model}"
+    table = Table("metric", "%", title=title, title_justify="left")
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{100 * value:.2f}")
+    return table

@@ -1,0 +1,229 @@
+"""`selfpatch pretrain`: from a folder of images to a trained backbone, with scores and pictures on the way."""
+
+import os
+from contextlib import closing
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selfpatch import checkpoint
+from selfpatch.backbones.pretrained import load_weights
+from selfpatch.backbones.vit import build_vit
+from selfpatch.commands.devices import find_device
+from selfpatch.commands.watch import Watch
+from selfpatch.config import PretrainConfig, rows_columns, with_settings
+from selfpatch.data.image_folder import ImageFolder, require_readable
+from selfpatch.data.loader import training_batches
+from selfpatch.data.multi_crop import MultiCrop
+from selfpatch.data.plan import Plan
+from selfpatch.export import export_timm
+from selfpatch.metric_logger import MetricLogger, TrainingProgress, say
+from selfpatch.objectives.selfpatch import neighbourhood
+from selfpatch.pretraining.loop import Every, train
+from selfpatch.pretraining.run_folder import RunFolder
+from selfpatch.pretraining.stop_signal import StopSignal
+from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
+from selfpatch.pretraining.update import build_optimizer, build_schedules
+from selfpatch.recipes import find_recipe
+from selfpatch.recipes.derive import Derived, Facts, derive
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run left behind."""
+
+    out: Path
+    steps_done: int
+    num_steps: int
+    scores: dict[int, float]  # step -> mIoU of in-context segmentation, if it was asked for
+    backbone_file: Path
+    load_line: str  # the Python that loads the backbone in plain timm
+    stopped_by: int | None = None  # the number of the signal that ended it before its time
+
+
+def pretrain(
+    images: Path | str,
+    out: Path | str,
+    *,
+    recipe: str = "dino-selfpatch",
+    settings: dict[str, Any] | None = None,
+    config: PretrainConfig | None = None,
+    resume: Path | str | None = None,
+    init_from: Path | str | None = None,
+) -> PretrainResult:
+    """Train on all images below `images`; everything goes to the folder `out`. Called again, it goes on where it was.
+
+    Args:
+        recipe: where the settings come from, e.g. "dino-selfpatch-small"; `config` gives all of them instead.
+        settings: changes to them by dotted name, e.g. {"optim.lr": 1e-3, "evaluate.data": "ade20k/"}.
+        resume: a checkpoint of another run with the same settings to start from, if `out` has none.
+        init_from: a backbone to start from, if there is nothing to go on from: anything `load_backbone` takes.
+
+    Raises:
+        ValueError: images, settings, device or `out` do not allow the run; nothing has been written then.
+    """
+    # 1. Settings: those given, and those that follow from images and hardware.
+    config = with_settings(config or find_recipe(recipe), settings or {})
+    device = find_device(config.run.device)
+    folder = ImageFolder(Path(images))
+    config, derived = derive(config, Facts(num_images=len(folder), on_gpu=device.type == "cuda"))
+
+    # 2. The parts. What cannot work is refused here, before anything is written.
+    plan = Plan(len(folder), config.optim.batch_size, config.seed)
+    num_steps = config.optim.steps or max(round(config.optim.epochs * plan.steps_per_epoch), 1)
+    torch.manual_seed(config.seed)
+    backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
+    check_crops(config, backbone.patch_size)
+    student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
+    optimizer = build_optimizer(student_teacher)
+    schedules = build_schedules(
+        config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=plan.steps_per_epoch
+    )
+    run = RunFolder(Path(out))
+    run.check(config)
+    require_readable(folder)
+    watch = Watch(config, folder, run, num_steps=num_steps, patch_size=backbone.patch_size, device=device)
+
+    with closing(run):
+        # 3. Take the folder; go on where a run was, or start.
+        run.open(config, header=f"selfpatch {version('selfpatch')}: selfpatch pretrain {images} {out} --config THIS FILE")
+        announce(config, folder, student_teacher, derived, num_steps=num_steps, device=device)
+        first_step = restore(run, folder, student_teacher, optimizer, resume=resume, init_from=init_from)
+        if first_step >= num_steps:
+            say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
+
+        # 4. Train.
+        def save(student_teacher: StudentTeacher, step: int) -> dict[str, float]:
+            run.save(step, student_teacher, optimizer, folder, keep=config.run.keep)
+            write_backbone(student_teacher, step)
+            return {}
+
+        def write_backbone(student_teacher: StudentTeacher, step: int) -> str:
+            metadata = {"recipe": config.recipe, "step": str(step)}
+            return export_timm(student_teacher.deployed_backbone(), run.backbone_file, metadata=metadata)
+
+        save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
+        stop_at = min(num_steps, config.run.stop_after_steps or num_steps)
+        logger = MetricLogger(run.metrics_file, first_step=first_step)
+        steps_done = first_step
+        with StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
+            watch.progress = progress
+            if first_step < stop_at:
+                batches = training_batches(
+                    folder,
+                    plan,
+                    MultiCrop(config.crops),
+                    first_step=first_step,
+                    stop_step=stop_at,
+                    num_workers=num_workers(config.efficiency.num_workers),
+                    pin_memory=device.type == "cuda",
+                )
+                steps_done = train(
+                    student_teacher,
+                    optimizer,
+                    batches,
+                    config,
+                    schedules=schedules,
+                    first_step=first_step,
+                    num_steps=stop_at,
+                    steps_per_epoch=plan.steps_per_epoch,
+                    device=device,
+                    logger=logger,
+                    progress=progress,
+                    callbacks=[*watch.callbacks(), Every(save_every, save)],
+                    note_bad_images=lambda bad: refuse_bad_images(run.note_bad_images(bad), len(folder), config, run),
+                    files_of_step=lambda step: [folder.path(int(i)) for i in plan.indices(step)],
+                    should_stop=signal,
+                )
+        result = PretrainResult(
+            out=run.path,
+            steps_done=steps_done,
+            num_steps=num_steps,
+            scores=watch.scores(),
+            backbone_file=run.backbone_file,
+            load_line=write_backbone(student_teacher, steps_done),
+            stopped_by=signal.received,
+        )
+    if result.stopped_by:
+        say(f"stopped after {steps_done} of {num_steps} steps, saved; the same command goes on from there")
+    say(f"import timm; backbone = {result.load_line}")
+    return result
+
+
+def check_crops(config: PretrainConfig, patch_size: tuple[int, int]) -> None:
+    """Crops must be whole patches, and hold the window in which SelfPatch looks for positives."""
+    selfpatch = config.objectives.selfpatch
+    sizes = {"global": config.crops.global_size} | ({"local": config.crops.local_size} if config.crops.num_local else {})
+    for name, size in sizes.items():
+        rows, columns = rows_columns(size)
+        if rows % patch_size[0] or columns % patch_size[1]:
+            nearest = (max(round(rows / patch_size[0]), 1) * patch_size[0], max(round(columns / patch_size[1]), 1) * patch_size[1])
+            raise ValueError(
+                f"crops.{name}-size {rows} x {columns} is not a multiple of the patch size {patch_size[0]} x {patch_size[1]}; "
+                f"the nearest is {nearest[0]} x {nearest[1]} (crops.{name}-size {nearest[0]})"
+            )
+        if selfpatch is not None and (name == "global" or selfpatch.crops == "all"):
+            neighbourhood((rows // patch_size[0], columns // patch_size[1]), selfpatch.window_size, selfpatch.borders)
+
+
+def restore(
+    run: RunFolder,
+    folder: ImageFolder,
+    student_teacher: StudentTeacher,
+    optimizer: torch.optim.Optimizer,
+    *,
+    resume: Path | str | None,
+    init_from: Path | str | None,
+) -> int:
+    """Load what the run goes on from, in the order that run_folder.py states; returns the number of steps done."""
+    found, passed_over = run.newest_checkpoint(folder)
+    for reason in passed_over:
+        say(f"warning: {reason}; the checkpoint before it is used")
+    if found is None and resume is not None:
+        found = checkpoint.load(Path(resume))
+    if found is not None:
+        try:
+            student_teacher.load_state_dict(found.tensors["model"])
+        except RuntimeError as error:
+            raise ValueError(f"{found.path} was made with another backbone or other heads: {error}") from error
+        checkpoint.load_optimizer_tensors(optimizer, found.tensors["optimizer"])
+        say(f"going on from {found.path} at step {found.state['step']}")
+        return found.state["step"]
+    if init_from is not None:
+        say(f"starting from {init_from}: {load_weights(student_teacher.student.backbone, init_from)}")
+        student_teacher.teacher.backbone.load_state_dict(student_teacher.student.backbone.state_dict())
+    return 0
+
+
+def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: RunFolder) -> int:
+    if count > config.run.max_bad_share * num_images:
+        raise ValueError(
+            f"{count} of {num_images} images cannot be read, more than run.max-bad-share {config.run.max_bad_share:.0%}; they "
+            f"are listed in {run.bad_images_file}. Mend or remove them, or raise the share"
+        )
+    return count
+
+
+def num_workers(given: int | None) -> int:
+    return min(len(os.sched_getaffinity(0)), 16) if given is None else given
+
+
+def announce(
+    config: PretrainConfig,
+    folder: ImageFolder,
+    student_teacher: StudentTeacher,
+    derived: list[Derived],
+    *,
+    num_steps: int,
+    device: torch.device,
+) -> None:
+    backbone = student_teacher.student.backbone
+    millions = sum(p.numel() for p in backbone.parameters()) / 1e6
+    terms = " + ".join(f"{o.weight:g} x {name}" for name, o in student_teacher.objectives.items())
+    say(f"{config.recipe}: {config.backbone.name} ({millions:.1f} M parameters) on {device}, loss = {terms}")
+    say(f"{len(folder)} images, {config.optim.batch_size} a step, {num_steps} steps")
+    for setting, value, reason in derived:
+        say(f"  {setting} {value:g}: {reason}" if isinstance(value, float) else f"  {setting} {value}: {reason}")

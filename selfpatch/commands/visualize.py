@@ -1,0 +1,52 @@
+"""`selfpatch visualize`: draw what the patches of a model see."""
+
+from pathlib import Path
+
+from selfpatch.backbones.pretrained import load_backbone
+from selfpatch.commands.devices import find_device
+from selfpatch.config import SelfPatchConfig
+from selfpatch.data.image_folder import ImageFolder, read_spread
+from selfpatch.metric_logger import say
+from selfpatch.visualization import pictures
+
+
+def visualize(
+    model: Path | str,
+    images: Path | str,
+    out: Path | str,
+    *,
+    count: int = 6,
+    image_size: int | None = None,
+    pixel: tuple[int, int] | None = None,
+    num_positives: int = 4,
+    window_size: int = 3,
+    borders: str = "wrap",
+    device: str = "auto",
+) -> list[Path]:
+    """Write pca.png, similarity.png, positives.png (and attention.png, if there is a class token) to `out`.
+
+    Args:
+        model: anything `load_backbone` takes.
+        count: how many images, spread evenly over the folder.
+        image_size: short side in pixels as the backbone gets them; None: twice what it was built for.
+        pixel: (x, y) in the first image, whose patch others are compared with; None: the middle of each.
+        num_positives, window_size, borders: how SelfPatch would choose positives.
+
+    Raises:
+        ValueError: a model, images or device that are not there, or settings that do not fit them.
+    """
+    selfpatch = SelfPatchConfig(num_positives=num_positives, window_size=window_size, borders=borders)
+    if count < 1:
+        raise ValueError(f"count is {count}; at least one image is drawn")
+    found_device = find_device(device)
+    folder = ImageFolder(Path(images))
+    backbone = load_backbone(model, device=found_device)
+    for note in backbone.notes:
+        say(note)
+    shown = [(path.name, pixels) for path, pixels in read_spread(folder, count)]
+    paths = pictures.visualize(
+        backbone, shown, Path(out), image_size=image_size, pixel=pixel, selfpatch=selfpatch
+    )
+    for path in paths:
+        say(str(path))
+    return paths

@@ -1,0 +1,84 @@
+"""What is looked at while a run trains: scores of the teacher's patches, pictures, curves."""
+
+from collections.abc import Iterator
+
+import torch
+
+from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.data.image_folder import ImageFolder, read_spread
+from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.in_context_segmentation import InContextEvaluator
+from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
+from selfpatch.evaluation.protocols import InContextSegmentation
+from selfpatch.metric_logger import TrainingProgress, read_metrics
+from selfpatch.pretraining.loop import Every
+from selfpatch.pretraining.run_folder import RunFolder
+from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.visualization.curves import draw_curves
+from selfpatch.visualization.pictures import visualize
+
+NUM_PICTURED = 6
+
+
+class Watch:
+    """The callbacks of a run, with the data they need. Settings and data are checked when it is made."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        images: ImageFolder,
+        run: RunFolder,
+        *,
+        num_steps: int,
+        patch_size: tuple[int, int],
+        device: torch.device,
+    ):
+        self.progress: TrainingProgress | None = None
+        self._config, self._images, self._run, self._device = config, images, run, device
+        settings = config.evaluate
+        self._every = settings.every_steps or max(num_steps // 10, 1)
+        self._image_size = settings.image_size or 2 * min(rows_columns(config.crops.global_size))
+        self._evaluator = None
+        if settings.data is not None:
+            self._data = SegmentationFolder(settings.data, max_images=settings.max_images)
+            protocol = InContextSegmentation(
+                image_size=self._image_size,
+                resize="keep_aspect",
+                memory_size=settings.memory_size,
+                max_images=settings.max_images,
+            )
+            self._evaluator = InContextEvaluator(self._data, protocol, patch_size=patch_size)
+
+    def callbacks(self) -> Iterator[Every]:
+        if self._evaluator is not None:
+            yield Every(self._every, self.score, at_start=True)
+        yield Every(self._every, self.picture, at_start=True)
+
+    def score(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
+        """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions."""
+        assert self._evaluator is not None
+        scores = self._evaluator(student_teacher.deployed_backbone(), device=self._device)
+        self._say(f"step {step}: in-context mIoU {100 * scores.metrics['mIoU']:.1f}" + (" (random weights)" if step == 0 else ""))
+        write_prediction_sheets(scores.predictions, self._data, self._run.pictures)
+        return {f"in_context/{name}": scores.metrics[name] for name in ("mIoU", "aAcc", "mAcc")}
+
+    def picture(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
+        """What the patches see, anew each time, and the curves so far."""
+        visualize(
+            student_teacher.deployed_backbone(),
+            [(path.name, pixels) for path, pixels in read_spread(self._images, NUM_PICTURED)],
+            self._run.pictures,
+            image_size=self._image_size,
+            selfpatch=self._config.objectives.selfpatch,
+        )
+        if step > 0:
+            draw_curves(read_metrics(self._run.metrics_file), self._run.pictures / "curves.png")
+        return {}
+
+    def scores(self) -> dict[int, float]:
+        lines = read_metrics(self._run.metrics_file) if self._run.metrics_file.exists() else []
+        return {line["step"]: line["in_context/mIoU"] for line in lines if "in_context/mIoU" in line}
+
+    def _say(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress.say(text)

@@ -1,0 +1,145 @@
+"""The images below one or several folders, found by their endings and kept in little memory."""
+
+import hashlib
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from selfpatch.data.decode import UnreadableImage, read_image
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+
+
+class ImageFolder:
+    """All images below the folders, in an order that depends on their names alone.
+
+    A folder's own files come before those of its subfolders, both sorted by the bytes of their names. Endings count in
+    capitals too. Hidden files and folders are left out, and links to folders are not followed (they may form loops);
+    links to files are images like others.
+
+    Names are held as one block of bytes: a million paths cost their length plus 8 bytes each, workers share them, and
+    names that are no valid UTF-8 work.
+
+    Raises:
+        ValueError: a folder is missing, is a file, or there is no image in any of them.
+    """
+
+    def __init__(self, *folders: Path):
+        self.folders = [Path(folder) for folder in folders]
+        names, ends, first_of_folder = bytearray(), array("q", [0]), []
+        self.num_links = 0  # links to folders that were not followed
+        others: Counter[str] = Counter()
+        for folder in self.folders:
+            _check_folder(folder)
+            first_of_folder.append(len(ends) - 1)
+            self.num_links += _scan(os.fsencode(folder), names, ends, others)
+        self._names = bytes(names)
+        self._ends = np.array(ends)
+        self._first_of_folder = np.array(first_of_folder)
+        if len(self) == 0:
+            raise ValueError(_no_images(self.folders, others, self.num_links))
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def path(self, index: int) -> Path:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no image {index}; they are numbered 0 to {len(self) - 1}")
+        folder = self.folders[np.searchsorted(self._first_of_folder, index, side="right") - 1]
+        # A name keeps the zero byte that ends it in the block.
+        return folder / os.fsdecode(self._names[self._ends[index] : self._ends[index + 1] - 1])
+
+    def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
+        """The pixels; raises UnreadableImage."""
+        return read_image(self.path(index))
+
+    def fingerprint(self) -> str:
+        """Changes when images are added, removed or renamed; not when the folders move as they are.
+
+        Only names count: sizes would cost one round trip a file on a network file system.
+        """
+        return hashlib.sha256(self._first_of_folder.tobytes() + self._names).hexdigest()
+
+
+def require_readable(images: ImageFolder, num_tries: int = 32) -> None:
+    """Refuse a folder of which no image can be read, before anything is trained.
+
+    A few images, spread evenly over all, are opened until one of them can be read.
+    """
+    places = np.unique(np.linspace(0, len(images) - 1, num_tries).round().astype(int))
+    reasons = []
+    for index in places:
+        try:
+            images.read(int(index))
+            return
+        except UnreadableImage as error:
+            reasons.append(f"{images.path(int(index))}: {error}")
+    raise ValueError(
+        f"none of {len(places)} images, spread over the {len(images)} found, can be read. The first: "
+        + "; ".join(reasons[:3])
+        + ". JPEG, PNG, WebP and TIFF files are read; `selfpatch check` lists what is wrong with each"
+    )
+
+
+def read_spread(images: ImageFolder, count: int) -> Iterator[tuple[Path, UInt8[np.ndarray, "_h _w 3"]]]:
+    """At most `count` images, spread evenly over all, without those that cannot be read."""
+    for index in np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)):
+        try:
+            yield images.path(int(index)), images.read(int(index))
+        except UnreadableImage:
+            continue
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise ValueError(f"{folder} is a file; give the folder that holds the images")
+    nearest = next(parent for parent in folder.absolute().parents if parent.exists())
+    raise ValueError(f"the folder {folder} does not exist (but {nearest} does); give a folder of images")
+
+
+def _scan(root: bytes, names: bytearray, ends: array, others: Counter[str]) -> int:
+    """Append what lies below `root`, count the endings of other files, and return the number of links not followed."""
+    num_links = 0
+    pending = [b""]
+    while pending:
+        below = pending.pop()
+        files, folders = [], []
+        with os.scandir(os.path.join(root, below)) as entries:
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+                    continue
+                ending = os.path.splitext(entry.name)[1].lower()
+                if os.fsdecode(ending) in ENDINGS:
+                    files.append(entry.name)
+                elif entry.is_dir():
+                    num_links += 1
+                else:
+                    others[os.fsdecode(ending)] += 1
+        for name in sorted(files):
+            names += os.path.join(below, name) + b"\0"
+            ends.append(len(names))
+        pending += [os.path.join(below, name) for name in sorted(folders, reverse=True)]
+    return num_links
+
+
+def _no_images(folders: Sequence[Path], others: Counter[str], num_links: int) -> str:
+    found = "no file at all"
+    if others:
+        most_common = ", ".join(f"{count} {ending or 'without any'}" for ending, count in others.most_common(4))
+        found = f"{others.total()} files, none with such an ending ({most_common})"
+    if num_links:
+        found += f", and {num_links} links to folders, which are not followed: give their targets"
+    return (
+        f"there is no image below {', '.join(map(str, folders))}: looked for {' '.join(ENDINGS)} in all subfolders, "
+        f"found {found}"
+    )

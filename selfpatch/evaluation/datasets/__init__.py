@@ -1,0 +1,1 @@
+"""Labelled data as the benchmarks lay it out."""

@@ -1,0 +1,130 @@
+"""From images in a folder to patch tokens of a frozen backbone: resizing, normalising, encoding, and reading ahead."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from selfpatch.tokens import Tokens
+
+CACHE_BYTES = 2**30
+READ_THREADS = 8
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """All that an evaluation task knows of a model."""
+
+    patch_size: tuple[int, int]  # (rows, columns)
+    embed_dim: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Tokens: ...
+
+
+# done, of how many, and the latest training loss (nan where nothing is trained)
+Report = Callable[[int, int, float], None]
+
+
+def fit_to_patches(size: int, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """A square of this side, rounded down to whole patches: (rows, columns) in pixels.
+
+    Raises:
+        ValueError: not one patch fits.
+    """
+    if size < max(patch_size):
+        raise ValueError(
+            f"image-size is {size} px, less than one patch of {patch_size[0]} x {patch_size[1]}; make it larger"
+        )
+    return size // patch_size[0] * patch_size[0], size // patch_size[1] * patch_size[1]
+
+
+def input_size(
+    image_size: tuple[int, int], size: int, patch_size: tuple[int, int], *, resize: Literal["square", "keep_aspect"]
+) -> tuple[int, int]:
+    """(rows, columns) in pixels, whole patches, that an image of (rows, columns) is resized to."""
+    rows, columns = fit_to_patches(size, patch_size)
+    if resize == "square":
+        return rows, columns
+    height, width = (side * size // min(image_size) for side in image_size)
+    return height // patch_size[0] * patch_size[0], width // patch_size[1] * patch_size[1]
+
+
+def resize_image(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Bilinear and antialiased, to (rows, columns)."""
+    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+
+def resize_mask(mask: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> UInt8[np.ndarray, "H2 W2"]:
+    """Nearest label, to (rows, columns)."""
+    return np.array(Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def normalized(
+    images: UInt8[Tensor, "B H W 3"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "B 3 H W"]:
+    centered = images / 255 - torch.tensor(mean, device=images.device)
+    return (centered / torch.tensor(std, device=images.device)).permute(0, 3, 1, 2).contiguous()
+
+
+# Not inference_mode: a linear layer is trained on these tokens, and what a model caches on its way (resampled position
+# embeddings, say) must stay fit for training.
+@torch.no_grad()
+def patch_features(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+    """The backbone's patch tokens as a map, in float32 whatever autocast says; call it within `evaluating`."""
+    with torch.autocast(images.device.type, enabled=False):
+        tokens = backbone(images)
+    return tokens.patch_tokens.float().transpose(1, 2).unflatten(2, tokens.grid_size)
+
+
+@contextmanager
+def evaluating(backbone: Backbone) -> Iterator[None]:
+    """Dropout and its like are off inside; afterwards every submodule is in the mode it was in."""
+    if not isinstance(backbone, nn.Module):
+        yield
+        return
+    modes = {module: module.training for module in backbone.modules()}
+    backbone.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+class Cached:
+    """Keeps what `read(item)` gave until CACHE_BYTES are kept; what comes later is read anew every time."""
+
+    def __init__(self, read: Callable[[Any], Any]):
+        self._read = read
+        self._kept: dict[Any, Any] = {}
+        self._num_bytes = 0
+
+    def __call__(self, item: Any) -> Any:
+        if item in self._kept:
+            return self._kept[item]
+        value = self._read(item)
+        self._num_bytes += sum(array.nbytes for array in value)
+        if self._num_bytes <= CACHE_BYTES:
+            self._kept[item] = value
+        return value
+
+
+def read_ahead(read: Callable[[Any], Any], batches: Iterator[Sequence[Any]]) -> Iterator[list[Any]]:
+    """`[read(item) for item in batch]` for every batch, by threads that are one batch ahead."""
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        waiting = None
+        for batch in batches:
+            submitted = [pool.submit(read, item) for item in batch]
+            if waiting is not None:
+                yield [future.result() for future in waiting]
+            waiting = submitted
+        if waiting is not None:
+            yield [future.result() for future in waiting]

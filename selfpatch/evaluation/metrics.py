@@ -1,0 +1,58 @@
+"""Scores of semantic segmentation, all from one confusion matrix over the pixels of a split."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Int64, UInt8
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+IGNORED = 255  # the label of pixels that are not scored
+
+
+def confusion_matrix(
+    prediction: Int[Tensor, "*S"], truth: UInt8[Tensor, "*S"], num_classes: int
+) -> Int64[Tensor, "C C"]:
+    """Pixels counted by true class (rows) and predicted class (columns); pixels labelled IGNORED are left out."""
+    # One bincount: ignored pixels fall into an extra row, which is dropped.
+    truth = torch.where(truth == IGNORED, num_classes, truth.long())
+    bins = (truth * num_classes + prediction).flatten()
+    counts = torch.bincount(bins, minlength=(num_classes + 1) * num_classes)
+    return counts.reshape(num_classes + 1, num_classes)[:num_classes]
+
+
+def segmentation_metrics(confusion: Int64[Tensor, "C C"], class_names: Sequence[str]) -> dict[str, float]:
+    """mIoU, aAcc and mAcc as mmsegmentation defines them, each class as "IoU/NAME", and the matched mIoU; in [0, 1].
+
+    mIoU is the mean over classes that occur in truth or prediction, mAcc over those in truth; a class in neither has no
+    "IoU/NAME". For mIoU-matched the predicted classes are first renamed one to one such that the sum of IoUs is largest
+    (Hungarian method); it is a mean over as many classes as mIoU, so it can only be higher.
+
+    Raises:
+        ValueError: no pixel is labelled.
+    """
+    counts = confusion.cpu().numpy().astype(np.float64)
+    if not counts.any():
+        raise ValueError(
+            "not one pixel of the validation masks carries a class, so there is nothing to score; check the masks"
+        )
+    correct, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
+    occurs = true + predicted > 0
+    pair_iou = iou_of_pairs(counts)
+    iou = pair_iou.diagonal()
+    matched = pair_iou[linear_sum_assignment(pair_iou, maximize=True)]
+    metrics = {
+        "mIoU": iou[occurs].mean(),
+        "mIoU-matched": matched.sum() / occurs.sum(),
+        "aAcc": correct.sum() / counts.sum(),
+        "mAcc": (correct[true > 0] / true[true > 0]).mean(),
+    }
+    metrics |= {f"IoU/{name}": iou[c] for c, name in enumerate(class_names) if occurs[c]}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def iou_of_pairs(counts: Float[np.ndarray, "C C"]) -> Float[np.ndarray, "C C"]:
+    """IoU of every true class (rows) with every predicted class (columns); 0 where neither occurs."""
+    union = counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True) - counts
+    return counts / np.maximum(union, 1)

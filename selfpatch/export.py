@@ -1,0 +1,52 @@
+"""The way out: a backbone as a file that plain timm loads by one line of Python, without this package."""
+
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import nn
+
+from selfpatch.backbones.pretrained import ARCHITECTURE_ARGUMENTS, FORMAT_KEY, FORMAT_VERSION
+from selfpatch.backbones.vit import Architecture, ViT
+from selfpatch.checkpoint import replacing
+
+
+def export_timm(backbone: ViT, path: Path, *, metadata: Mapping[str, str] | None = None) -> str:
+    """Write `path` (whole or not at all) and return the line that loads it, after `import timm`.
+
+    Tensors carry timm's names. What `load_backbone` needs besides stands in the file's metadata, with `metadata` added.
+    Plain timm resamples position embeddings in its own way, whatever the backbone was set to.
+
+    Raises:
+        ValueError: the name does not end in .safetensors, by which timm tells the format.
+        OSError: the file cannot be written; what was there before is untouched.
+    """
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} must end in .safetensors, by which timm tells the format of a file")
+    name, arguments = backbone.architecture
+    if isinstance(backbone.model.norm, nn.Identity):
+        arguments = arguments | {"final_norm": False}
+    assert arguments.keys() <= ARCHITECTURE_ARGUMENTS, arguments
+    description = {
+        "format": "pt",  # as Hugging Face's readers expect
+        FORMAT_KEY: FORMAT_VERSION,
+        "selfpatch_version": _version(),
+        "architecture": name,
+        "arguments": json.dumps(arguments),
+        "patch_size": json.dumps(backbone.patch_size),
+        "mean": json.dumps(backbone.mean),
+        "std": json.dumps(backbone.std),
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=dict(metadata or {}) | description)
+    return Architecture(name, arguments).as_code(checkpoint_path=str(path))
+
+
+def _version() -> str:
+    try:
+        return version("selfpatch")
+    except PackageNotFoundError:
+        return "not installed"

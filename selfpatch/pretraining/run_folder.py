@@ -1,0 +1,130 @@
+"""The folder of a run: whose it is, what it was made with, and what it holds.
+
+Where a run starts: (1) OUT's own newest valid checkpoint, (2) `--resume PATH`, (3) `--init-from WEIGHTS`, (4) scratch.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from selfpatch import checkpoint
+from selfpatch.checkpoint import Checkpoint
+from selfpatch.config import METHOD, PretrainConfig, differences, read_yaml, to_dict, write_yaml
+from selfpatch.data.image_folder import ImageFolder
+from selfpatch.pretraining.student_teacher import StudentTeacher
+
+
+class RunFolder:
+    """OUT. `check` refuses a folder that this run must not touch, before anything is written; `open` takes it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.metrics_file = path / "metrics.jsonl"
+        self.bad_images_file = path / "bad_images.txt"
+        self.backbone_file = path / "backbone.safetensors"
+        self.checkpoints = path / "checkpoints"
+        self.pictures = path / "pictures"
+        self._lock: IO[str] | None = None
+        self._bad_images: dict[str, str] = {}
+
+    def check(self, config: PretrainConfig) -> None:
+        """Refuse what `open` could not take.
+
+        Raises:
+            ValueError: OUT is a file, holds something else, or a run with other settings (the differences are listed).
+            OSError: OUT cannot be written.
+        """
+        existing = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
+        if not existing.is_dir():
+            raise ValueError(f"{existing} is a file; give a folder for the run to write to")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(f"{existing} is not writable for you; give another folder for the run, or change its permissions")
+        if self.path.exists() and any(self.path.iterdir()) and not self.config_file.exists():
+            raise ValueError(
+                f"{self.path} is not empty and holds no run of selfpatch (no config.yaml); give a new or empty folder"
+            )
+        if self.config_file.exists():
+            self._refuse_other_settings(config)
+
+    def open(self, config: PretrainConfig, *, header: str) -> None:
+        """Take the folder for this process, and write config.yaml.
+
+        Raises:
+            ValueError: another process is running in it (its host and number are said).
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        with checkpoint.replacing(self.config_file) as file:
+            write_yaml(config, file, header=header)
+        if self.bad_images_file.exists():
+            lines = self.bad_images_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+            self._bad_images = dict(line.split("\t", 1) for line in lines if "\t" in line)
+
+    def close(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def newest_checkpoint(self, images: ImageFolder) -> tuple[Checkpoint | None, list[str]]:
+        """OUT's own newest valid checkpoint, and why newer ones were passed over.
+
+        Raises:
+            ValueError: it was made with other images.
+        """
+        found, passed_over = checkpoint.newest_valid(self.checkpoints)
+        if found is not None and found.state["images"] != images.fingerprint():
+            raise ValueError(
+                f"the images have changed since {found.path} was written ({found.state['num_images']} then, {len(images)} "
+                "now, or other names); put them back to go on, or give a new folder for a new run"
+            )
+        return found, passed_over
+
+    def save(
+        self, step: int, student_teacher: StudentTeacher, optimizer: torch.optim.Optimizer, images: ImageFolder, *, keep: int
+    ) -> None:
+        tensors = {"model": student_teacher.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
+        state = {"step": step, "num_images": len(images), "images": images.fingerprint()}
+        checkpoint.save(self.checkpoints, step, tensors, state, keep=keep)
+
+    def note_bad_images(self, bad_images: list[tuple[Path, str]]) -> int:
+        """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far."""
+        new = {str(path): " ".join(reason.split()) for path, reason in bad_images if str(path) not in self._bad_images}
+        if new:
+            self._bad_images |= new
+            with self.bad_images_file.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                file.writelines(f"{path}\t{reason}\n" for path, reason in new.items())
+        return len(self._bad_images)
+
+    def _refuse_other_settings(self, config: PretrainConfig) -> None:
+        old, new = to_dict(read_yaml(self.config_file)), to_dict(config)
+        lines = differences({name: old[name] for name in METHOD}, {name: new[name] for name in METHOD})
+        if lines:
+            shown = "\n  ".join(lines[:20])
+            raise ValueError(
+                f"{self.path} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this run, or "
+                "the settings of then to go on"
+            )
+
+    def _take_lock(self) -> None:
+        # Held by the kernel for as long as this process lives: a lock cannot be left behind.
+        lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            owner: dict[str, Any] = json.loads(lock.read() or "{}")
+            lock.close()
+            raise ValueError(
+                f"{self.path} is in use by process {owner.get('pid', '?')} on {owner.get('host', 'this host')}; wait for it, "
+                "stop it, or give another folder"
+            ) from None
+        lock.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, lock)
+        lock.flush()
+        self._lock = lock

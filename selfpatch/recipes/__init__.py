@@ -1,0 +1,33 @@
+"""A recipe is a function that returns the settings of a run; its docstring says what it costs and what it reaches.
+
+Settings that a recipe leaves at None are derived from the images and the hardware (see derive.py).
+"""
+
+import difflib
+from collections.abc import Callable
+
+from selfpatch.config import PretrainConfig
+from selfpatch.recipes.demo import demo
+from selfpatch.recipes.dino import dino, dino_selfpatch
+from selfpatch.recipes.small_data import dino_selfpatch_small, dino_small
+
+RECIPES: dict[str, Callable[[], PretrainConfig]] = {
+    "dino": dino,
+    "dino-selfpatch": dino_selfpatch,
+    "dino-small": dino_small,
+    "dino-selfpatch-small": dino_selfpatch_small,
+    "demo": demo,
+}
+
+
+def find_recipe(name: str) -> PretrainConfig:
+    """The settings of a recipe.
+
+    Raises:
+        ValueError: an unknown name; the nearest one and all others are given.
+    """
+    if name not in RECIPES:
+        nearest = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise ValueError(f"unknown recipe {name!r}; {hint}There are: {', '.join(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,1 @@
+"""What the patches of a backbone see, as arrays and as pictures."""

@@ -1,0 +1,106 @@
+"""The pictures of a backbone, as the command and the training loop write them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from selfpatch.backbones.vit import ViT
+from selfpatch.checkpoint import replacing
+from selfpatch.config import SelfPatchConfig
+from selfpatch.data.multi_crop import normalize
+from selfpatch.visualization.attention_map import cls_attention, draw_attention_maps
+from selfpatch.visualization.patch_pca import draw_patch_pca
+from selfpatch.visualization.positives import draw_positives
+from selfpatch.visualization.sheet import EncodedImage
+from selfpatch.visualization.similarity_map import draw_similarity_maps, patch_at
+
+# How many of the images are in each picture; a matrix or a row of windows is not readable with more.
+NUM_PCA, NUM_SIMILARITY, NUM_POSITIVES, NUM_ATTENTION = 12, 4, 3, 4
+# In longer images the long side counts: else their patches would not fit on paper, and all pairs of them not in memory.
+MAX_ASPECT = 3
+
+
+def visualize(
+    backbone: ViT,
+    images: Sequence[tuple[str, UInt8[np.ndarray, "_h _w 3"]]],
+    out_dir: Path,
+    *,
+    image_size: int | None = None,
+    pixel: tuple[int, int] | None = None,
+    selfpatch: SelfPatchConfig | None = None,
+) -> list[Path]:
+    """Write pca.png, similarity.png, positives.png and, where there is a class token, attention.png.
+
+    Args:
+        backbone: in evaluation mode.
+        images: (name, pixels); the first of them are shown.
+        image_size: short side in pixels of the images as the backbone gets them; None: twice what it was built for. The
+            long side is at most three times that.
+        pixel: (x, y) in the first image, the patch that others are compared with; None: the middle of each image.
+        selfpatch: how positives are sought; None: as the paper does.
+
+    Raises:
+        ValueError: no images, an image_size of less than a window of patches, or a pixel outside the image.
+    """
+    if not images:
+        raise ValueError("no images to make pictures of; give a folder with at least one")
+    assert not backbone.training
+    selfpatch = selfpatch or SelfPatchConfig()
+    image_size = image_size or 2 * int(min(backbone.model.patch_embed.img_size))
+    if image_size < selfpatch.window_size * max(backbone.patch_size):
+        raise ValueError(
+            f"image-size is {image_size} px, less than {selfpatch.window_size} patches of {max(backbone.patch_size)} "
+            "px, the window in which positives are sought; make it larger"
+        )
+    encoded = [
+        encode(backbone, name, pixels, image_size, min_patches=selfpatch.window_size)
+        for name, pixels in images[:NUM_PCA]
+    ]
+    similarity = encoded[:NUM_SIMILARITY]
+    if pixel is None:
+        grids = [image.tokens.grid_size for image in similarity]
+        queries = [(index, (rows // 2, columns // 2)) for index, (rows, columns) in enumerate(grids)]
+    else:
+        queries = [(0, patch_at(pixel, images[0][1].shape[:2], encoded[0].tokens.grid_size))]
+
+    pictures = {
+        "pca": draw_patch_pca(encoded),
+        "similarity": draw_similarity_maps(similarity, queries),
+        "positives": draw_positives(encoded[:NUM_POSITIVES], selfpatch),
+    }
+    if backbone.has_cls_token:
+        attended = encoded[:NUM_ATTENTION]
+        attention = [cls_attention(backbone, _to_input(backbone, image.pixels)) for image in attended]
+        pictures["attention"] = draw_attention_maps(attended, attention)
+
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths = [out_dir / f"{name}.png" for name in pictures]
+    for path, picture in zip(paths, pictures.values(), strict=True):
+        with replacing(path) as temporary:
+            picture.save(temporary, format="PNG")
+    return paths
+
+
+@torch.no_grad()
+def encode(
+    backbone: ViT, name: str, pixels: UInt8[np.ndarray, "H W 3"], image_size: int, *, min_patches: int
+) -> EncodedImage:
+    """Resized to this short side, as near as whole patches, at least `min_patches` a side, allow; its shape is kept."""
+    height, width = pixels.shape[:2]
+    scale = min(image_size / min(height, width), MAX_ASPECT * image_size / max(height, width))
+    patch_height, patch_width = backbone.patch_size
+    rows = max(min_patches, round(height * scale / patch_height))
+    columns = max(min_patches, round(width * scale / patch_width))
+    size = (columns * patch_width, rows * patch_height)
+    resized = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+    return EncodedImage(name, resized, backbone(_to_input(backbone, resized)))
+
+
+def _to_input(backbone: ViT, pixels: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:
+    device = next(backbone.parameters()).device
+    return normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), backbone.mean, backbone.std)

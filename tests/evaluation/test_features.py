@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from selfpatch.evaluation import features
+from selfpatch.evaluation.features import (
+    Cached,
+    evaluating,
+    fit_to_patches,
+    input_size,
+    normalized,
+    patch_features,
+    read_ahead,
+    resize_image,
+    resize_mask,
+)
+from tests.evaluation.labelled_scenes import ColorBackbone
+
+
+def test_sizes_are_whole_patches():
+    assert fit_to_patches(512, (16, 16)) == (512, 512)
+    assert fit_to_patches(512, (14, 14)) == (504, 504)
+    assert fit_to_patches(100, (16, 8)) == (96, 96)
+    assert input_size((333, 500), 224, (16, 16), resize="square") == (224, 224)
+    assert input_size((300, 450), 224, (16, 16), resize="keep_aspect") == (224, 336)
+    assert input_size((450, 300), 224, (14, 14), resize="keep_aspect") == (336, 224)
+    assert input_size((300, 300), 518, (14, 14), resize="keep_aspect") == (518, 518)
+    assert input_size((300, 10_000), 30, (14, 14), resize="keep_aspect") == (28, 994)
+
+
+def test_refuses_images_smaller_than_a_patch():
+    with pytest.raises(ValueError, match="image-size is 12 px, less than one patch of 16 x 16; make it larger"):
+        fit_to_patches(12, (16, 16))
+
+
+def test_resizing_keeps_means_of_images_and_values_of_masks():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    assert np.allclose(resize_image(image, (10, 20)).mean(axis=(0, 1)), image.mean(axis=(0, 1)), atol=2)
+    mask = rng.integers(0, 3, (20, 30), np.uint8) * 100
+    assert resize_mask(mask, (40, 60)).tolist() == mask.repeat(2, axis=0).repeat(2, axis=1).tolist()
+
+
+def test_normalized_and_row_major_maps():
+    pixels = torch.zeros(1, 16, 24, 3, dtype=torch.uint8)
+    pixels[0, 8:, :8] = torch.tensor([255, 0, 51])  # the patch in row 1, column 0
+    backbone = ColorBackbone((8, 8))
+    images = normalized(pixels, (0.5, 0.5, 0.2), (0.5, 0.25, 1.0))
+    with evaluating(backbone):
+        feature_map = patch_features(backbone, images)
+    assert feature_map.shape == (1, 3, 2, 3)
+    assert feature_map[0, :, 1, 0].tolist() == pytest.approx([1, -2, 0], abs=1e-6)
+    assert feature_map[0, :, 0, 0].tolist() == pytest.approx([-1, -2, -0.2], abs=1e-6)
+
+
+def test_evaluating_puts_every_module_back():
+    backbone = ColorBackbone()
+    images = torch.rand(1, 3, 8, 8)
+    with evaluating(backbone):
+        assert not backbone.dropout.training
+        assert torch.equal(patch_features(backbone, images), patch_features(backbone, images))
+    assert backbone.training and backbone.dropout.training and not backbone.frozen.training
+    with pytest.raises(RuntimeError), evaluating(backbone):
+        raise RuntimeError
+    assert backbone.training and not backbone.frozen.training
+
+
+class ConvBackbone(ColorBackbone):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, images):
+        return super().forward(self.conv(images))
+
+
+def test_features_are_float32_under_autocast_and_carry_no_gradient():
+    backbone = ConvBackbone().eval()
+    images = torch.rand(1, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        feature_map = patch_features(backbone, images)
+    assert torch.equal(feature_map, patch_features(backbone, images))
+    assert feature_map.dtype == torch.float32 and not feature_map.requires_grad and not feature_map.is_inference()
+
+
+def test_cache_keeps_what_fits(monkeypatch):
+    monkeypatch.setattr(features, "CACHE_BYTES", 250)
+    reads = []
+
+    def read(item):
+        reads.append(item)
+        return (np.full(100, item, np.uint8),)
+
+    cached = Cached(read)
+    for _ in range(2):
+        assert [int(cached(item)[0][0]) for item in (1, 2, 3)] == [1, 2, 3]
+    assert reads == [1, 2, 3, 3]
+
+
+def test_read_ahead_keeps_order_and_passes_errors_on():
+    assert list(read_ahead(lambda item: item**2, iter([[1, 2], [3], [4, 5]]))) == [[1, 4], [9], [16, 25]]
+    assert list(read_ahead(lambda item: item, iter([]))) == []
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead(lambda item: 1 / item, iter([[1], [0]])))

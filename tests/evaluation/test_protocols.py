@@ -1,0 +1,39 @@
+import subprocess
+import sys
+
+import pytest
+
+from selfpatch.evaluation.protocols import PROTOCOLS, InContextSegmentation, LinearSegmentation
+
+
+def test_importing_them_needs_no_torch():
+    code = "import sys, selfpatch.evaluation.protocols; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_presets_differ_where_their_sources_do():
+    dinov3, dinov2 = (PROTOCOLS["linear-segmentation"][name] for name in ("dinov3", "dinov2"))
+    assert (dinov3.dropout, dinov3.weight_decay, dinov3.schedule) == (0.1, 1e-3, "one_cycle")
+    assert (dinov2.dropout, dinov2.weight_decay, dinov2.schedule) == (0.0, 1e-4, "poly")
+    assert (dinov2.lr, dinov2.steps, dinov2.batch_size, dinov2.warmup_steps) == (1e-3, 40_000, 16, 1500)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "settings", "message"),
+    [
+        (InContextSegmentation, {"memory_size": 0}, "memory-size is 0; it must be above 0"),
+        (InContextSegmentation, {"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
+        (InContextSegmentation, {"max_images": -1}, "max-images is -1; it must be above 0"),
+        (InContextSegmentation, {"seed": -1}, "seed is -1; it cannot be negative"),
+        (LinearSegmentation, {"stride": 513}, "stride is 513 with windows of 512 px; at most 512 leaves no gaps"),
+        (LinearSegmentation, {"scale": (2.0, 0.5)}, r"scale is \(2.0, 0.5\); 0 < low <= high is needed"),
+        (LinearSegmentation, {"flip_prob": 1.5}, r"flip-prob is 1.5; it is a probability in \[0, 1\]"),
+        (LinearSegmentation, {"dropout": 1.0}, r"dropout is 1.0; it is a probability in \[0, 1\)"),
+        (LinearSegmentation, {"max_class_share": 0.0}, r"max-class-share is 0.0; it must be in \(0, 1\]"),
+        (LinearSegmentation, {"weight_decay": -0.1}, "weight-decay is -0.1; it cannot be negative"),
+        (LinearSegmentation, {"steps": 100}, "warmup-steps is 1500 with steps 100; make it shorter than the training"),
+    ],
+)
+def test_ranges(protocol, settings, message):
+    with pytest.raises(ValueError, match=message):
+        protocol(**settings)

@@ -1,0 +1,101 @@
+"""DINO's term and self-distillation: against the plain restatement, stored states, and Sinkhorn's properties."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from selfpatch.config import SelfDistillationConfig
+from selfpatch.objectives.self_distillation import SelfDistillation, signals, sinkhorn
+from selfpatch.pretraining.student_teacher import encode
+from tests.reference.plain_selfpatch import dino_loss
+from tests.small_models import random_crops, tiny_config, tiny_student_teacher
+
+
+@pytest.mark.parametrize("num_global", [2, 3])
+def test_loss_equals_all_pairs_one_by_one(num_global):
+    config = tiny_config()
+    config = dataclasses.replace(config, crops=dataclasses.replace(config.crops, num_global=num_global))
+    student_teacher = tiny_student_teacher(config).eval()
+    term = student_teacher.objectives["dino"]
+    term.distillation.center.normal_(std=0.05)
+    with torch.no_grad():
+        crops = random_crops(config)
+        student, teacher = (encode(n, *crops) for n in (student_teacher.student, student_teacher.teacher))
+        loss, _ = term(student, teacher, 0)
+        logits = [
+            crop for tokens in student.sizes
+            for crop in term.head(student.encoder.image_token(tokens)).unflatten(0, (-1, 4))
+        ]
+        teacher_logits = list(term.teacher_head(teacher.encoder.image_token(teacher.global_crops)).unflatten(0, (-1, 4)))
+    expected = dino_loss(
+        logits, teacher_logits, center=term.distillation.center, student_temperature=0.1, teacher_temperature=0.04
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("center_crops", ["global", "all"])
+def test_the_centre_follows_the_mean_logit_of_the_crops_it_is_told_of(center_crops):
+    config = tiny_config()
+    dino = dataclasses.replace(config.objectives.dino, center_crops=center_crops)
+    config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, dino=dino))
+    student_teacher = tiny_student_teacher(config).eval()
+    term = student_teacher.objectives["dino"]
+    with torch.no_grad():
+        teacher = encode(student_teacher.teacher, *random_crops(config))
+        term(teacher, teacher, 0)
+        sizes = teacher.sizes if center_crops == "all" else teacher.sizes[:1]
+        logits = torch.cat([term.teacher_head(teacher.encoder.image_token(tokens)) for tokens in sizes])
+    assert not term.distillation.center.any(), "a target must not see its own step"
+    term.commit()
+    torch.testing.assert_close(term.distillation.center, 0.1 * logits.mean(dim=0), rtol=1e-5, atol=1e-7)
+
+
+def test_a_discarded_step_leaves_no_trace():
+    config = tiny_config()
+    student_teacher = tiny_student_teacher(config)
+    student_teacher(*random_crops(config, seed=1), 0)
+    student_teacher.discard()
+    student_teacher(*random_crops(config, seed=2), 0)
+    student_teacher.commit(0.9)
+    other = tiny_student_teacher(config)
+    other(*random_crops(config, seed=2), 0)
+    other.commit(0.9)
+    for name in ("dino", "selfpatch"):
+        centers = [m.objectives[name].distillation.center for m in (student_teacher, other)]
+        torch.testing.assert_close(*centers, rtol=1e-3, atol=1e-4)  # stochastic depth is not seeded alike
+
+
+def test_teacher_temperature_climbs_by_epochs():
+    config = SelfDistillationConfig(warmup_teacher_temperature=0.04, teacher_temperature=0.07, warmup_epochs=4)
+    temperature = SelfDistillation(8, config, steps_per_epoch=10).teacher_temperature
+    stairs = [temperature(step) for step in (0, 9, 10, 29, 30, 39, 40, 1000)]
+    assert stairs == pytest.approx([0.04, 0.04, 0.05, 0.06, 0.07, 0.07, 0.07, 0.07])
+
+
+def test_sinkhorn_balances_prototypes_and_keeps_rows_whole():
+    scores = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)) * 3 + torch.tensor([5.0, 0, 0, 0, 0, 0])
+    assert scores.softmax(dim=-1).mean(dim=0).max() > 0.6
+    balanced = sinkhorn(scores, num_iterations=100)
+    torch.testing.assert_close(balanced.sum(dim=-1), torch.ones(60))
+    torch.testing.assert_close(balanced.mean(dim=0), torch.full((6,), 1 / 6), rtol=1e-3, atol=1e-3)
+    # Adding a number to a row or a column of the scores changes nothing: both are normalised.
+    shifted = sinkhorn(scores + torch.arange(60.0)[:, None] + torch.arange(6.0), num_iterations=100)
+    torch.testing.assert_close(shifted, balanced, rtol=1e-3, atol=1e-3)
+
+
+def test_signals_tell_both_collapses_from_health():
+    k = 16
+    uniform = torch.full((64, k), 1 / k)
+    one = torch.zeros(64, k).index_fill_(1, torch.tensor([3]), 1.0)
+    healthy = torch.eye(k).repeat(4, 1)
+    values = {name: signals(t, torch.tensor(1.0)) for name, t in dict(uniform=uniform, one=one, healthy=healthy).items()}
+    assert values["uniform"]["mutual_information"] == pytest.approx(0, abs=1e-6)
+    assert values["uniform"]["teacher_entropy"] == pytest.approx(1)
+    assert values["one"]["mutual_information"] == pytest.approx(0, abs=1e-6)
+    assert values["one"]["mean_teacher_entropy"] == pytest.approx(0, abs=1e-6)
+    assert values["one"]["prototypes_used"] == pytest.approx(1 / k)
+    assert values["healthy"]["mutual_information"] == pytest.approx(1)
+    assert values["healthy"]["prototypes_used"] == 1
+    assert values["uniform"]["kl"] == pytest.approx(1 - math.log(k))

@@ -1,0 +1,30 @@
+"""Schedules at their seams; the parity kits hold them to the original's numbers."""
+
+import pytest
+
+from selfpatch.schedules import linear_epochs, warmup_cosine
+
+
+def test_warmup_includes_both_ends_and_the_cosine_follows_without_a_gap():
+    value = warmup_cosine(1.0, 0.1, num_steps=20, warmup_steps=5)
+    assert [value(step) for step in range(5)] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert value(5) == 1.0
+    assert value(5 + 15 // 2) == pytest.approx(0.55, abs=0.05)
+    assert 0.1 < value(19) < 0.12
+    assert value(20) == value(10_000) == pytest.approx(0.1)
+
+
+def test_the_cosine_never_rises():
+    value = warmup_cosine(1.0, 0.0, num_steps=50, warmup_steps=10)
+    values = [value(step) for step in range(10, 60)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_warmup_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        warmup_cosine(1.0, 0.0, num_steps=5, warmup_steps=6)
+
+
+def test_one_stair_stays_at_the_start():
+    value = linear_epochs(0.04, 0.07, num_epochs=1, steps_per_epoch=3)
+    assert [value(0), value(2), value(3)] == [0.04, 0.04, 0.07]

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from selfpatch.visualization.sheet import (
+    ColourBar,
+    Panel,
+    _font,
+    _shortened,
+    draw_sheet,
+    heat,
+    image_panel,
+    map_panel,
+    wrap,
+)
+
+
+def panel(width: int, height: int, colour: tuple[int, int, int], caption: str = "") -> Panel:
+    return Panel(Image.new("RGB", (width, height), colour), caption)
+
+
+def test_panels_keep_their_columns():
+    """The blue panel of the second row begins where the green one of the first does."""
+    rows = [
+        [panel(300, 40, (255, 0, 0)), panel(50, 40, (0, 255, 0))],
+        [panel(80, 40, (9, 9, 9)), panel(50, 40, (0, 0, 255))],
+    ]
+    pixels = np.asarray(draw_sheet("Title", "one line", rows))
+    columns = [np.flatnonzero((pixels == colour).all(axis=-1).any(axis=0)) for colour in ((0, 255, 0), (0, 0, 255))]
+    assert columns[0][0] == columns[1][0] == 28 + 300 + 12
+    assert len(columns[0]) == 50
+
+
+def test_colour_bar_goes_below():
+    rows = [[panel(300, 40, (255, 0, 0), "a")]]
+    plain, with_bar = draw_sheet("Title", "one", rows), draw_sheet("Title", "one", rows, ColourBar("label", -0.5, 1))
+    assert with_bar.height > plain.height
+    assert with_bar.width == plain.width
+
+
+def test_wrapping():
+    panels = [panel(width, 10, (0, 0, 0)) for width in (100, 300, 200, 100, 50)]
+    assert [len(row) for row in wrap(panels, max_width=700)] == [2, 2, 1]
+    assert [len(row) for row in wrap(panels, max_width=10)] == [1] * 5
+
+
+def test_panels_of_an_image_and_its_map_have_one_size():
+    for rows, columns in ((4, 7), (30, 20), (300, 100)):
+        image = image_panel(np.zeros((rows * 16, columns * 16, 3), np.uint8), (rows, columns))
+        assert image.size == map_panel(np.zeros((rows, columns, 3), np.uint8)).size
+        assert image.width % columns == image.height % rows == 0
+
+
+def test_heat_gets_brighter():
+    colours = heat(np.linspace(0, 1, 50), 0.2, 0.8).astype(int).sum(axis=-1)
+    assert (np.diff(colours) >= 0).all()
+    assert len(set(colours[:10])) == len(set(colours[-10:])) == 1
+    assert np.isfinite(heat(np.ones((2, 2)), 1.0, 1.0)).all()
+
+
+@pytest.mark.parametrize("text", ["short", "a" * 80, "folder/a-very-long-name-that-ends-in-0001.jpg", ""])
+def test_shortened_names_fit_and_keep_their_ends(text):
+    shortened = _shortened(text, 120, _font(12))
+    assert _font(12).getlength(shortened) <= 120
+    assert shortened[-4:] == text[-4:]
+    assert shortened[:4] == text[:4]
