@@ -106,18 +106,17 @@ def pretrain(
             return export_timm(student_teacher.deployed_backbone(), run.backbone_file, metadata=metadata)
 
         save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
-        stop_at = min(num_steps, config.run.stop_after_steps or num_steps)
         logger = MetricLogger(run.metrics_file, first_step=first_step)
         steps_done = first_step
         with StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
             watch.progress = progress
-            if first_step < stop_at:
+            if first_step < num_steps:
                 batches = training_batches(
                     folder,
                     plan,
                     MultiCrop(config.crops),
                     first_step=first_step,
-                    stop_step=stop_at,
+                    stop_step=num_steps,
                     num_workers=num_workers(config.efficiency.num_workers),
                     pin_memory=device.type == "cuda",
                 )
@@ -128,15 +127,15 @@ def pretrain(
                     config,
                     schedules=schedules,
                     first_step=first_step,
-                    num_steps=stop_at,
+                    num_steps=num_steps,
                     steps_per_epoch=plan.steps_per_epoch,
                     device=device,
                     logger=logger,
                     progress=progress,
-                    callbacks=[*watch.callbacks(), Every(save_every, save)],
+                    callbacks=[*watch.callbacks(), Every(save_every, save, at_stop=True)],
                     note_bad_images=lambda bad: refuse_bad_images(run.note_bad_images(bad), len(folder), config, run),
                     files_of_step=lambda step: [folder.path(int(i)) for i in plan.indices(step)],
-                    should_stop=signal,
+                    should_stop=lambda done: signal.received is not None or done == config.run.stop_after_steps,
                 )
         result = PretrainResult(
             out=run.path,

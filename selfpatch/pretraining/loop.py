@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,18 +23,17 @@ class Diverged(RuntimeError):
     """Step after step without a finite loss and gradient."""
 
 
-class Callback(Protocol):
-    """Something done now and then with the model as it is after `step` optimizer steps; what it returns is logged."""
-
-    def __call__(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]: ...
+# Something done now and then with the model as it is after so many steps; what it returns is logged.
+Callback = Callable[[StudentTeacher, int], dict[str, float]]
 
 
 class Every(NamedTuple):
-    """When a callback is called: every so many steps, after the last one, and before the first if it wants to."""
+    """When a callback is called: every so many steps and after the last; before the first or when stopped, if it wants."""
 
     steps: int
     callback: Callback
     at_start: bool = False
+    at_stop: bool = False
 
 
 def train(
@@ -53,9 +52,9 @@ def train(
     callbacks: Sequence[Every] = (),
     note_bad_images: Callable[[list[tuple[Path, str]]], int],
     files_of_step: Callable[[int], list[Path]],
-    should_stop: Callable[[], bool] = lambda: False,
+    should_stop: Callable[[int], bool] = lambda done: False,
 ) -> int:
-    """Train from `first_step` to `num_steps`, or until `should_stop`; returns the number of steps done.
+    """Train from `first_step` to `num_steps`, or until `should_stop(steps done)`; returns the number of steps done.
 
     Random numbers on the device (stochastic depth) are drawn anew from (seed, step, rank) at every step, so that a run
     that goes on sees the same ones.
@@ -119,10 +118,10 @@ def train(
             progress.show(step, means)
             interval = Interval(config.optim.batch_size)
 
-        # 5. Now and then: scores, pictures, checkpoints. On a signal every rank stops at the same step.
-        stop = any_rank(should_stop(), device)
+        # 5. Now and then: scores, pictures, checkpoints. On a signal every rank stops at the same step, and saves.
+        stop = any_rank(should_stop(done), device)
         for every in callbacks:
-            if done % every.steps == 0 or done == num_steps or stop:
+            if done % every.steps == 0 or done == num_steps or (stop and every.at_stop):
                 with interval.paused():
                     _call(every.callback, student_teacher, done, logger)
         if stop:
@@ -145,31 +144,25 @@ class Interval:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
         self.count += 1
 
-    def waiting(self) -> "_Clock":
-        return _Clock(self, "_waited")
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
 
-    def paused(self) -> "_Clock":
-        return _Clock(self, "_start")
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def means(self) -> dict[str, float]:
         values = torch.stack([value.float() for value in self._sums.values()]).div(self.count).tolist()
         seconds = time.perf_counter() - self._start
         rates = {"images_per_second": self.count * self._batch_size / seconds, "data_wait": self._waited / seconds}
         return dict(zip(self._sums, values, strict=True)) | rates
-
-
-class _Clock:
-    """Adds the seconds that a block takes to one of an interval's clocks."""
-
-    def __init__(self, interval: Interval, clock: str):
-        self._interval, self._clock = interval, clock
-
-    def __enter__(self) -> None:
-        self._entered = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        seconds = time.perf_counter() - self._entered
-        setattr(self._interval, self._clock, getattr(self._interval, self._clock) + seconds)
 
 
 def split(batch: Batch, num_parts: int) -> list[tuple[Tensor, Tensor | None]]:

@@ -1,6 +1,7 @@
 """Ctrl-C, SIGTERM and SLURM's warning end a run after the step it is in, with a checkpoint."""
 
 import signal
+import threading
 from types import FrameType, TracebackType
 
 
@@ -12,11 +13,10 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
 
-    def __call__(self) -> bool:
-        return self.received is not None
-
     def __enter__(self) -> "StopSignal":
-        self._before = {number: signal.signal(number, self._remember) for number in self.SIGNALS}
+        # Python lets the main thread alone handle signals; elsewhere nothing can be remembered.
+        numbers = self.SIGNALS if threading.current_thread() is threading.main_thread() else ()
+        self._before = {number: signal.signal(number, self._remember) for number in numbers}
         return self
 
     def __exit__(

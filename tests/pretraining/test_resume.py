@@ -1,0 +1,142 @@
+"""A run that was stopped and goes on ends as if nothing had happened, bit for bit: at every step, with other workers."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from selfpatch import checkpoint
+from selfpatch.commands.pretrain import pretrain
+from selfpatch.config import write_yaml
+from selfpatch.data.scenes import write_scenes
+from selfpatch.metric_logger import read_metrics
+from tests.small_models import tiny_config
+
+NUM_STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, num_unlabeled=13, num_train=3, num_val=2, size=48, seed=0)
+    return folder
+
+
+def run(scenes: Path, out: Path, **settings):
+    """Six steps over two epochs of 13 images, with scores on the way."""
+    changes = {"optim.steps": NUM_STEPS, "run.save_every": 2, "run.keep": 2, "efficiency.num_workers": 0}
+    changes |= {"evaluate.data": str(scenes / "ade20k"), "evaluate.every_steps": 3, "evaluate.image_size": 48}
+    return pretrain(scenes / "images", out, config=tiny_config(), settings=changes | settings)
+
+
+@pytest.fixture(scope="module")
+def unbroken(scenes, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    run(scenes, out)
+    return out
+
+
+def final_weights(out: Path) -> dict[str, torch.Tensor]:
+    newest, _ = checkpoint.newest_valid(out / "checkpoints")
+    assert newest.state["step"] == NUM_STEPS
+    return newest.tensors["model"] | {f"optimizer.{k}": v for k, v in newest.tensors["optimizer"].items()}
+
+
+def assert_same_run(out: Path, unbroken: Path) -> None:
+    ours, theirs = final_weights(out), final_weights(unbroken)
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different
+    backbones = [load_file(folder / "backbone.safetensors") for folder in (out, unbroken)]
+    assert all(torch.equal(backbones[0][name], backbones[1][name]) for name in backbones[0])
+    losses = [[(m["step"], m["loss"]) for m in read_metrics(f / "metrics.jsonl") if "loss" in m] for f in (out, unbroken)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("step", range(1, NUM_STEPS))
+def test_stopped_at_every_step(step, scenes, unbroken, tmp_path):
+    result = run(scenes, tmp_path / "run", **{"run.stop_after_steps": step})
+    assert result.steps_done == step
+    result = run(scenes, tmp_path / "run", **{"efficiency.num_workers": step % 3})
+    assert result.steps_done == NUM_STEPS
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+@pytest.mark.parametrize("step", range(NUM_STEPS))
+@pytest.mark.parametrize("number", [signal.SIGTERM])
+def test_a_signal_at_any_step_saves_and_the_same_command_goes_on(step, number, scenes, unbroken, tmp_path, monkeypatch):
+    from selfpatch.pretraining import loop
+
+    apply_gradients = loop.apply_gradients
+
+    def signalled(student_teacher, optimizer, loss, at, **settings):
+        if at == step:
+            os.kill(os.getpid(), number)
+        return apply_gradients(student_teacher, optimizer, loss, at, **settings)
+
+    with monkeypatch.context() as context:
+        context.setattr(loop, "apply_gradients", signalled)
+        result = run(scenes, tmp_path / "run")
+    assert result.steps_done == step + 1
+    assert result.stopped_by == number
+    run(scenes, tmp_path / "run")
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_a_damaged_newest_checkpoint_costs_two_steps_and_no_more(scenes, unbroken, tmp_path, capsys):
+    run(scenes, tmp_path / "run", **{"run.stop_after_steps": 4})
+    file = tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    run(scenes, tmp_path / "run")
+    assert "checksum differs" in capsys.readouterr().out
+    assert_same_run(tmp_path / "run", unbroken)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(scenes, unbroken, capsys):
+    before = final_weights(unbroken)
+    run(scenes, unbroken)
+    assert "already done its 6 steps" in capsys.readouterr().out
+    assert all(torch.equal(before[name], value) for name, value in final_weights(unbroken).items())
+
+
+def test_resume_from_another_runs_checkpoint(scenes, unbroken, tmp_path):
+    run(scenes, tmp_path / "first", **{"run.stop_after_steps": 4})
+    changes = {"optim.steps": NUM_STEPS, "efficiency.num_workers": 0}
+    pretrain(
+        scenes / "images",
+        tmp_path / "second",
+        config=tiny_config(),
+        settings=changes,
+        resume=tmp_path / "first" / "checkpoints" / "step-00000004",
+    )
+    ours, theirs = final_weights(tmp_path / "second"), final_weights(unbroken)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_init_from_starts_student_and_teacher_with_those_weights(scenes, unbroken, tmp_path):
+    settings = {"optim.steps": 1, "optim.lr": 1e-12, "teacher.momentum": 1.0, "efficiency.num_workers": 0}
+    config = tiny_config()
+    result = pretrain(scenes / "images", tmp_path / "run", config=config, settings=settings, init_from=unbroken)
+    ours, theirs = load_file(result.backbone_file), load_file(unbroken / "backbone.safetensors")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs if not name.startswith("norm."))
+
+
+def test_sigterm_to_the_command_exits_with_143_and_goes_on(scenes, unbroken, tmp_path):
+    """The real thing once: a process of its own, with data workers, stopped from outside."""
+    out = tmp_path / "run"
+    write_yaml(tiny_config(), tmp_path / "config.yaml")
+    command = [sys.executable, "-m", "selfpatch", "pretrain", str(scenes / "images"), str(out)]
+    command += ["--config", str(tmp_path / "config.yaml"), "--optim.steps", "100000", "--efficiency.num-workers", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert any(line.startswith("step 3/") for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        rest = process.stdout.read()
+        assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    assert "the same command goes on from there" in rest
+    newest, _ = checkpoint.newest_valid(out / "checkpoints")
+    assert newest.state["step"] >= 3
