@@ -1,10 +1,10 @@
 """selfpatch: from a folder of unlabeled images to a vision transformer whose patches carry meaning.
 
-    import selfpatch
+import selfpatch
 
-    selfpatch.pretrain("images/", "run/", recipe="dino-selfpatch-small")
-    selfpatch.evaluate("run/", data="ade20k/", out="scores/")
-    backbone = selfpatch.load_backbone("run/")  # images [B, 3, H, W] -> Tokens
+selfpatch.pretrain("images/", "run/", recipe="dino-selfpatch-small")
+selfpatch.evaluate("run/", data="ade20k/", out="scores/")
+backbone = selfpatch.load_backbone("run/")  # images [B, 3, H, W] -> Tokens
 """
 
 from importlib import import_module

@@ -1,6 +1,6 @@
 """Checkpoints of a run: written whole or not at all, with checksums, the last few kept.
 
-    OUT/checkpoints/step-00012000/   model.safetensors  optimizer.safetensors  state.json  manifest.json (sha256 of each)
+    OUT/checkpoints/step-00012000/   model.safetensors  optimizer.safetensors  state.json  manifest.json (their sha256)
 
 A checkpoint is written beside its place and renamed, files and folder synced first: after a crash or a power loss there
 is the old one or the new one, never half of one.
@@ -29,9 +29,7 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def save(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int
-) -> Path:
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int) -> Path:
     """Write `folder/step-XXXXXXXX` and delete all but the newest `keep`.
 
     Raises:
@@ -44,7 +42,9 @@ def save(
     try:
         temporary.mkdir()
         for name, group in tensors.items():
-            save_file({key: value.detach().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors")
+            save_file(
+                {key: value.detach().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors"
+            )
         (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
         manifest = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -59,8 +59,9 @@ def save(
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             needed = sum(value.nbytes for group in tensors.values() for value in group.values())
             raise OSError(
-                errno.ENOSPC, f"no room for a checkpoint of {needed / 1e6:.0f} MB in {folder}; make room and start again, "
-                "the run goes on from the checkpoint before"
+                errno.ENOSPC,
+                f"no room for a checkpoint of {needed / 1e6:.0f} MB in {folder}; make room and start again, "
+                "the run goes on from the checkpoint before",
             ) from error
         raise
     for old in sorted(folder.glob("step-*"))[:-keep]:
@@ -76,7 +77,9 @@ def load(path: Path) -> Checkpoint:
     """
     manifest_file = path / MANIFEST
     if not manifest_file.is_file():
-        raise ValueError(f"{path} is not a whole checkpoint: it has no {MANIFEST}")
+        raise ValueError(
+            f"{path} is not a whole checkpoint: it has no {MANIFEST}; give a folder such as RUN/checkpoints/step-00001000"
+        )
     try:
         manifest: dict[str, str] = json.loads(manifest_file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -112,6 +115,19 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
         index, _, key = name.partition(".")
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that can neither be made nor written to, before work is spent on what should go there.
+
+    Raises:
+        ValueError: it is, or is below, a file; or its permissions do not allow it.
+    """
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{folder} cannot be a folder to write to: {existing} is a file; give another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"{existing} is not writable for you; give another folder, or change its permissions")
 
 
 @contextlib.contextmanager

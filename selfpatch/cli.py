@@ -5,7 +5,10 @@ Nothing here imports torch before a command runs, so that help and mistakes answ
 Exit codes: 0 done; 1 the run failed; 2 the request cannot be met as it stands; 128 + N stopped by signal N, and saved.
 """
 
+import contextlib
 import difflib
+import io
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,26 +26,10 @@ Flat = arg(name="")  # a group of settings whose flags carry no prefix
 Images = Annotated[Positional[Path], arg(metavar="IMAGES")]
 Model = Annotated[Positional[str], arg(metavar="MODEL")]
 Out = Annotated[Positional[Path], arg(metavar="OUT")]
-
-
-@dataclass(frozen=True)
-class Pretrain:
-    """Train a vision transformer on a folder of unlabeled images. The same command again goes on where a run was.
-
-    Settings come from a recipe (--recipe NAME) or from a file (--config OUT/config.yaml); every flag below changes one.
-    """
-
-    # the folder of images, searched with all its subfolders
-    images: Images
-    # the folder to write to
-    out: Out
-    settings: Annotated[PretrainConfig, Flat]
-    # a config.yaml to take all settings from, instead of a recipe
-    config: Path | None = None
-    # a checkpoint folder of another run with the same settings to start from
-    resume: Path | None = None
-    # a backbone to start from: a run folder, an exported file, an original checkpoint or timm:NAME.TAG
-    init_from: str | None = None
+NumHeads = Annotated[
+    int | None, arg(help="attention heads of an original checkpoint of unusual width; None: known from the width")
+]
+Device = Annotated[str, arg(help='"auto", or as torch names it: cpu, cuda, cuda:1, mps')]
 
 
 @dataclass(frozen=True)
@@ -67,8 +54,38 @@ class Visualize:
     window_size: int = 3
     # beyond the image's border: patches of the opposite side, or none
     borders: Literal["wrap", "clip"] = "wrap"
-    # "auto", or as torch names it: cpu, cuda, cuda:1, mps
-    device: str = "auto"
+    num_heads: NumHeads = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Embed:
+    """Write what a model makes of every image: one vector, or one vector a patch."""
+
+    # a run folder, an exported file, an original checkpoint or timm:NAME
+    model: Model
+    # a folder of images
+    images: Images
+    # the folder to write to
+    out: Out
+    # image: embeddings.npy, a row an image of files.txt; patch: patches/NAME.npy of rows x columns x width an image
+    level: Literal["image", "patch"] = "image"
+    # short side in pixels as the model gets them; None: what it was built for
+    image_size: int | None = None
+    # of the numbers written
+    dtype: Literal["float16", "float32"] = "float16"
+    num_heads: NumHeads = None
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Check:
+    """Read every image once and say what a training run would meet: sizes, channels, damaged files, duplicates."""
+
+    # the folder of images, searched with all its subfolders
+    images: Images
+    # a file for the list of images that cannot be read, each with the reason
+    out: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,9 @@ class Export:
     model: Model
     # the file to write, or a folder for it
     out: Out
+    # what is to load it
     format: Literal["timm"] = "timm"
+    num_heads: NumHeads = None
 
 
 @dataclass(frozen=True)
@@ -88,19 +107,38 @@ class Demo:
 
     # the folder to write to
     out: Out = Path("selfpatch-demo")
+    # all random numbers follow from it
     seed: int = 0
 
 
 def pretrain(arguments: list[str]) -> int:
     config_file, recipe = _peek(arguments, "--config"), _peek(arguments, "--recipe")
-    settings = read_yaml(Path(config_file)) if config_file else find_recipe(recipe or PretrainConfig.recipe)
-    given = _parse(Pretrain, arguments, "pretrain", settings=settings)
+    start = read_yaml(Path(config_file)) if config_file else find_recipe(recipe or PretrainConfig.recipe)
+
+    @dataclass(frozen=True)
+    class Pretrain:
+        """Train a vision transformer on a folder of unlabeled images. The same command again goes on where a run was.
+
+        Settings come from a recipe (--recipe NAME) or from a file (--config OUT/config.yaml); every flag below changes one.
+        """
+
+        # the folder of images, searched with all its subfolders
+        images: Images
+        # the folder to write to
+        out: Out
+        settings: Annotated[PretrainConfig, Flat] = start
+        # a config.yaml to take all settings from, instead of a recipe
+        config: Path | None = None
+        # a checkpoint folder of another run with the same settings to start from
+        resume: Path | None = None
+        # a backbone to start from: a run folder, an exported file, an original checkpoint or timm:NAME.TAG
+        init_from: str | None = None
+
+    given = _parse(Pretrain, arguments, "pretrain")
 
     from selfpatch.commands.pretrain import pretrain
 
-    result = pretrain(
-        given.images, given.out, config=given.settings, resume=given.resume, init_from=given.init_from
-    )
+    result = pretrain(given.images, given.out, config=given.settings, resume=given.resume, init_from=given.init_from)
     return 128 + result.stopped_by if result.stopped_by else 0
 
 
@@ -125,17 +163,17 @@ def evaluate(arguments: list[str]) -> int:
         data: Path
         # the folder to write to
         out: Path
-        protocol: Annotated[type(start), Flat]  # type: ignore[valid-type]
+        protocol: Annotated[type(start), Flat] = start  # type: ignore[valid-type]
         task: Annotated[str, arg(help=f"what is scored: {', '.join(PROTOCOLS)}")] = chosen_task
         preset: Annotated[str, arg(help=f"named settings of the task: {', '.join(presets)}")] = chosen_preset
-        # "auto", or as torch names it: cpu, cuda, cuda:1, mps
-        device: str = "auto"
+        num_heads: NumHeads = None
+        device: Device = "auto"
 
-    given = _parse(Evaluate, arguments, "evaluate", protocol=start)
+    given = _parse(Evaluate, arguments, "evaluate")
 
     from selfpatch.commands.evaluate import evaluate
 
-    evaluate(given.model, task=given.task, data=given.data, out=given.out, protocol=given.protocol, device=given.device)
+    evaluate(**{name: value for name, value in vars(given).items() if name != "preset"})
     return 0
 
 
@@ -153,7 +191,25 @@ def export(arguments: list[str]) -> int:
 
     from selfpatch.commands.export import export
 
-    export(given.model, given.out, format=given.format)
+    export(**vars(given))
+    return 0
+
+
+def embed(arguments: list[str]) -> int:
+    given = _parse(Embed, arguments, "embed")
+
+    from selfpatch.commands.embed import embed
+
+    embed(**vars(given))
+    return 0
+
+
+def check(arguments: list[str]) -> int:
+    given = _parse(Check, arguments, "check")
+
+    from selfpatch.commands.check import check
+
+    check(given.images, out=given.out)
     return 0
 
 
@@ -168,9 +224,11 @@ def demo(arguments: list[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "demo": (demo, "a few CPU minutes on made-up scenes: train, score, pictures, table"),
+    "check": (check, "read every image of a folder and say what training would meet"),
     "pretrain": (pretrain, "train on a folder of unlabeled images"),
     "evaluate": (evaluate, "score the patches of a model on labelled images"),
     "visualize": (visualize, "draw what the patches of a model see"),
+    "embed": (embed, "write the vectors that a model makes of images"),
     "export": (export, "write a model as a file that timm loads"),
 }
 
@@ -212,17 +270,34 @@ def overview() -> str:
     )
 
 
-def _parse(kind: Any, arguments: list[str], command: str, **defaults: Any) -> Any:
-    """Arguments as the dataclass `kind`; `defaults` are settings groups to start from."""
-    default = kind(**_required(kind), **defaults) if defaults else None
-    return tyro.cli(
-        kind, prog=f"selfpatch {command}", args=arguments, default=default, config=(AvoidSubcommands,)
-    )
+def _parse(kind: Any, arguments: list[str], command: str) -> Any:
+    """Arguments as the dataclass `kind`; tyro's words for a mistake become a ValueError."""
+    prog = f"selfpatch {command}"
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            return tyro.cli(kind, prog=prog, args=arguments, config=(AvoidSubcommands,))
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise ValueError(f"{_in_words(boxes.getvalue(), arguments)} All flags: {prog} --help") from None
 
 
-def _required(kind: Any) -> dict[str, Any]:
-    missing: Any = tyro.MISSING
-    return {name: missing for name in ("images", "model", "data", "out") if name in kind.__dataclass_fields__}
+def _in_words(box: str, arguments: list[str]) -> str:
+    """One paragraph out of the box that tyro draws for a mistake, with or without lines: title, message, hints, rest."""
+    box = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith(("│", "  "))]
+    lines = [line for line in lines if line.strip("─-")]
+    text = " ".join(lines).partition(" For full helptext")[0]
+    if found := re.match(r"Error parsing (--\S+): .* Argument helptext: (.*)", text):
+        flag, allowed = found.groups()
+        return f"{flag} cannot be {_peek(arguments, flag)!r}. It takes: {allowed}."
+    if found := re.match(r"Error parsing (?:settings|protocol)?\.?(\S*): (.*)", text):  # of a group of settings
+        group, message = found.groups()
+        return f"{message}." if not group or message.startswith(f"{group}.") else f"in {group}: {message}."
+    message, _, hints = text.partition(" Perhaps you meant: ")
+    nearest = [line.split()[0] for line in lines if line.startswith("--")] if hints else []
+    return f"{message.rstrip('.')}." + (f" Did you mean {' or '.join(nearest[:3])}?" if nearest else "")
 
 
 def _peek(arguments: list[str], flag: str) -> str | None:
@@ -237,8 +312,8 @@ def _peek(arguments: list[str], flag: str) -> str | None:
 
 def _unknown(what: str, name: str, allowed: Any) -> str:
     nearest = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    return f"unknown {what} {name!r}; {hint}There are: {', '.join(allowed)}"
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    return f"unknown {what} {name!r}{hint} There are: {', '.join(allowed)}"
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -25,8 +25,9 @@ def check(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def rows_columns(size: int | tuple[int, int]) -> tuple[int, int]:
+def rows_columns(size: int | tuple[int, int] | None) -> tuple[int, int]:
     """An image size in pixels as (rows, columns)."""
+    assert size is not None  # derived by now
     return (size, size) if isinstance(size, int) else size
 
 
@@ -34,8 +35,8 @@ def rows_columns(size: int | tuple[int, int]) -> tuple[int, int]:
 class BackboneConfig:
     """Which vision transformer is trained: a timm name, and what is changed of it."""
 
-    # timm's name of a vision transformer
-    name: str = "vit_small_patch16_224"
+    # timm's name of a vision transformer; None: derived
+    name: str | None = "vit_small_patch16_224"
     # side of a patch in pixels; None: the model's own
     patch_size: int | None = None
     # width; None: the model's own
@@ -79,16 +80,16 @@ class AggregatorConfig:
 
 @dataclass(frozen=True)
 class CropsConfig:
-    """DINO's multi-crop augmentation. Sizes in pixels (one number, or rows and columns); scales are shares of the area."""
+    """DINO's multi-crop augmentation. Sizes in pixels (a number, or rows and columns); scales are shares of the area."""
 
-    # side of the global crops, which the teacher sees
-    global_size: int | tuple[int, int] = 224
+    # side of the global crops, which the teacher sees; None: derived
+    global_size: int | tuple[int, int] | None = 224
     # how many of them
     num_global: int = 2
     # their share of the image's area
     global_scale: tuple[float, float] = (0.25, 1.0)
-    # side of the local crops
-    local_size: int | tuple[int, int] = 96
+    # side of the local crops; None: derived
+    local_size: int | tuple[int, int] | None = 96
     # how many of them
     num_local: int = 8
     # their share of the image's area
@@ -113,7 +114,9 @@ class CropsConfig:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self):
-        check(self.num_global >= 2, f"crops.num-global is {self.num_global}; views of one image are compared: 2 or more")
+        check(
+            self.num_global >= 2, f"crops.num-global is {self.num_global}; views of one image are compared: 2 or more"
+        )
         check(self.num_local >= 0, f"crops.num-local is {self.num_local}; it cannot be negative")
         for name in ("flip_prob", "jitter_prob", "grey_prob", "solarize_prob"):
             value = getattr(self, name)
@@ -121,28 +124,36 @@ class CropsConfig:
         check(all(0 <= p <= 1 for p in self.blur_prob), f"crops.blur-prob is {self.blur_prob}; each is in [0, 1]")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
-            check(0 < low <= high <= 1, f"crops.{name.replace('_', '-')} is ({low}, {high}); 0 < low <= high <= 1 is needed")
+            check(
+                0 < low <= high <= 1,
+                f"crops.{name.replace('_', '-')} is ({low}, {high}); 0 < low <= high <= 1 is needed",
+            )
         for name in ("global_size", "local_size"):
-            check(min(rows_columns(getattr(self, name))) > 0,
-                  f"crops.{name.replace('_', '-')} is {getattr(self, name)}; it must be positive")
-        if self.num_local:
+            size = getattr(self, name)
+            check(
+                size is None or min(rows_columns(size)) > 0,
+                f"crops.{name.replace('_', '-')} is {size}; it must be positive",
+            )
+        if self.num_local and self.global_size is not None and self.local_size is not None:
             (rows, columns), (local_rows, local_columns) = rows_columns(self.global_size), rows_columns(self.local_size)
-            check(local_rows < rows and local_columns < columns,
-                  f"crops.local-size {self.local_size} is not smaller than crops.global-size {self.global_size}; local "
-                  "crops are parts seen by the student alone: make them smaller, or leave them out (crops.num-local 0)")
+            check(
+                local_rows < rows and local_columns < columns,
+                f"crops.local-size {self.local_size} is not smaller than crops.global-size {self.global_size}; local "
+                "crops are parts seen by the student alone: make them smaller, or leave them out (crops.num-local 0)",
+            )
 
 
 @dataclass(frozen=True)
 class HeadConfig:
     """DINO's projection head: an MLP, an L2 norm and a linear layer to the prototypes with weights of fixed norm."""
 
-    # K, the width of the output
-    num_prototypes: int = 65536
+    # K, the width of the output; None: derived
+    num_prototypes: int | None = 65536
     # width of the MLP
     hidden_dim: int = 2048
     # width before the prototypes
     bottleneck_dim: int = 256
-    # whether the MLP's hidden layers are batch-normalised (DINO's use_bn_in_head): keeps a short run from stalling at ln K
+    # whether hidden layers are batch-normalised (DINO's use_bn_in_head): keeps short runs from stalling at ln K
     batch_norm: bool = False
     # keep the norm of every prototype at 1
     fix_prototype_norm: bool = True
@@ -151,7 +162,8 @@ class HeadConfig:
 
     def __post_init__(self):
         for name in ("num_prototypes", "hidden_dim", "bottleneck_dim"):
-            check(getattr(self, name) > 0, f"head.{name.replace('_', '-')} is {getattr(self, name)}; it must be positive")
+            value = getattr(self, name)
+            check(value is None or value > 0, f"head.{name.replace('_', '-')} is {value}; it must be positive")
 
 
 @dataclass(frozen=True)
@@ -166,8 +178,8 @@ class SelfDistillationConfig:
     warmup_teacher_temperature: float = 0.04
     # how many epochs it takes from there
     warmup_epochs: int = 0
-    # what keeps targets apart: a moving mean of the teacher's logits is taken off them ("mean", DINO), or every batch is
-    # spread evenly over the prototypes ("sinkhorn", SwAV and DINOv2), which small batches and short runs need
+    # what keeps targets apart: a moving mean of the teacher's logits is taken off them ("mean", as DINO), or every batch
+    # is spread evenly over the prototypes ("sinkhorn", as SwAV and DINOv2), which small batches and short runs need
     centering: Literal["mean", "sinkhorn"] = "mean"
     # the moving mean keeps this share of itself at every step
     center_momentum: float = 0.9
@@ -212,12 +224,16 @@ class SelfPatchConfig:
     crops: Literal["all", "global"] = "all"
 
     def __post_init__(self):
-        check(self.window_size > 1 and self.window_size % 2 == 1,
-              f"selfpatch.window-size is {self.window_size}; an odd number of at least 3 has a centre and neighbours")
+        check(
+            self.window_size > 1 and self.window_size % 2 == 1,
+            f"selfpatch.window-size is {self.window_size}; an odd number of at least 3 has a centre and neighbours",
+        )
         inside = (self.window_size // 2 + 1) ** 2 - 1 if self.borders == "clip" else self.window_size**2 - 1
-        check(1 <= self.num_positives <= inside,
-              f"selfpatch.num-positives is {self.num_positives}; with window-size {self.window_size} and borders "
-              f"{self.borders!r} every patch has {inside} neighbours: choose 1 to {inside}, or a larger window")
+        check(
+            1 <= self.num_positives <= inside,
+            f"selfpatch.num-positives is {self.num_positives}; with window-size {self.window_size} and borders "
+            f"{self.borders!r} every patch has {inside} neighbours: choose 1 to {inside}, or a larger window",
+        )
 
 
 @dataclass(frozen=True)
@@ -265,13 +281,21 @@ class OptimConfig:
             value = getattr(self, name)
             check(value is None or value > 0, f"optim.{name.replace('_', '-')} is {value}; it must be above 0")
         for name in ("min_lr", "weight_decay", "weight_decay_end", "clip_norm"):
-            check(getattr(self, name) >= 0, f"optim.{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
-        check(self.warmup_epochs is None or self.warmup_epochs >= 0,
-              f"optim.warmup-epochs is {self.warmup_epochs}; it cannot be negative")
+            check(
+                getattr(self, name) >= 0,
+                f"optim.{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative",
+            )
+        check(
+            self.warmup_epochs is None or self.warmup_epochs >= 0,
+            f"optim.warmup-epochs is {self.warmup_epochs}; it cannot be negative",
+        )
         check(self.accumulate > 0, f"optim.accumulate is {self.accumulate}; it must be at least 1")
         if self.batch_size is not None:
-            check(self.batch_size % self.accumulate == 0,
-                  f"optim.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal parts (optim.accumulate)")
+            check(
+                self.batch_size % self.accumulate == 0,
+                f"optim.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal parts; choose a divisor "
+                "for optim.accumulate",
+            )
 
 
 @dataclass(frozen=True)
@@ -286,7 +310,9 @@ class TeacherConfig:
     def __post_init__(self):
         for name in ("momentum", "momentum_end"):
             value = getattr(self, name)
-            check(value is None or 0 <= value <= 1, f"teacher.{name.replace('_', '-')} is {value}; it must be in [0, 1]")
+            check(
+                value is None or 0 <= value <= 1, f"teacher.{name.replace('_', '-')} is {value}; it must be in [0, 1]"
+            )
 
 
 @dataclass(frozen=True)
@@ -304,6 +330,11 @@ class EvaluateConfig:
     # at most so many images of each split
     max_images: int = 200
 
+    def __post_init__(self):
+        for name in ("every_steps", "image_size", "memory_size", "max_images"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"evaluate.{name.replace('_', '-')} is {value}; it must be above 0")
+
 
 @dataclass(frozen=True)
 class EfficiencyConfig:
@@ -313,6 +344,12 @@ class EfficiencyConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     # processes that read and crop; None: as many as cores, at most 16; 0: none
     num_workers: int | None = None
+
+    def __post_init__(self):
+        check(
+            self.num_workers is None or self.num_workers >= 0,
+            f"efficiency.num-workers is {self.num_workers}; 0 reads images in the training process, more in others",
+        )
 
 
 @dataclass(frozen=True)
@@ -335,8 +372,14 @@ class RunConfig:
     stop_after_steps: int | None = None
 
     def __post_init__(self):
-        check(self.log_every > 0, f"run.log-every is {self.log_every}; it must be at least 1")
+        for name in ("log_every", "save_every", "max_skipped", "stop_after_steps"):
+            value = getattr(self, name)
+            check(value is None or value > 0, f"run.{name.replace('_', '-')} is {value}; it must be at least 1")
         check(self.keep > 0, f"run.keep is {self.keep}; at least one checkpoint has to stay")
+        check(
+            0 <= self.max_bad_share <= 1,
+            f"run.max-bad-share is {self.max_bad_share}; it is a share of the images, in [0, 1]",
+        )
 
 
 @dataclass(frozen=True)
@@ -345,6 +388,7 @@ class PretrainConfig:
 
     # where the settings come from
     recipe: str = "dino-selfpatch"
+
     backbone: BackboneConfig = BackboneConfig()
     aggregator: AggregatorConfig | None = None
     crops: CropsConfig = CropsConfig()
@@ -353,13 +397,17 @@ class PretrainConfig:
     teacher: TeacherConfig = TeacherConfig()
     # all random numbers follow from it
     seed: int = 0
+
     evaluate: EvaluateConfig = EvaluateConfig()
     efficiency: EfficiencyConfig = EfficiencyConfig()
     run: RunConfig = RunConfig()
 
     def __post_init__(self):
-        check(self.objectives.selfpatch is None or self.aggregator is not None,
-              "objectives.selfpatch needs an aggregator to summarise neighbours; start from a recipe with selfpatch in its name")
+        check(
+            self.objectives.selfpatch is None or self.aggregator is not None,
+            "objectives.selfpatch needs an aggregator to summarise neighbours; start from a recipe with selfpatch in its "
+            "name",
+        )
 
 
 METHOD = ("backbone", "aggregator", "crops", "objectives", "optim", "teacher", "seed")
@@ -449,18 +497,27 @@ def read_yaml(path: Path) -> "PretrainConfig":
         raise ValueError(f"there is no settings file {path}; give the config.yaml of a run")
     if path.stat().st_size > 1_000_000:
         raise ValueError(f"{path} is larger than 1 MB, which no settings file is")
-    text = path.read_text(encoding="utf-8")
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader)):
-            raise ValueError(f"{path} has YAML aliases; settings files are written without")
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
-    return from_dict(PretrainConfig, values)
+        text = path.read_text(encoding="utf-8")
+        has_aliases = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader))
+        values = None if has_aliases else yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a settings file in YAML: {reason}; give the config.yaml of a run") from error
+    if has_aliases:
+        raise ValueError(f"{path} has YAML aliases; settings files are written without")
+    try:
+        return from_dict(PretrainConfig, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:
     """The settings in which two results of `to_dict` differ, a line each: name: old -> new."""
     if isinstance(old, dict) and isinstance(new, dict):
-        return [line for name in old | new for line in differences(old.get(name), new.get(name), f"{where}.{name}".strip("."))]
+        return [
+            line
+            for name in old | new
+            for line in differences(old.get(name), new.get(name), f"{where}.{name}".strip("."))
+        ]
     return [] if old == new else [f"{where}: {old} -> {new}"]

@@ -50,7 +50,10 @@ def say(text: str) -> None:
 
 
 class TrainingProgress:
-    """A bar with the terms of the loss, speed, waiting for data, memory and time left; without a terminal, a line a log step."""
+    """A bar with the terms of the loss, speed, share of time waiting for data, memory and time left.
+
+    Where the output is no terminal it is a line a log step.
+    """
 
     def __init__(self, first_step: int, num_steps: int):
         self._num_steps = num_steps

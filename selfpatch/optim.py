@@ -30,9 +30,7 @@ def gradient_norms(parameters: Iterable[nn.Parameter]) -> Float[Tensor, " P"]:
     return torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
 
 
-def clip_gradients(
-    parameters: Iterable[nn.Parameter], norms: Float[Tensor, " P"], *, max_norm: float, by: str
-) -> None:
+def clip_gradients(parameters: Iterable[nn.Parameter], norms: Float[Tensor, " P"], *, max_norm: float, by: str) -> None:
     """Scale gradients in place so that no norm is above `max_norm`; 0 leaves them alone.
 
     `by` "parameter" clips each tensor on its own, a habit of DINO's code; "global" all of them by their common norm.
@@ -48,7 +46,7 @@ def clip_gradients(
 @torch.no_grad()
 def update_moving_average(twins: list[tuple[nn.Module, nn.Module]], momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, for every parameter of every pair (student, teacher)."""
-    student = [p for pair in twins for p in pair[0].parameters()]
-    teacher = [p for pair in twins for p in pair[1].parameters()]
+    student: list[Tensor] = [p for pair in twins for p in pair[0].parameters()]
+    teacher: list[Tensor] = [p for pair in twins for p in pair[1].parameters()]
     torch._foreach_mul_(teacher, momentum)
     torch._foreach_add_(teacher, student, alpha=1 - momentum)

@@ -26,7 +26,7 @@ def warmup_cosine(peak: float, end: float, num_steps: int, warmup_steps: int = 0
 
 
 def linear_epochs(start: float, end: float, num_epochs: int, steps_per_epoch: int) -> Schedule:
-    """From `start` to `end` in equal stairs, one an epoch, both ends included; then `end` (DINO's teacher temperature)."""
+    """From `start` to `end` in equal stairs, one an epoch, both included; then `end` (DINO's teacher temperature)."""
 
     def value(step: int) -> float:
         epoch = step // steps_per_epoch

@@ -70,8 +70,8 @@ def test_settings_by_dotted_name_with_dashes():
     ("text", "words"),
     [
         ("a: &x [1]\nb: *x\n", "aliases"),
-        ("recipe: [1", "not YAML"),
-        ("recipe: !!python/object/apply:os.system ['touch canary']\n", "not YAML"),
+        ("recipe: [1", "not a settings file in YAML"),
+        ("recipe: !!python/object/apply:os.system ['touch canary']\n", "not a settings file in YAML"),
         ("- 1\n", "group of settings"),
         ("colour: red\n", "unknown setting 'colour'"),
     ],

@@ -79,7 +79,7 @@ def load_backbone(
         else:
             backbone = _load_original(file, num_heads, position_resampling or "dino")
     if num_heads not in (None, backbone.num_heads):
-        raise ValueError(f"{model} has {backbone.num_heads} attention heads, not {num_heads}; leave num-heads out")
+        raise ValueError(f"{model} has {backbone.num_heads} attention heads, not {num_heads}; use that number")
     return backbone.to(device).eval()
 
 

@@ -56,16 +56,15 @@ class ViT(nn.Module):
                 f"{architecture.name} is not of the kind that DINO trained, with learned position embeddings only; use "
                 "position-resampling 'timm'"
             )
-        self.model = model
+        self.model: Any = model  # timm's attributes have no types
         self.architecture = architecture
         self.position_resampling = position_resampling
         self.mean, self.std = mean, std
-        self.patch_size: tuple[int, int] = model.patch_embed.patch_size
-        self.embed_dim: int = model.embed_dim
-        self.num_prefix_tokens: int = model.num_prefix_tokens
+        self.patch_size: tuple[int, int] = self.model.patch_embed.patch_size
+        self.embed_dim: int = self.model.embed_dim
+        self.num_heads: int = self.model.blocks[0].attn.num_heads
+        self.num_prefix_tokens: int = self.model.num_prefix_tokens
         self.has_cls_token = getattr(model, "cls_token", None) is not None
-        attention = model.blocks[0].attn
-        self.num_heads: int = attention.num_heads
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
@@ -84,8 +83,8 @@ class ViT(nn.Module):
         """
         if image_size[0] % self.patch_size[0] or image_size[1] % self.patch_size[1]:
             raise ValueError(
-                f"an image of {image_size[0]} x {image_size[1]} pixels cannot be cut into patches of {self.patch_size[0]} "
-                f"x {self.patch_size[1]}; both sides must be multiples: crop, pad or resize it"
+                f"an image of {image_size[0]} x {image_size[1]} pixels cannot be cut into patches of "
+                f"{self.patch_size[0]} x {self.patch_size[1]}; both sides must be multiples: crop, pad or resize it"
             )
         return image_size[0] // self.patch_size[0], image_size[1] // self.patch_size[1]
 
@@ -125,7 +124,13 @@ def resample_positions_dino(
 
 def build_vit(config: BackboneConfig, image_size: tuple[int, int]) -> ViT:
     """A randomly initialised backbone whose position embedding fits `image_size` (rows, columns in pixels)."""
-    arguments = dict(num_classes=0, global_pool="", dynamic_img_size=True, img_size=image_size)
+    assert config.name is not None  # derived by now
+    arguments: dict[str, Any] = {
+        "num_classes": 0,
+        "global_pool": "",
+        "dynamic_img_size": True,
+        "img_size": image_size,
+    }
     for name in ("patch_size", "embed_dim", "depth", "num_heads", "class_token"):
         if (value := getattr(config, name)) is not None:
             arguments[name] = value
@@ -143,7 +148,9 @@ def create_timm_vit(name: str, **arguments: Any) -> nn.Module:
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
-        nearest = difflib.get_close_matches(architecture, timm.list_models("*vit*") + timm.list_models("*eva*"), n=3, cutoff=0.3)
+        nearest = difflib.get_close_matches(
+            architecture, timm.list_models("*vit*") + timm.list_models("*eva*"), n=3, cutoff=0.3
+        )
         raise ValueError(f"unknown backbone {name!r}; timm has no such model. Nearest: {', '.join(nearest) or 'none'}")
     try:
         model = timm.create_model(name, **arguments)
@@ -153,5 +160,7 @@ def create_timm_vit(name: str, **arguments: Any) -> nn.Module:
             "out the setting that this one does not have, or choose another, e.g. vit_small_patch16_224"
         ) from error
     if not isinstance(model, VisionTransformer | Eva):
-        raise ValueError(f"{name!r} is not a vision transformer but a {type(model).__name__}; choose e.g. vit_small_patch16_224")
+        raise ValueError(
+            f"{name!r} is not a vision transformer but a {type(model).__name__}; choose e.g. vit_small_patch16_224"
+        )
     return model

@@ -5,6 +5,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from selfpatch.checkpoint import require_writable
 from selfpatch.commands.pretrain import PretrainResult, pretrain
 from selfpatch.data.scenes import write_scenes
 from selfpatch.metric_logger import say
@@ -21,6 +22,7 @@ def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult
     """
     out = Path(out)
     scenes, run = out / "scenes", out / "run"
+    require_writable(out)
     if not (scenes / "ade20k" / "classes.txt").exists():
         if out.exists() and any(out.iterdir()) and not scenes.exists():
             raise ValueError(f"{out} is not empty; give a new or empty folder for the demo")
@@ -39,7 +41,9 @@ def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult
 
 def show(result: PretrainResult, scenes: Path) -> None:
     """The table of scores, where to look, what to do next."""
-    table = Table(title="3. What its patches know: in-context segmentation, no training on labels", title_justify="left")
+    table = Table(
+        title="3. What its patches know: in-context segmentation, no training on labels", title_justify="left"
+    )
     table.add_column("backbone")
     table.add_column("mIoU %", justify="right")
     for step, score in sorted(result.scores.items()):

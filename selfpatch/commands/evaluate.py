@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from selfpatch.backbones.pretrained import load_backbone
+from selfpatch.checkpoint import require_writable
 from selfpatch.commands.devices import find_device
 from selfpatch.evaluation.protocols import PROTOCOLS
 from selfpatch.evaluation.result import Result
@@ -21,6 +22,7 @@ def evaluate(
     data: Path | str,
     out: Path | str,
     protocol: Any = None,
+    num_heads: int | None = None,
     device: str = "auto",
 ) -> Result:
     """Score a model on a task; writes `out`/result.json and `out`/pictures, and prints a table.
@@ -28,6 +30,7 @@ def evaluate(
     Args:
         model: anything `load_backbone` takes: a run folder, an exported file, an original checkpoint, timm:NAME.
         protocol: the task's settings, or the name of a preset; None: the published ones.
+        num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
         ValueError: an unknown task or preset; a model, data or device that are not there or do not fit.
@@ -40,13 +43,15 @@ def evaluate(
         if name not in presets:
             raise ValueError(f"{task} has no preset {name!r}; there are: {', '.join(presets)}")
         protocol = presets[name]
+    require_writable(Path(out))
     found_device = find_device(device)
-    backbone = load_backbone(model, device=found_device)
+    backbone = load_backbone(model, device=found_device, num_heads=num_heads)
     console = Console()
     for note in backbone.notes:
         console.print(note, highlight=False, markup=False)
     columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    stderr = Console(stderr=True)
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         bar = progress.add_task(task)
 
         def report(done: int, total: int, loss: float) -> None:

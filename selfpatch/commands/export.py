@@ -3,23 +3,26 @@
 from pathlib import Path
 
 from selfpatch.backbones.pretrained import load_backbone
+from selfpatch.checkpoint import require_writable
 from selfpatch.export import export_timm
 from selfpatch.metric_logger import say
 
 
-def export(model: Path | str, out: Path | str, *, format: str = "timm") -> str:
+def export(model: Path | str, out: Path | str, *, format: str = "timm", num_heads: int | None = None) -> str:
     """Write a model for plain timm; prints and returns the line that loads it.
 
     Args:
         out: a .safetensors file, or a folder to put backbone.safetensors into.
+        num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
         ValueError: an unknown format; a model that is not there or is none.
     """
     if format != "timm":
         raise ValueError(f"unknown format {format!r}; there is: timm")
-    backbone = load_backbone(model)
     file = Path(out) if Path(out).suffix == ".safetensors" else Path(out) / "backbone.safetensors"
+    require_writable(file.parent)
+    backbone = load_backbone(model, num_heads=num_heads)
     file.parent.mkdir(parents=True, exist_ok=True)
     line = export_timm(backbone, file)
     for note in backbone.notes:

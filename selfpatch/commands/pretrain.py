@@ -2,7 +2,7 @@
 
 import os
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,7 @@ def pretrain(
     config, derived = derive(config, Facts(num_images=len(folder), on_gpu=device.type == "cuda"))
 
     # 2. The parts. What cannot work is refused here, before anything is written.
+    assert config.optim.batch_size and config.optim.epochs  # derived
     plan = Plan(len(folder), config.optim.batch_size, config.seed)
     num_steps = config.optim.steps or max(round(config.optim.epochs * plan.steps_per_epoch), 1)
     torch.manual_seed(config.seed)
@@ -79,19 +80,19 @@ def pretrain(
     check_crops(config, backbone.patch_size)
     student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
     optimizer = build_optimizer(student_teacher)
-    schedules = build_schedules(
-        config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=plan.steps_per_epoch
-    )
+    schedules = build_schedules(config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=plan.steps_per_epoch)
     run = RunFolder(Path(out))
     run.check(config)
     require_readable(folder)
     watch = Watch(config, folder, run, num_steps=num_steps, patch_size=backbone.patch_size, device=device)
+    first_step = restore(run, folder, student_teacher, optimizer, resume=resume, init_from=init_from)
 
     with closing(run):
-        # 3. Take the folder; go on where a run was, or start.
-        run.open(config, header=f"selfpatch {version('selfpatch')}: selfpatch pretrain {images} {out} --config THIS FILE")
+        # 3. Take the folder.
+        run.open(
+            config, header=f"selfpatch {version('selfpatch')}: selfpatch pretrain {images} {out} --config THIS FILE"
+        )
         announce(config, folder, student_teacher, derived, num_steps=num_steps, device=device)
-        first_step = restore(run, folder, student_teacher, optimizer, resume=resume, init_from=init_from)
         if first_step >= num_steps:
             say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
 
@@ -155,14 +156,19 @@ def pretrain(
 def check_crops(config: PretrainConfig, patch_size: tuple[int, int]) -> None:
     """Crops must be whole patches, and hold the window in which SelfPatch looks for positives."""
     selfpatch = config.objectives.selfpatch
-    sizes = {"global": config.crops.global_size} | ({"local": config.crops.local_size} if config.crops.num_local else {})
+    sizes = {"global": config.crops.global_size} | (
+        {"local": config.crops.local_size} if config.crops.num_local else {}
+    )
     for name, size in sizes.items():
         rows, columns = rows_columns(size)
         if rows % patch_size[0] or columns % patch_size[1]:
-            nearest = (max(round(rows / patch_size[0]), 1) * patch_size[0], max(round(columns / patch_size[1]), 1) * patch_size[1])
+            nearest = (
+                max(round(rows / patch_size[0]), 1) * patch_size[0],
+                max(round(columns / patch_size[1]), 1) * patch_size[1],
+            )
             raise ValueError(
-                f"crops.{name}-size {rows} x {columns} is not a multiple of the patch size {patch_size[0]} x {patch_size[1]}; "
-                f"the nearest is {nearest[0]} x {nearest[1]} (crops.{name}-size {nearest[0]})"
+                f"crops.{name}-size {rows} x {columns} is not a multiple of the patch size {patch_size[0]} x "
+                f"{patch_size[1]}; the nearest is {nearest[0]} x {nearest[1]} (crops.{name}-size {nearest[0]})"
             )
         if selfpatch is not None and (name == "global" or selfpatch.crops == "all"):
             neighbourhood((rows // patch_size[0], columns // patch_size[1]), selfpatch.window_size, selfpatch.borders)
@@ -187,21 +193,27 @@ def restore(
         try:
             student_teacher.load_state_dict(found.tensors["model"])
         except RuntimeError as error:
-            raise ValueError(f"{found.path} was made with another backbone or other heads: {error}") from error
+            # A line for every tensor; three show what is different.
+            _, *tensors = (line.strip() for line in str(error).splitlines())
+            raise ValueError(
+                f"{found.path} was made with another backbone or other heads: {' '.join(tensors[:3])[:400]} ({len(tensors)} "
+                "such differences). Go on with the settings of then: --config with the config.yaml of its run"
+            ) from error
         checkpoint.load_optimizer_tensors(optimizer, found.tensors["optimizer"])
         say(f"going on from {found.path} at step {found.state['step']}")
         return found.state["step"]
     if init_from is not None:
-        say(f"starting from {init_from}: {load_weights(student_teacher.student.backbone, init_from)}")
-        student_teacher.teacher.backbone.load_state_dict(student_teacher.student.backbone.state_dict())
+        backbone = student_teacher.student.backbone
+        say(f"starting from {init_from}: {load_weights(backbone, init_from, num_heads=backbone.num_heads)}")
+        student_teacher.teacher.backbone.load_state_dict(backbone.state_dict())
     return 0
 
 
 def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: RunFolder) -> int:
     if count > config.run.max_bad_share * num_images:
         raise ValueError(
-            f"{count} of {num_images} images cannot be read, more than run.max-bad-share {config.run.max_bad_share:.0%}; they "
-            f"are listed in {run.bad_images_file}. Mend or remove them, or raise the share"
+            f"{count} of {num_images} images cannot be read, more than run.max-bad-share "
+            f"{config.run.max_bad_share:.0%}; they are listed in {run.bad_images_file}. Mend or remove them, or raise the share"
         )
     return count
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from selfpatch.backbones.pretrained import load_backbone
+from selfpatch.checkpoint import require_writable
 from selfpatch.commands.devices import find_device
 from selfpatch.config import SelfPatchConfig
 from selfpatch.data.image_folder import ImageFolder, read_spread
@@ -21,6 +22,7 @@ def visualize(
     num_positives: int = 4,
     window_size: int = 3,
     borders: str = "wrap",
+    num_heads: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Write pca.png, similarity.png, positives.png (and attention.png, if there is a class token) to `out`.
@@ -31,6 +33,7 @@ def visualize(
         image_size: short side in pixels as the backbone gets them; None: twice what it was built for.
         pixel: (x, y) in the first image, whose patch others are compared with; None: the middle of each.
         num_positives, window_size, borders: how SelfPatch would choose positives.
+        num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
         ValueError: a model, images or device that are not there, or settings that do not fit them.
@@ -38,15 +41,14 @@ def visualize(
     selfpatch = SelfPatchConfig(num_positives=num_positives, window_size=window_size, borders=borders)
     if count < 1:
         raise ValueError(f"count is {count}; at least one image is drawn")
+    require_writable(Path(out))
     found_device = find_device(device)
     folder = ImageFolder(Path(images))
-    backbone = load_backbone(model, device=found_device)
+    backbone = load_backbone(model, device=found_device, num_heads=num_heads)
     for note in backbone.notes:
         say(note)
     shown = [(path.name, pixels) for path, pixels in read_spread(folder, count)]
-    paths = pictures.visualize(
-        backbone, shown, Path(out), image_size=image_size, pixel=pixel, selfpatch=selfpatch
-    )
+    paths = pictures.visualize(backbone, shown, Path(out), image_size=image_size, pixel=pixel, selfpatch=selfpatch)
     for path in paths:
         say(str(path))
     return paths

@@ -58,7 +58,10 @@ class Watch:
         """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions."""
         assert self._evaluator is not None
         scores = self._evaluator(student_teacher.deployed_backbone(), device=self._device)
-        self._say(f"step {step}: in-context mIoU {100 * scores.metrics['mIoU']:.1f}" + (" (random weights)" if step == 0 else ""))
+        self._say(
+            f"step {step}: in-context mIoU {100 * scores.metrics['mIoU']:.1f}"
+            + (" (random weights)" if step == 0 else "")
+        )
         write_prediction_sheets(scores.predictions, self._data, self._run.pictures)
         return {f"in_context/{name}": scores.metrics[name] for name in ("mIoU", "aAcc", "mAcc")}
 

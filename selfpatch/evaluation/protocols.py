@@ -48,17 +48,23 @@ class LinearSegmentation:
     scale: tuple[float, float] = (0.5, 2.0)
     # a crop with more of one class than this share is drawn anew, ten times at most; 1 takes any crop
     max_class_share: float = 0.75
+    # of a mirror image
     flip_prob: float = 0.5
     # whether brightness, contrast, saturation and hue of training images vary
     distort_colors: bool = True
     # of whole channels of the tokens (dropout2d)
     dropout: float = 0.1
+    # of the optimizer, AdamW
     steps: int = 40_000
+    # training crops a step
     batch_size: int = 16
+    # peak learning rate
     lr: float = 1e-3
+    # on weights and biases alike
     weight_decay: float = 1e-3
     # largest norm of the gradient; 0 leaves it alone
     clip_norm: float = 35.0
+    # steps in which the learning rate rises
     warmup_steps: int = 1500
     # of the learning rate after its warm-up: half a cosine (one-cycle) or a straight line (poly, power 1) to 0
     schedule: Literal["one_cycle", "poly"] = "one_cycle"

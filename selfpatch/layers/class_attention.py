@@ -27,7 +27,7 @@ class ClassAttention(nn.Module):
         members: Int[Tensor, "B Q P"] | None,
     ) -> Float[Tensor, "B Q D"]:
         q, own_k, own_v = (self._heads(layer(queries)) for layer in (self.q, self.k, self.v))  # [B, h, Q, d]
-        # Keys and values depend on the patch alone: projected once a patch, then gathered by the queries that want them.
+        # Keys and values depend on the patch alone: projected once a patch, then gathered by the queries that ask.
         k, v = (self._heads(layer(patch_tokens)) for layer in (self.k, self.v))  # [B, h, N, d]
         q = q * q.shape[-1] ** -0.5
         own_score = (q * own_k).sum(dim=-1, keepdim=True)  # [B, h, Q, 1]
@@ -36,7 +36,9 @@ class ClassAttention(nn.Module):
         else:
             k, v = _gather(k, members), _gather(v, members)  # [B, h, Q, P, d]
             scores = (k @ q.unsqueeze(-1)).squeeze(-1)  # [B, h, Q, P]
-        own_weight, weights = torch.cat([own_score, scores], dim=-1).softmax(dim=-1).split([1, scores.shape[-1]], dim=-1)
+        own_weight, weights = (
+            torch.cat([own_score, scores], dim=-1).softmax(dim=-1).split([1, scores.shape[-1]], dim=-1)
+        )
         mixed = weights @ v if members is None else (weights.unsqueeze(-2) @ v).squeeze(-2)
         return self.proj(rearrange(own_weight * own_v + mixed, "b h q d -> b q (h d)"))
 
@@ -94,9 +96,7 @@ class Aggregator(nn.Module):
         """One token an image, out of all its patches."""
         return self._aggregate(self.query.expand(len(patch_tokens), 1, -1), patch_tokens, None).squeeze(1)
 
-    def forward(
-        self, patch_tokens: Float[Tensor, "B N D"], members: Int[Tensor, "B Q P"]
-    ) -> Float[Tensor, "B Q D"]:
+    def forward(self, patch_tokens: Float[Tensor, "B N D"], members: Int[Tensor, "B Q P"]) -> Float[Tensor, "B Q D"]:
         """One token a set; `members` holds the indices of the patches in each set."""
         queries = self.query.expand(len(patch_tokens), members.shape[1], -1)
         return self._aggregate(queries, patch_tokens, members)

@@ -32,6 +32,8 @@ class ProjectionHead(nn.Module):
 
     def __init__(self, dim: int, config: HeadConfig):
         super().__init__()
+        assert config.num_prototypes is not None  # derived by now
+        self.num_prototypes = config.num_prototypes
         self.mlp = nn.Sequential(
             nn.Linear(dim, config.hidden_dim),
             *hidden(config),
@@ -43,7 +45,7 @@ class ProjectionHead(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        self.prototypes = Prototypes(config.bottleneck_dim, config.num_prototypes, fix_norm=config.fix_prototype_norm)
+        self.prototypes = Prototypes(config.bottleneck_dim, self.num_prototypes, fix_norm=config.fix_prototype_norm)
 
     def bottleneck(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows Z"]:
         """Unit vectors; logits are linear in them, so the mean logit is the logit of their mean."""

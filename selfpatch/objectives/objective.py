@@ -1,9 +1,8 @@
 """The contract between one term of the loss and the rest, and what every term is given."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -13,8 +12,11 @@ from selfpatch.layers.class_attention import Aggregator
 from selfpatch.tokens import Tokens
 
 
+M = TypeVar("M", bound=nn.Module)
+
+
 class Encoder(nn.Module):
-    """A backbone, and the aggregator that several terms share: the part of the network that student and teacher have."""
+    """A backbone and the aggregator that several terms share: the part of the network that student and teacher have."""
 
     def __init__(self, backbone: ViT, aggregator: AggregatorConfig | None = None):
         super().__init__()
@@ -29,12 +31,14 @@ class Encoder(nn.Module):
 
     def image_token(self, tokens: Tokens) -> Float[Tensor, "B D"]:
         if self._aggregates_image_token:
+            assert self.aggregator is not None
             return self.aggregator.image_token(tokens.patch_tokens)
+        assert tokens.cls_token is not None
         return tokens.cls_token
 
 
 class EncodedViews(NamedTuple):
-    """What one network, student or teacher, made of a batch of `num_images` images. Crops are crop-major: [V*B, ...]."""
+    """What one network, student or teacher, made of a batch of `num_images` images; crops are crop-major: [V*B, ...]."""
 
     encoder: Encoder
     num_images: int
@@ -79,12 +83,8 @@ class Objective(nn.Module):
         """The step does not count: forget what `forward` remembered."""
 
 
-def without_gradient(module: nn.Module) -> nn.Module:
+def without_gradient(module: M) -> M:
+    """The same module, with no parameter that is trained."""
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     return module
-
-
-def unique_share(indices: Tensor, count: int) -> Float[Tensor, ""]:
-    """Share of `count` possible values that occur."""
-    return torch.zeros(count, device=indices.device).index_fill_(0, indices.flatten(), 1.0).mean()

@@ -14,12 +14,14 @@ from selfpatch.schedules import linear_epochs
 class SelfDistillation(nn.Module):
     """Turns teacher logits into targets, and owns the centre that keeps them from collapsing onto one prototype.
 
-    With centering "mean", target = softmax((teacher logits - centre) / teacher temperature). The centre is a moving average
-    of the mean teacher logit over everything shown to `observe`, on all ranks; it changes in `commit` only. With
-    "sinkhorn" there is no centre: the targets of each forward pass are balanced over the prototypes.
+    With centering "mean", target = softmax((teacher logits - centre) / teacher temperature). The centre is a moving
+    average of the mean teacher logit over everything shown to `observe`, on all ranks; it changes in `commit` only. With
+    "sinkhorn" the centre takes no part: the targets of each forward pass are balanced over the prototypes.
 
     Source: DINO, sec. 3.1; DINOv2, sec. 4.
     """
+
+    center: Float[Tensor, " K"]
 
     def __init__(self, num_prototypes: int, config: SelfDistillationConfig, *, steps_per_epoch: int):
         super().__init__()

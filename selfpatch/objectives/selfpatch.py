@@ -39,13 +39,15 @@ class SelfPatch(Objective):
         self.head = ProjectionHead(dim, config.head)
         self.teacher_head = without_gradient(copy.deepcopy(self.head))
         self.distillation = SelfDistillation(
-            config.head.num_prototypes, config.distillation, steps_per_epoch=steps_per_epoch
+            self.head.num_prototypes, config.distillation, steps_per_epoch=steps_per_epoch
         )
         self._frozen_steps = config.head.freeze_prototypes_epochs * steps_per_epoch
 
     def forward(
         self, student: EncodedViews, teacher: EncodedViews, step: int
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        aggregator, teacher_aggregator = student.encoder.aggregator, teacher.encoder.aggregator
+        assert aggregator is not None and teacher_aggregator is not None
         num_sizes = 1 if self.config.crops == "global" else len(student.sizes)
         num_crops = sum(len(tokens.patch_tokens) for tokens in student.sizes[:num_sizes])
         loss = torch.zeros((), device=student.global_crops.patch_tokens.device)
@@ -54,12 +56,12 @@ class SelfPatch(Objective):
             # 1. Targets: what the teacher makes of each patch's positives.
             with torch.no_grad():
                 positives, positive_similarity = find_positives(teacher_tokens, self.config)
-                aggregates = teacher.encoder.aggregator(teacher_tokens.patch_tokens, positives)
+                aggregates = teacher_aggregator(teacher_tokens.patch_tokens, positives)
                 bottleneck = self.teacher_head.bottleneck(aggregates)
                 targets = self.distillation.targets(self.teacher_head.prototypes(bottleneck), step)
 
             # 2. Predictions: the student's plain tokens, through the norm that aggregates go through as well.
-            logits = self.head(student.encoder.aggregator.norm(student_tokens.patch_tokens))
+            logits = self.head(aggregator.norm(student_tokens.patch_tokens))
             log_predictions = self.distillation.log_predictions(logits)
 
             # 3. Cross-entropy: mean over patches, then every crop of every image counts the same.
@@ -69,7 +71,7 @@ class SelfPatch(Objective):
                 global_targets = targets.flatten(0, 1)
                 similarity = similarity_signals(teacher_tokens.patch_tokens, positive_similarity)
 
-        # 4. The centre's next value: mean teacher logit over all patches of all crops, by linearity from the bottleneck.
+        # 4. For the centre: the mean teacher logit over all patches of all crops, by linearity the logit of the mean.
         mean_bottleneck = torch.cat([b.flatten(0, 1) for b in all_bottlenecks]).mean(dim=0)
         self.distillation.observe(self.teacher_head.prototypes(mean_bottleneck))
         return loss, signals(global_targets, loss) | similarity
@@ -87,9 +89,7 @@ class SelfPatch(Objective):
         self.distillation.discard()
 
 
-def find_positives(
-    tokens: Tokens, config: SelfPatchConfig
-) -> tuple[Int[Tensor, "B N P"], Float[Tensor, "B N P"]]:
+def find_positives(tokens: Tokens, config: SelfPatchConfig) -> tuple[Int[Tensor, "B N P"], Float[Tensor, "B N P"]]:
     """The most similar neighbours of every patch, best first, and their cosine similarity."""
     neighbours, exists = neighbourhood(tokens.grid_size, config.window_size, config.borders)
     neighbours, exists = neighbours.to(tokens.patch_tokens.device), exists.to(tokens.patch_tokens.device)
@@ -104,13 +104,14 @@ def neighbourhood(
     Beyond the border, "wrap" continues at the opposite side, as the authors' code does; "clip" has nothing there.
 
     Raises:
-        ValueError: the grid is smaller than the window, so that a wrapped neighbour would be the patch itself or double.
+        ValueError: the grid is smaller than the window: a wrapped neighbour would be the patch itself, or come twice.
     """
     rows, columns = grid_size
     if min(rows, columns) < window_size:
         raise ValueError(
-            f"a crop of {rows} x {columns} patches is smaller than the window of {window_size} x {window_size} patches in "
-            "which positives are sought; use larger crops, smaller patches or a smaller objectives.selfpatch.window-size"
+            f"a crop of {rows} x {columns} patches is smaller than the window of {window_size} x {window_size} patches "
+            "in which positives are sought; use larger crops, smaller patches or a smaller "
+            "objectives.selfpatch.window-size"
         )
     reach = torch.arange(window_size) - window_size // 2
     row_offset, column_offset = torch.cartesian_prod(reach, reach).unbind(dim=-1)

@@ -19,7 +19,7 @@ from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.pretraining.update import Schedules, accumulate_gradients, apply_gradients
 
 
-class Diverged(RuntimeError):
+class DivergenceError(RuntimeError):
     """Step after step without a finite loss and gradient."""
 
 
@@ -28,7 +28,7 @@ Callback = Callable[[StudentTeacher, int], dict[str, float]]
 
 
 class Every(NamedTuple):
-    """When a callback is called: every so many steps and after the last; before the first or when stopped, if it wants."""
+    """When a callback is called: every so many steps and after the last; also at the start or when stopped, if said."""
 
     steps: int
     callback: Callback
@@ -60,11 +60,12 @@ def train(
     that goes on sees the same ones.
 
     Raises:
-        Diverged: `config.run.max_skipped` steps in a row were not finite; the model is as it was before them.
+        DivergenceError: `config.run.max_skipped` steps in a row were not finite; the model is as it was before them.
     """
     autocast = autocast_for(config.efficiency.precision, device)
     interval = Interval(config.optim.batch_size)
     skipped = skipped_in_a_row = num_bad_images = num_upscaled = 0
+    warned_upscaled = False
     student_teacher.train()
 
     if first_step == 0:
@@ -81,7 +82,10 @@ def train(
         num_bad_images = note_bad_images(batch.bad_images)
         num_upscaled += batch.num_upscaled
         parts = [
-            tuple(None if crops is None else normalize(_to(crops, device), config.crops.mean, config.crops.std) for crops in part)
+            tuple(
+                None if crops is None else normalize(_to(crops, device), config.crops.mean, config.crops.std)
+                for crops in part
+            )
             for part in split(batch, config.optim.accumulate)
         ]
 
@@ -96,9 +100,11 @@ def train(
         else:
             skipped += 1
             skipped_in_a_row += 1
-            progress.say(f"step {step + 1}: the loss or a gradient is not finite; the step is skipped ({skipped} so far)")
+            progress.say(
+                f"step {step + 1}: the loss or a gradient is not finite; the step is skipped ({skipped} so far)"
+            )
             if skipped_in_a_row >= config.run.max_skipped:
-                raise Diverged(_diverged(step, skipped_in_a_row, metrics, files_of_step(step), config.seed))
+                raise DivergenceError(_diverged(step, skipped_in_a_row, metrics, files_of_step(step), config.seed))
 
         # 4. Log.
         done = step + 1
@@ -116,6 +122,9 @@ def train(
             }
             logger.log(done, means)
             progress.show(step, means)
+            if num_upscaled and (done == num_steps or not warned_upscaled):
+                warned_upscaled = True
+                progress.say(_upscaled(num_upscaled, (done - first_step) * batch.global_crops.shape[1], config))
             interval = Interval(config.optim.batch_size)
 
         # 5. Now and then: scores, pictures, checkpoints. On a signal every rank stops at the same step, and saves.
@@ -173,7 +182,7 @@ def split(batch: Batch, num_parts: int) -> list[tuple[Tensor, Tensor | None]]:
 
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """bf16 where it was asked for, or where "auto" finds a GPU that has it; losses stay in float32 by their own casts."""
+    """bf16 where it was asked for, or where "auto" finds a GPU that has it; losses cast themselves to float32."""
     if precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext
@@ -189,12 +198,19 @@ def _call(callback: Callback, student_teacher: StudentTeacher, step: int, logger
     student_teacher.train()
 
 
+def _upscaled(count: int, num_images: int, config: PretrainConfig) -> str:
+    return (
+        f"warning: {count} of {num_images} images so far are smaller than a global crop ({config.crops.global_size} px) and "
+        "were enlarged: their crops are blurred. A smaller crop (crops.global-size) shows them as they are"
+    )
+
+
 def _diverged(step: int, count: int, metrics: dict[str, Tensor], files: list[Path], seed: int) -> str:
     terms = [name for name, value in metrics.items() if name.endswith("loss") and not torch.isfinite(value)]
     what = f"these are not finite: {', '.join(terms)}" if terms else "the losses are finite, a gradient is not"
     shown = ", ".join(map(str, files[:4]))
     return (
-        f"{count} steps in a row were skipped, the last is step {step} (seed {seed}): {what}. Its images begin with {shown}. "
-        "A lower learning rate (optim.lr), a longer warm-up (optim.warmup-epochs) or float32 (efficiency.precision float32) "
-        "most often helps; the last checkpoint is from before"
+        f"{count} steps in a row were skipped, the last is step {step} (seed {seed}): {what}. Its images begin with "
+        f"{shown}. A lower learning rate (optim.lr), a longer warm-up (optim.warmup-epochs) or float32 "
+        "(efficiency.precision float32) most often helps; the last checkpoint is from before"
     )

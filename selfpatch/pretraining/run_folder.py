@@ -37,14 +37,10 @@ class RunFolder:
         """Refuse what `open` could not take.
 
         Raises:
-            ValueError: OUT is a file, holds something else, or a run with other settings (the differences are listed).
-            OSError: OUT cannot be written.
+            ValueError: OUT cannot be written, holds something else, or a run with other settings (the differences are
+                listed).
         """
-        existing = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
-        if not existing.is_dir():
-            raise ValueError(f"{existing} is a file; give a folder for the run to write to")
-        if not os.access(existing, os.W_OK | os.X_OK):
-            raise ValueError(f"{existing} is not writable for you; give another folder for the run, or change its permissions")
+        checkpoint.require_writable(self.path)
         if self.path.exists() and any(self.path.iterdir()) and not self.config_file.exists():
             raise ValueError(
                 f"{self.path} is not empty and holds no run of selfpatch (no config.yaml); give a new or empty folder"
@@ -80,13 +76,19 @@ class RunFolder:
         found, passed_over = checkpoint.newest_valid(self.checkpoints)
         if found is not None and found.state["images"] != images.fingerprint():
             raise ValueError(
-                f"the images have changed since {found.path} was written ({found.state['num_images']} then, {len(images)} "
-                "now, or other names); put them back to go on, or give a new folder for a new run"
+                f"the images have changed since {found.path} was written ({found.state['num_images']} then, "
+                f"{len(images)} now, or other names); put them back to go on, or give a new folder for a new run"
             )
         return found, passed_over
 
     def save(
-        self, step: int, student_teacher: StudentTeacher, optimizer: torch.optim.Optimizer, images: ImageFolder, *, keep: int
+        self,
+        step: int,
+        student_teacher: StudentTeacher,
+        optimizer: torch.optim.Optimizer,
+        images: ImageFolder,
+        *,
+        keep: int,
     ) -> None:
         tensors = {"model": student_teacher.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
         state = {"step": step, "num_images": len(images), "images": images.fingerprint()}
@@ -107,8 +109,8 @@ class RunFolder:
         if lines:
             shown = "\n  ".join(lines[:20])
             raise ValueError(
-                f"{self.path} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this run, or "
-                "the settings of then to go on"
+                f"{self.path} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this run, "
+                "or the settings of then to go on"
             )
 
     def _take_lock(self) -> None:
@@ -121,8 +123,8 @@ class RunFolder:
             owner: dict[str, Any] = json.loads(lock.read() or "{}")
             lock.close()
             raise ValueError(
-                f"{self.path} is in use by process {owner.get('pid', '?')} on {owner.get('host', 'this host')}; wait for it, "
-                "stop it, or give another folder"
+                f"{self.path} is in use by process {owner.get('pid', '?')} on {owner.get('host', 'this host')}; wait for "
+                "it, stop it, or give another folder"
             ) from None
         lock.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, lock)

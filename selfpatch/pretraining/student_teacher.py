@@ -1,6 +1,7 @@
 """Student and teacher: encode every view once a network, sum the terms of the loss, let the teacher follow."""
 
 import copy
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -29,7 +30,7 @@ class StudentTeacher(nn.Module):
         self.student = encoder
         self.teacher = without_gradient(copy.deepcopy(encoder))
         self.objectives = nn.ModuleDict(objectives)
-        self._teacher_sees_local = any(o.teacher_crops == "all" for o in objectives.values())
+        self._teacher_sees_local = any(term.teacher_crops == "all" for term in objectives.values())
         disable_stochastic_depth(self.teacher)
 
     def forward(
@@ -44,29 +45,33 @@ class StudentTeacher(nn.Module):
         student = encode(self.student, global_crops, local_crops)
         metrics = {}
         loss = torch.zeros((), device=global_crops.device)
-        for name, objective in self.objectives.items():
-            term, signals = objective(student, teacher, step)
-            loss = loss + objective.weight * term
-            metrics |= {f"{name}/loss": term.detach()} | {f"{name}/{key}": value for key, value in signals.items()}
+        for name, term in self.terms.items():
+            value, signals = term(student, teacher, step)
+            loss = loss + term.weight * value
+            metrics |= {f"{name}/{key}": signal for key, signal in ({"loss": value.detach()} | signals).items()}
         return loss, metrics
+
+    @property
+    def terms(self) -> dict[str, Objective]:
+        return cast(dict[str, Objective], dict(self.objectives.items()))
 
     def twins(self) -> list[tuple[nn.Module, nn.Module]]:
         """All pairs of a student's module and the teacher's that follows it."""
-        return [(self.student, self.teacher), *(pair for o in self.objectives.values() for pair in o.twins())]
+        return [(self.student, self.teacher), *(pair for term in self.terms.values() for pair in term.twins())]
 
     def commit(self, momentum: float) -> None:
         """The step is accepted: teachers follow, centres move."""
         update_moving_average(self.twins(), momentum)
-        for objective in self.objectives.values():
-            objective.commit()
+        for term in self.terms.values():
+            term.commit()
 
     def discard(self) -> None:
         """The step is not accepted: nothing of it stays."""
-        for objective in self.objectives.values():
-            objective.discard()
+        for term in self.terms.values():
+            term.discard()
 
     def frozen_parameters(self, step: int) -> list[nn.Parameter]:
-        return [p for objective in self.objectives.values() for p in objective.frozen_parameters(step)]
+        return [p for term in self.terms.values() for p in term.frozen_parameters(step)]
 
     def deployed_backbone(self) -> ViT:
         """A copy of the teacher's backbone as it is shipped: in evaluation mode, as timm runs it, with a final norm.
@@ -106,6 +111,7 @@ def build_student_teacher(backbone: ViT, config: PretrainConfig, *, steps_per_ep
 
 
 def disable_stochastic_depth(module: nn.Module) -> None:
+    part: Any
     for part in module.modules():
-        if hasattr(part, "drop_prob"):
+        if hasattr(part, "drop_prob"):  # timm's DropPath
             part.drop_prob = 0.0

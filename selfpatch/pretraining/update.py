@@ -26,6 +26,7 @@ class Schedules(NamedTuple):
 
 def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: int, steps_per_epoch: int) -> Schedules:
     """Source: DINO's main_dino.py; the learning rate is given for 256 images a batch."""
+    assert optim.batch_size and optim.lr and optim.warmup_epochs is not None and teacher.momentum is not None  # derived
     share = optim.batch_size / 256
     scale = {"linear": share, "sqrt": math.sqrt(share), "none": 1.0}[optim.lr_scaling]
     warmup_steps = min(round(optim.warmup_epochs * steps_per_epoch), num_steps)
@@ -90,5 +91,3 @@ def apply_gradients(
     optimizer.zero_grad(set_to_none=True)
     student_teacher.commit(schedules.momentum(step))
     return True
-
-

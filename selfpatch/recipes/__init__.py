@@ -28,6 +28,6 @@ def find_recipe(name: str) -> PretrainConfig:
     """
     if name not in RECIPES:
         nearest = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(f"unknown recipe {name!r}; {hint}There are: {', '.join(RECIPES)}")
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+        raise ValueError(f"unknown recipe {name!r}{hint} There are: {', '.join(RECIPES)}")
     return RECIPES[name]()

@@ -1,4 +1,4 @@
-"""A few CPU minutes on made-up scenes."""
+"""The small-data recipe at the size of the demo."""
 
 from dataclasses import replace
 
@@ -7,11 +7,18 @@ from selfpatch.recipes.small_data import dino_selfpatch_small
 
 
 def demo() -> PretrainConfig:
+    """A few CPU minutes on 1,000 made-up scenes.
+
+    Command: selfpatch demo
+    Hardware: two CPU cores.
+    """
     config = dino_selfpatch_small()
     return replace(
         config,
         recipe="demo",
-        backbone=replace(config.backbone, name="vit_tiny_patch16_224", patch_size=8, embed_dim=128, depth=4, num_heads=4),
-        crops=replace(config.crops, global_size=64, local_size=32, num_local=2),
-        optim=replace(config.optim, batch_size=32, steps=100),
+        backbone=replace(
+            config.backbone, name="vit_tiny_patch16_224", patch_size=8, embed_dim=96, depth=4, num_heads=3
+        ),
+        crops=replace(config.crops, global_size=48, local_size=24),
+        optim=replace(config.optim, steps=600),
     )

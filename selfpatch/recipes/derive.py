@@ -1,10 +1,9 @@
 """Settings that follow from the images and the hardware, each with the reason that is printed before a run."""
 
 import math
-from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from selfpatch.config import PretrainConfig
+from selfpatch.config import PretrainConfig, with_settings
 
 
 class Facts(NamedTuple):
@@ -18,33 +17,72 @@ class Derived(NamedTuple):
     """A setting that nobody gave, what it became, and why."""
 
     setting: str
-    value: object
+    value: Any
     reason: str
 
 
 def derive(config: PretrainConfig, facts: Facts) -> tuple[PretrainConfig, list[Derived]]:
-    """Fill in what the configuration leaves at None; what was given stays, and what depends on it follows it."""
+    """Fill in what the configuration leaves at None. What was given stays, and what depends on it follows it."""
     derived: list[Derived] = []
 
-    def fill(setting: str, given: object, value: object, reason: str) -> object:
+    def fill(setting: str, given: Any, value: Any, reason: str) -> Any:
         if given is not None:
             return given
         derived.append(Derived(setting, value, reason))
         return value
 
+    # 1. Size, by the hardware.
+    hardware = "a GPU" if facts.on_gpu else "no GPU"
+    fill(
+        "backbone.name",
+        config.backbone.name,
+        *_by_hardware(facts, "vit_small_patch16_224", "vit_tiny_patch16_224", hardware),
+    )
+    fill("crops.global-size", config.crops.global_size, *_by_hardware(facts, 224, 96, hardware))
+    fill("crops.local-size", config.crops.local_size, *_by_hardware(facts, 96, 48, hardware))
+
+    # 2. Batch and length, by the number of images.
     optim = config.optim
-    batch_size = fill("optim.batch-size", optim.batch_size, _batch_size(facts), "placeholder")
-    steps_per_epoch = max(facts.num_images // batch_size, 1)
-    epochs = fill("optim.epochs", optim.epochs, 100.0, "placeholder")
-    num_steps = optim.steps or max(round(epochs * steps_per_epoch), 1)
-    warmup = fill("optim.warmup-epochs", optim.warmup_epochs, 0.1 * num_steps / steps_per_epoch, "placeholder")
-    lr = fill("optim.lr", optim.lr, 2e-3, "placeholder")
-    momentum = fill("teacher.momentum", config.teacher.momentum, 1 - 10 / num_steps, "placeholder")
-    optim = replace(optim, batch_size=batch_size, epochs=epochs, warmup_epochs=warmup, lr=lr)
-    config = replace(config, optim=optim, teacher=replace(config.teacher, momentum=momentum))
-    return config, derived
-
-
-def _batch_size(facts: Facts) -> int:
     largest = 256 if facts.on_gpu else 64
-    return min(largest, 2 ** int(math.log2(max(facts.num_images // 4, 1))))
+    quarter = 2 ** int(math.log2(max(facts.num_images / 4, 1)))
+    batch_size = fill(
+        "optim.batch-size", optim.batch_size, min(largest, quarter), f"{hardware}, and at least four batches an epoch"
+    )
+    steps_per_epoch = max(facts.num_images // batch_size, 1)
+    shown = 20_000_000 if facts.on_gpu else 100_000
+    epochs = min(max(shown / facts.num_images, 1), 800)
+    epochs = fill(
+        "optim.epochs",
+        optim.epochs,
+        round(epochs, 1),
+        f"{hardware}: about {shown:,} images shown, at most 800 times each",
+    )
+    num_steps = optim.steps or max(round(epochs * steps_per_epoch), 1)
+
+    # 3. What follows from batch and length.
+    width = config.backbone.embed_dim or (384 if facts.on_gpu else 192)
+    fill(
+        "optim.lr", optim.lr, 2e-3 * math.sqrt(batch_size / 64) * 96 / width,
+        f"2e-3 at 96 wide and 64 images a step; less for {width} wide, with the root of {batch_size} images",
+    )  # fmt: skip
+    fill(
+        "optim.warmup-epochs", optim.warmup_epochs, round(0.1 * num_steps / steps_per_epoch, 3),
+        f"a tenth of {num_steps} steps",
+    )  # fmt: skip
+    horizon = min(max(num_steps / 8, 100), 250)
+    fill(
+        "teacher.momentum", config.teacher.momentum, round(1 - 1 / horizon, 4),
+        f"the teacher averages the last {horizon:.0f} steps: slow enough to be learned from, a small part of the run",
+    )  # fmt: skip
+    for name in ("dino", "selfpatch"):
+        term = getattr(config.objectives, name)
+        if term is not None:
+            fill(
+                f"objectives.{name}.head.num-prototypes", term.head.num_prototypes, min(max(2 * batch_size, 64), 4096),
+                f"one for each of the {2 * batch_size} global crops of a step, over which Sinkhorn spreads them",
+            )  # fmt: skip
+    return with_settings(config, {setting: value for setting, value, _ in derived}), derived
+
+
+def _by_hardware(facts: Facts, gpu: Any, cpu: Any, hardware: str) -> tuple[Any, str]:
+    return (gpu if facts.on_gpu else cpu), hardware

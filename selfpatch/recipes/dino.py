@@ -18,8 +18,8 @@ def dino() -> PretrainConfig:
 
     Command: selfpatch pretrain IMAGES OUT --recipe dino
     Hardware: 1,024 images a batch; 8 GPUs of 32 GB in the original.
-    Expected, on ImageNet-1k [SelfPatch's tables 1 and 2]: COCO AP box / mask 40.8 / 37.3; ADE20K Semantic FPN mIoU 38.3.
-    Not yet reproduced here.
+    Expected, on ImageNet-1k [SelfPatch's tables 1 and 2]: COCO AP box / mask 40.8 / 37.3; ADE20K Semantic FPN mIoU
+    38.3. Not yet reproduced here.
 
     Source: DINO (ICCV 2021); learning rate, crops and heads as SelfPatch's code sets them, so that the two compare.
     """

@@ -25,10 +25,13 @@ def test_loss_equals_all_pairs_one_by_one(num_global):
         student, teacher = (encode(n, *crops) for n in (student_teacher.student, student_teacher.teacher))
         loss, _ = term(student, teacher, 0)
         logits = [
-            crop for tokens in student.sizes
+            crop
+            for tokens in student.sizes
             for crop in term.head(student.encoder.image_token(tokens)).unflatten(0, (-1, 4))
         ]
-        teacher_logits = list(term.teacher_head(teacher.encoder.image_token(teacher.global_crops)).unflatten(0, (-1, 4)))
+        teacher_logits = list(
+            term.teacher_head(teacher.encoder.image_token(teacher.global_crops)).unflatten(0, (-1, 4))
+        )
     expected = dino_loss(
         logits, teacher_logits, center=term.distillation.center, student_temperature=0.1, teacher_temperature=0.04
     )
@@ -90,7 +93,9 @@ def test_signals_tell_both_collapses_from_health():
     uniform = torch.full((64, k), 1 / k)
     one = torch.zeros(64, k).index_fill_(1, torch.tensor([3]), 1.0)
     healthy = torch.eye(k).repeat(4, 1)
-    values = {name: signals(t, torch.tensor(1.0)) for name, t in dict(uniform=uniform, one=one, healthy=healthy).items()}
+    values = {
+        name: signals(t, torch.tensor(1.0)) for name, t in dict(uniform=uniform, one=one, healthy=healthy).items()
+    }
     assert values["uniform"]["mutual_information"] == pytest.approx(0, abs=1e-6)
     assert values["uniform"]["teacher_entropy"] == pytest.approx(1)
     assert values["one"]["mutual_information"] == pytest.approx(0, abs=1e-6)

@@ -40,7 +40,9 @@ def test_loss_and_next_centre_equal_the_plain_restatement(borders, window_size, 
         loss, _ = term(student, teacher, 0)
 
         used = 1 if crops == "global" else 2
-        by_crop = [[list(t.patch_tokens.unflatten(0, (-1, 2))) for t in views.sizes[:used]] for views in (student, teacher)]
+        by_crop = [
+            [list(t.patch_tokens.unflatten(0, (-1, 2))) for t in views.sizes[:used]] for views in (student, teacher)
+        ]
         student_crops, teacher_crops = ([crop for size in sizes for crop in size] for sizes in by_crop)
         grids = [t.grid_size for t in student.sizes[:used] for _ in range(len(t.patch_tokens) // 2)]
         expected, mean_logit = selfpatch_loss(

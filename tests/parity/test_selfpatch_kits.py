@@ -36,7 +36,9 @@ from selfpatch.pretraining.update import accumulate_gradients, apply_gradients, 
 FILES = ("initial.safetensors", "crops.safetensors", "activations.safetensors", "expected.json", "final.safetensors")
 ROOTS = os.environ.get("SELFPATCH_PARITY_KITS", str(Path(__file__).parent / "kits")).split(":")
 KITS = sorted(
-    folder.parent for root in ROOTS for folder in Path(root).rglob("initial.safetensors")
+    folder.parent
+    for root in ROOTS
+    for folder in Path(root).rglob("initial.safetensors")
     if all((folder.parent / file).is_file() for file in FILES)
 )
 

@@ -54,7 +54,9 @@ def assert_same_run(out: Path, unbroken: Path) -> None:
     assert not different
     backbones = [load_file(folder / "backbone.safetensors") for folder in (out, unbroken)]
     assert all(torch.equal(backbones[0][name], backbones[1][name]) for name in backbones[0])
-    losses = [[(m["step"], m["loss"]) for m in read_metrics(f / "metrics.jsonl") if "loss" in m] for f in (out, unbroken)]
+    losses = [
+        [(m["step"], m["loss"]) for m in read_metrics(f / "metrics.jsonl") if "loss" in m] for f in (out, unbroken)
+    ]
     assert losses[0] == losses[1]
 
 

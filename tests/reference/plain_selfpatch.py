@@ -81,5 +81,8 @@ def dino_loss(student_logits, teacher_logits, *, center, student_temperature, te
         for v, student in enumerate(student_logits):
             if g != v:
                 targets = torch.softmax((teacher - center) / teacher_temperature, dim=-1)
-                pairs.append(sum(cross_entropy(t, s, student_temperature) for t, s in zip(targets, student, strict=True)) / len(student))
+                pairs.append(
+                    sum(cross_entropy(t, s, student_temperature) for t, s in zip(targets, student, strict=True))
+                    / len(student)
+                )
     return sum(pairs) / len(pairs)
