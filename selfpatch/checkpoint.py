@@ -78,7 +78,7 @@ def load(path: Path) -> Checkpoint:
     manifest_file = path / MANIFEST
     if not manifest_file.is_file():
         raise ValueError(
-            f"{path} is not a whole checkpoint: it has no {MANIFEST}; give a folder such as RUN/checkpoints/step-00001000"
+            f"{path} is not a whole checkpoint: it has no {MANIFEST}; give one such as RUN/checkpoints/step-00001000"
         )
     try:
         manifest: dict[str, str] = json.loads(manifest_file.read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ Exit codes: 0 done; 1 the run failed; 2 the request cannot be met as it stands; 
 import contextlib
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -119,7 +120,7 @@ def pretrain(arguments: list[str]) -> int:
     class Pretrain:
         """Train a vision transformer on a folder of unlabeled images. The same command again goes on where a run was.
 
-        Settings come from a recipe (--recipe NAME) or from a file (--config OUT/config.yaml); every flag below changes one.
+        Settings come from a recipe (--recipe NAME) or a file (--config OUT/config.yaml); each flag below changes one.
         """
 
         # the folder of images, searched with all its subfolders
@@ -235,6 +236,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    # Threads that spin while they wait make a run several times slower as soon as something else wants a core (data
+    # workers, a neighbour on a shared machine): 130 against 20 images/s with one busy neighbour on two cores. Read by
+    # OpenMP when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
@@ -284,7 +289,7 @@ def _parse(kind: Any, arguments: list[str], command: str) -> Any:
 
 
 def _in_words(box: str, arguments: list[str]) -> str:
-    """One paragraph out of the box that tyro draws for a mistake, with or without lines: title, message, hints, rest."""
+    """One paragraph out of the box that tyro draws for a mistake, with or without lines: title, message, hints."""
     box = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ ") for line in box.splitlines() if line.startswith(("│", "  "))]
     lines = [line for line in lines if line.strip("─-")]

@@ -80,7 +80,7 @@ class AggregatorConfig:
 
 @dataclass(frozen=True)
 class CropsConfig:
-    """DINO's multi-crop augmentation. Sizes in pixels (a number, or rows and columns); scales are shares of the area."""
+    """DINO's multi-crop augmentation. Sizes are pixels (a number, or rows and columns); scales, shares of the area."""
 
     # side of the global crops, which the teacher sees; None: derived
     global_size: int | tuple[int, int] | None = 224
@@ -178,8 +178,8 @@ class SelfDistillationConfig:
     warmup_teacher_temperature: float = 0.04
     # how many epochs it takes from there
     warmup_epochs: int = 0
-    # what keeps targets apart: a moving mean of the teacher's logits is taken off them ("mean", as DINO), or every batch
-    # is spread evenly over the prototypes ("sinkhorn", as SwAV and DINOv2), which small batches and short runs need
+    # what keeps targets apart: a moving mean of the teacher's logits is taken off ("mean", as DINO), or every batch is
+    # spread evenly over the prototypes ("sinkhorn", as SwAV and DINOv2), which small batches and short runs need
     centering: Literal["mean", "sinkhorn"] = "mean"
     # the moving mean keeps this share of itself at every step
     center_momentum: float = 0.9
@@ -293,8 +293,8 @@ class OptimConfig:
         if self.batch_size is not None:
             check(
                 self.batch_size % self.accumulate == 0,
-                f"optim.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal parts; choose a divisor "
-                "for optim.accumulate",
+                f"optim.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal parts; choose a "
+                "divisor for optim.accumulate",
             )
 
 
@@ -405,8 +405,8 @@ class PretrainConfig:
     def __post_init__(self):
         check(
             self.objectives.selfpatch is None or self.aggregator is not None,
-            "objectives.selfpatch needs an aggregator to summarise neighbours; start from a recipe with selfpatch in its "
-            "name",
+            "objectives.selfpatch needs an aggregator to summarise neighbours; start from a recipe with selfpatch in "
+            "its name",
         )
 
 

@@ -3,11 +3,14 @@
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+T = TypeVar("T")
 
 
 class MetricLogger:
@@ -47,6 +50,12 @@ def say(text: str) -> None:
         print(text, flush=True)
     except OSError:
         sys.stdout = None  # type: ignore[assignment]
+
+
+def with_progress(items: Iterable[T], text: str, total: int) -> Iterable[T]:
+    """The items, with a bar while they last, if stderr is a terminal."""
+    console = Console(stderr=True)
+    return track(items, text, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
 class TrainingProgress:

@@ -14,13 +14,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from selfpatch.config import CropsConfig, RunConfig, rows_columns
 from selfpatch.data.decode import UnreadableImage, read_image
 from selfpatch.data.image_folder import ImageFolder
-from selfpatch.metric_logger import say
+from selfpatch.metric_logger import say, with_progress
 
 CROP = min(rows_columns(CropsConfig().global_size))  # of the recipes for real images
 SMALL_DATA = 100_000  # images up to which the recipes for small data are meant
@@ -69,9 +68,7 @@ def check(images: Path | str, *, out: Path | str | None = None) -> Report:
         raise ValueError(f"{out} cannot be a file for the list: it is a folder, or in none; give a file in a folder")
     folder = ImageFolder(Path(images))
     good, bad, first_of, copies = [], [], {}, []
-    stderr = Console(stderr=True)
-    bar = dict(total=len(folder), console=stderr, transient=True, disable=not stderr.is_terminal)
-    for image in track(check_all(folder), "reading", **bar):
+    for image in with_progress(check_all(folder), "reading", len(folder)):
         (bad if image.problem else good).append(image)
         if image.digest and (first := first_of.setdefault(image.digest, image.path)) != image.path:
             copies.append((image.path, first))
@@ -115,7 +112,7 @@ def _kind(header: Image.Image) -> str:
 def table(report: Report, title: str) -> Table:
     table = Table("images", str(len(report.good)), title=title, title_justify="left")
     low, median, high = (f"{side:.0f}" for side in np.percentile(report.short_sides, (0, 50, 100)))
-    table.add_row("short side, px", f"{low} to {high}, half below {median}")
+    table.add_row("short side, px", f"{low} to {high}, median {median}")
     table.add_row("channels", ", ".join(f"{count} {kind}" for kind, count in report.kinds.most_common()))
     table.add_row(f"smaller than {CROP} px", f"{report.small_share:.0%}")
     table.add_row("unreadable", str(len(report.bad)))
@@ -129,19 +126,19 @@ def advice(report: Report, images: Path | str) -> Iterator[str]:
     if report.bad:
         shown = "; ".join(f"{image.path}: {image.problem}" for image in report.bad[:3])
         yield (
-            f"{len(report.bad)} of {num_images} files cannot be read ({shown}): mend or remove them. Training puts other "
-            f"images in their places, and stops above {RunConfig().max_bad_share:.0%}; --out FILE lists all of them"
+            f"{len(report.bad)} of {num_images} files cannot be read ({shown}): mend or remove them. Training "
+            f"puts other images in their places, and stops above {RunConfig().max_bad_share:.0%}; --out FILE lists all"
         )
     if report.copies:
         copy, original = report.copies[0]
-        yield f"{len(report.copies)} files are copies ({copy} of {original}, for one): they count more than once; remove them"
+        yield f"{len(report.copies)} files are copies ({copy} of {original}, say) and count more than once: remove them"
     if report.small_share > 0:
         # As much as nine of ten images have, in whole patches of 16 pixels.
         size = max(int(np.percentile(report.short_sides, 10)) // 16 * 16, 32)
         hint = f"; --crops.global-size {size} fits nine of ten" if size < CROP and report.small_share > 0.1 else ""
         yield f"{report.small_share:.0%} are smaller than a global crop of {CROP} px and would be enlarged{hint}"
     if report.kinds["16-bit grey"]:
-        yield "16-bit pixels become 8-bit by division by 257: where they fill a part of the range only, stretch them before"
+        yield "16-bit pixels are divided by 257: where they fill only a part of the range, stretch them before training"
     if report.num_links:
         yield f"{report.num_links} links to folders are not followed; give their targets"
     if report.good:

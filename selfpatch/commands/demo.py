@@ -10,7 +10,7 @@ from selfpatch.commands.pretrain import PretrainResult, pretrain
 from selfpatch.data.scenes import write_scenes
 from selfpatch.metric_logger import say
 
-NUM_UNLABELED, NUM_TRAIN, NUM_VAL = 1000, 100, 40
+NUM_UNLABELED, NUM_TRAIN, NUM_VAL = 1000, 150, 50
 SCENE_SIZE = 128
 
 
@@ -52,7 +52,8 @@ def show(result: PretrainResult, scenes: Path) -> None:
     Console().print(table)
     say(
         f"4. Look: {result.out / 'pictures'}  (pca.png, similarity.png, positives.png, predictions_1.png, curves.png)\n"
-        f"5. Your own images:\n"
-        f"     selfpatch pretrain IMAGES RUN --recipe dino-selfpatch-small\n"
-        f"     selfpatch evaluate {result.out} --task linear-segmentation --preset quick --data {scenes / 'ade20k'} --out SCORES"
+        f"5. Score it otherwise, then train on your own images:\n"
+        f"     selfpatch evaluate {result.out} --task linear-segmentation --preset quick "
+        f"--data {scenes / 'ade20k'} --out SCORES\n"
+        f"     selfpatch pretrain IMAGES RUN --recipe dino-selfpatch-small"
     )

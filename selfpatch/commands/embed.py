@@ -1,17 +1,13 @@
 """`selfpatch embed`: what a model makes of every image of a folder, as numpy files."""
 
 import json
-import math
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from rich.console import Console
-from rich.progress import track
 
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.backbones.vit import ViT
@@ -21,17 +17,9 @@ from selfpatch.data.decode import UnreadableImage
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.evaluation.features import fit_to_patches, input_size, normalized, read_ahead, resize_image
 from selfpatch.evaluation.result import versions
-from selfpatch.metric_logger import say
+from selfpatch.metric_logger import say, with_progress
 
 BATCH_SIZE = 16
-
-
-class Read(NamedTuple):
-    """An image as the model gets it, or the reason why there is none."""
-
-    name: str
-    pixels: UInt8[np.ndarray, "H W 3"] | None
-    problem: str = ""
 
 
 def embed(
@@ -72,28 +60,25 @@ def embed(
     size = image_size or min(backbone.model.patch_embed.img_size)
     fit_to_patches(size, backbone.patch_size)
 
-    def read(index: int) -> Read:
+    def read(index: int) -> tuple[str, np.ndarray | UnreadableImage]:
         name = str(folder.path(index).relative_to(images))
         try:
             pixels = folder.read(index)
         except UnreadableImage as error:
-            return Read(name, None, str(error))
-        target = input_size(pixels.shape[:2], size, backbone.patch_size, resize="keep_aspect")
-        return Read(name, resize_image(pixels, target))
+            return name, error
+        return name, resize_image(pixels, input_size(pixels.shape[:2], size, backbone.patch_size, resize="keep_aspect"))
 
     out.mkdir(parents=True, exist_ok=True)
-    indices = (range(i, min(i + BATCH_SIZE, len(folder))) for i in range(0, len(folder), BATCH_SIZE))
-    stderr = Console(stderr=True)
-    bar = dict(
-        total=math.ceil(len(folder) / BATCH_SIZE), console=stderr, transient=True, disable=not stderr.is_terminal
-    )
+    starts = range(0, len(folder), BATCH_SIZE)
+    batches = read_ahead(read, (range(i, min(i + BATCH_SIZE, len(folder))) for i in starts))
     names, rows, unreadable = [], [], []
-    for batch in track(read_ahead(read, indices), "embedding", **bar):
-        unreadable += [f"{item.name}\t{item.problem}" for item in batch if item.pixels is None]
-        for item, vectors in encode(backbone, [item for item in batch if item.pixels is not None], level, found_device):
-            names.append(item.name)
+    for batch in with_progress(batches, "embedding", len(starts)):
+        unreadable += [f"{name}\t{error}" for name, error in batch if isinstance(error, UnreadableImage)]
+        readable = [(name, pixels) for name, pixels in batch if isinstance(pixels, np.ndarray)]
+        for name, vectors in encode(backbone, readable, level, found_device):
+            names.append(name)
             if level == "patch":
-                save_array(out / "patches" / f"{item.name}.npy", vectors.astype(dtype))
+                save_array(out / "patches" / f"{name}.npy", vectors.astype(dtype))
             else:
                 rows.append(vectors.astype(dtype))
     if rows:
@@ -121,19 +106,19 @@ def embed(
 
 
 def encode(
-    backbone: ViT, items: list[Read], level: str, device: torch.device
-) -> Iterator[tuple[Read, Float[np.ndarray, "*grid D"]]]:
-    """One vector an image, or one a patch [R, S, D], in float32; neighbours of one size go through the model together."""
-    for _, group in groupby(items, key=lambda item: item.pixels.shape):
-        same_size = list(group)
-        pixels = torch.from_numpy(np.stack([item.pixels for item in same_size])).to(device)
+    backbone: ViT, images: list[tuple[str, UInt8[np.ndarray, "_h _w 3"]]], level: str, device: torch.device
+) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
+    """One vector an image [D], or one a patch [R, S, D], in float32; neighbours of one size are encoded together."""
+    for _, group in groupby(images, key=lambda image: image[1].shape):
+        names, pixels = zip(*group, strict=True)
         with torch.no_grad():
-            tokens = backbone(normalized(pixels, backbone.mean, backbone.std))
+            batch = torch.from_numpy(np.stack(pixels)).to(device)
+            tokens = backbone(normalized(batch, backbone.mean, backbone.std))
         if level == "patch":
             vectors = tokens.patch_tokens.unflatten(1, tokens.grid_size)
         else:
             vectors = tokens.patch_tokens.mean(dim=1) if tokens.cls_token is None else tokens.cls_token
-        yield from zip(same_size, vectors.float().cpu().numpy(), strict=True)
+        yield from zip(names, vectors.float().cpu().numpy(), strict=True)
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

@@ -72,9 +72,9 @@ def pretrain(
     config, derived = derive(config, Facts(num_images=len(folder), on_gpu=device.type == "cuda"))
 
     # 2. The parts. What cannot work is refused here, before anything is written.
-    assert config.optim.batch_size and config.optim.epochs  # derived
+    assert config.optim.batch_size is not None  # derived by now
     plan = Plan(len(folder), config.optim.batch_size, config.seed)
-    num_steps = config.optim.steps or max(round(config.optim.epochs * plan.steps_per_epoch), 1)
+    num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * plan.steps_per_epoch), 1)
     torch.manual_seed(config.seed)
     backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
     check_crops(config, backbone.patch_size)
@@ -196,8 +196,8 @@ def restore(
             # A line for every tensor; three show what is different.
             _, *tensors = (line.strip() for line in str(error).splitlines())
             raise ValueError(
-                f"{found.path} was made with another backbone or other heads: {' '.join(tensors[:3])[:400]} ({len(tensors)} "
-                "such differences). Go on with the settings of then: --config with the config.yaml of its run"
+                f"{found.path} was made with another backbone or other heads: {' '.join(tensors[:3])[:400]} "
+                f"({len(tensors)} such differences). Go on with the settings of then: --config RUN/config.yaml"
             ) from error
         checkpoint.load_optimizer_tensors(optimizer, found.tensors["optimizer"])
         say(f"going on from {found.path} at step {found.state['step']}")
@@ -213,7 +213,7 @@ def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: 
     if count > config.run.max_bad_share * num_images:
         raise ValueError(
             f"{count} of {num_images} images cannot be read, more than run.max-bad-share "
-            f"{config.run.max_bad_share:.0%}; they are listed in {run.bad_images_file}. Mend or remove them, or raise the share"
+            f"{config.run.max_bad_share:.0%}; they are listed in {run.bad_images_file}. Mend or remove them"
         )
     return count
 

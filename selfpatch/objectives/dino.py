@@ -46,7 +46,7 @@ class DINO(Objective):
         image_tokens = torch.cat([student.encoder.image_token(tokens) for tokens in student.sizes])
         log_predictions = self.distillation.log_predictions(self.head(image_tokens)).unflatten(0, (-1, num_images))
 
-        # 3. Cross-entropy over all pairs (g, v), g != v. It is linear in the targets, so per view v they are summed first:
+        # 3. Cross-entropy over all pairs (g, v), g != v. It is linear in the targets: per view v they are summed first,
         #    sum over g != v of <target_g, log p_v>  =  <sum over g of target_g - [v is global] target_v, log p_v>.
         num_global, num_views = len(targets), len(log_predictions)
         others = targets.sum(dim=0, keepdim=True).repeat(num_views, 1, 1)

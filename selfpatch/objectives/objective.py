@@ -11,7 +11,6 @@ from selfpatch.config import AggregatorConfig
 from selfpatch.layers.class_attention import Aggregator
 from selfpatch.tokens import Tokens
 
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -38,7 +37,7 @@ class Encoder(nn.Module):
 
 
 class EncodedViews(NamedTuple):
-    """What one network, student or teacher, made of a batch of `num_images` images; crops are crop-major: [V*B, ...]."""
+    """What one network, student or teacher, made of a batch of `num_images` images. Crop-major: [V*B, ...]."""
 
     encoder: Encoder
     num_images: int

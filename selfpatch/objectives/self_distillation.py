@@ -15,8 +15,8 @@ class SelfDistillation(nn.Module):
     """Turns teacher logits into targets, and owns the centre that keeps them from collapsing onto one prototype.
 
     With centering "mean", target = softmax((teacher logits - centre) / teacher temperature). The centre is a moving
-    average of the mean teacher logit over everything shown to `observe`, on all ranks; it changes in `commit` only. With
-    "sinkhorn" the centre takes no part: the targets of each forward pass are balanced over the prototypes.
+    average of the mean teacher logit over everything shown to `observe`, on all ranks; it changes in `commit` only.
+    With "sinkhorn" the centre takes no part: the targets of each forward pass are balanced over the prototypes.
 
     Source: DINO, sec. 3.1; DINOv2, sec. 4.
     """

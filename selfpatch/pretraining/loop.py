@@ -200,8 +200,8 @@ def _call(callback: Callback, student_teacher: StudentTeacher, step: int, logger
 
 def _upscaled(count: int, num_images: int, config: PretrainConfig) -> str:
     return (
-        f"warning: {count} of {num_images} images so far are smaller than a global crop ({config.crops.global_size} px) and "
-        "were enlarged: their crops are blurred. A smaller crop (crops.global-size) shows them as they are"
+        f"warning: {count} of {num_images} images so far were smaller than a global crop ({config.crops.global_size} "
+        "px) and enlarged: their crops are blurred. A smaller crop (crops.global-size) shows them as they are"
     )
 
 

@@ -109,8 +109,8 @@ class RunFolder:
         if lines:
             shown = "\n  ".join(lines[:20])
             raise ValueError(
-                f"{self.path} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this run, "
-                "or the settings of then to go on"
+                f"{self.path} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this "
+                "run, or the settings of then to go on"
             )
 
     def _take_lock(self) -> None:
@@ -123,8 +123,8 @@ class RunFolder:
             owner: dict[str, Any] = json.loads(lock.read() or "{}")
             lock.close()
             raise ValueError(
-                f"{self.path} is in use by process {owner.get('pid', '?')} on {owner.get('host', 'this host')}; wait for "
-                "it, stop it, or give another folder"
+                f"{self.path} is in use by process {owner.get('pid', '?')} on {owner.get('host', 'this host')}; wait "
+                "for it, stop it, or give another folder"
             ) from None
         lock.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, lock)

@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 
 from selfpatch.config import PretrainConfig, with_settings
 
+# Of timm's vision transformers, by the size in their names.
+WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}
+
 
 class Facts(NamedTuple):
     """What is known before a run."""
@@ -33,7 +36,7 @@ def derive(config: PretrainConfig, facts: Facts) -> tuple[PretrainConfig, list[D
 
     # 1. Size, by the hardware.
     hardware = "a GPU" if facts.on_gpu else "no GPU"
-    fill(
+    name = fill(
         "backbone.name",
         config.backbone.name,
         *_by_hardware(facts, "vit_small_patch16_224", "vit_tiny_patch16_224", hardware),
@@ -49,21 +52,20 @@ def derive(config: PretrainConfig, facts: Facts) -> tuple[PretrainConfig, list[D
         "optim.batch-size", optim.batch_size, min(largest, quarter), f"{hardware}, and at least four batches an epoch"
     )
     steps_per_epoch = max(facts.num_images // batch_size, 1)
-    shown = 20_000_000 if facts.on_gpu else 100_000
-    epochs = min(max(shown / facts.num_images, 1), 800)
-    epochs = fill(
-        "optim.epochs",
-        optim.epochs,
-        round(epochs, 1),
-        f"{hardware}: about {shown:,} images shown, at most 800 times each",
-    )
-    num_steps = optim.steps or max(round(epochs * steps_per_epoch), 1)
+    num_steps = optim.steps
+    if num_steps is None:
+        shown = 20_000_000 if facts.on_gpu else 100_000
+        epochs = fill(
+            "optim.epochs", optim.epochs, round(min(max(shown / facts.num_images, 1), 800), 1),
+            f"{hardware}: about {shown:,} images shown, none more than 800 times",
+        )  # fmt: skip
+        num_steps = max(round(epochs * steps_per_epoch), 1)
 
     # 3. What follows from batch and length.
-    width = config.backbone.embed_dim or (384 if facts.on_gpu else 192)
+    width = config.backbone.embed_dim or next((w for size, w in WIDTHS.items() if size in name), 384)
     fill(
         "optim.lr", optim.lr, 2e-3 * math.sqrt(batch_size / 64) * 96 / width,
-        f"2e-3 at 96 wide and 64 images a step; less for {width} wide, with the root of {batch_size} images",
+        "2e-3 at 96 wide and 64 images a step; less the wider, more with the root of the batch",
     )  # fmt: skip
     fill(
         "optim.warmup-epochs", optim.warmup_epochs, round(0.1 * num_steps / steps_per_epoch, 3),
@@ -72,15 +74,17 @@ def derive(config: PretrainConfig, facts: Facts) -> tuple[PretrainConfig, list[D
     horizon = min(max(num_steps / 8, 100), 250)
     fill(
         "teacher.momentum", config.teacher.momentum, round(1 - 1 / horizon, 4),
-        f"the teacher averages the last {horizon:.0f} steps: slow enough to be learned from, a small part of the run",
+        f"an average over the last {horizon:.0f} steps: slow enough to learn from, a small part of the run",
     )  # fmt: skip
-    for name in ("dino", "selfpatch"):
-        term = getattr(config.objectives, name)
+    for objective in ("dino", "selfpatch"):
+        term = getattr(config.objectives, objective)
         if term is not None:
             fill(
-                f"objectives.{name}.head.num-prototypes", term.head.num_prototypes, min(max(2 * batch_size, 64), 4096),
-                f"one for each of the {2 * batch_size} global crops of a step, over which Sinkhorn spreads them",
-            )  # fmt: skip
+                f"objectives.{objective}.head.num-prototypes",
+                term.head.num_prototypes,
+                min(max(2 * batch_size, 64), 4096),
+                "one for each global crop of a step, over which Sinkhorn spreads them",
+            )
     return with_settings(config, {setting: value for setting, value, _ in derived}), derived
 
 

@@ -22,8 +22,8 @@ def dino_selfpatch_small() -> PretrainConfig:
 
     Command: selfpatch pretrain IMAGES OUT --recipe dino-selfpatch-small
     Hardware: one GPU, or a CPU with a smaller network and crops.
-    Expected: on the demo's scenes in-context mIoU rises from the first hundred steps on (README). No result on a real data
-    set yet.
+    Expected: on the demo's scenes in-context mIoU rises from the first hundred steps on (README). No result on a real
+    data set yet.
 
     The authors' settings stall on few images and short runs: the loss stays at ln K or falls onto one prototype, and
     the patches get worse than random ones (docs/tried.md). What is different here, each for that reason: targets are

@@ -37,7 +37,10 @@ def _draw(axes: Axes, lines: list[dict[str, Any]], name: str) -> None:
     points = [(line["step"], line[name]) for line in lines if name in line]
     marker = "o" if len(points) <= 20 else None
     axes.plot(
-        *zip(*points, strict=True), label=name.removesuffix("/loss").replace("_", " "), marker=marker, markersize=3
+        *zip(*points, strict=True),
+        label=name.removesuffix("/loss").removeprefix("in_context/").replace("_", " "),
+        marker=marker,
+        markersize=3,
     )
     if marker and "in_context" in name:
         axes.annotate(f"{points[-1][1]:.3f}", points[-1], textcoords="offset points", xytext=(4, 4), fontsize=8)
