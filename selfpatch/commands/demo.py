@@ -41,9 +41,8 @@ def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult
 
 def show(result: PretrainResult, scenes: Path) -> None:
     """The table of scores, where to look, what to do next."""
-    table = Table(
-        title="3. What its patches know: in-context segmentation, no training on labels", title_justify="left"
-    )
+    say("3. What its patches know: in-context segmentation of other scenes, nothing trained on labels")
+    table = Table()
     table.add_column("backbone")
     table.add_column("mIoU %", justify="right")
     for step, score in sorted(result.scores.items()):

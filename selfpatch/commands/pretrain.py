@@ -71,23 +71,24 @@ def pretrain(
     folder = ImageFolder(Path(images))
     config, derived = derive(config, Facts(num_images=len(folder), on_gpu=device.type == "cuda"))
 
-    # 2. The parts. What cannot work is refused here, before anything is written.
-    assert config.optim.batch_size is not None  # derived by now
-    plan = Plan(len(folder), config.optim.batch_size, config.seed)
-    num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * plan.steps_per_epoch), 1)
-    torch.manual_seed(config.seed)
-    backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
-    check_crops(config, backbone.patch_size)
-    student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
-    optimizer = build_optimizer(student_teacher)
-    schedules = build_schedules(config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=plan.steps_per_epoch)
-    run = RunFolder(Path(out))
-    run.check(config)
-    require_readable(folder)
-    watch = Watch(config, folder, run, num_steps=num_steps, patch_size=backbone.patch_size, device=device)
-    first_step = restore(run, folder, student_teacher, optimizer, resume=resume, init_from=init_from)
+    with closing(RunFolder(Path(out))) as run:
+        # 2. The parts. What cannot work is refused here, before anything is written.
+        run.check(config)
+        assert config.optim.batch_size is not None  # derived by now
+        plan = Plan(len(folder), config.optim.batch_size, config.seed)
+        num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * plan.steps_per_epoch), 1)
+        torch.manual_seed(config.seed)
+        backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
+        check_crops(config, backbone.patch_size)
+        student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
+        optimizer = build_optimizer(student_teacher)
+        schedules = build_schedules(
+            config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=plan.steps_per_epoch
+        )
+        require_readable(folder)
+        watch = Watch(config, folder, run, num_steps=num_steps, patch_size=backbone.patch_size, device=device)
+        first_step = restore(run, folder, student_teacher, optimizer, resume=resume, init_from=init_from)
 
-    with closing(run):
         # 3. Take the folder.
         run.open(
             config, header=f"selfpatch {version('selfpatch')}: selfpatch pretrain {images} {out} --config THIS FILE"

@@ -38,6 +38,13 @@ class Watch:
         settings = config.evaluate
         self._every = settings.every_steps or max(num_steps // 10, 1)
         self._image_size = settings.image_size or 2 * min(rows_columns(config.crops.global_size))
+        selfpatch = config.objectives.selfpatch
+        smallest = max(patch_size) * (selfpatch.window_size if selfpatch else 1)
+        if self._image_size < smallest:
+            raise ValueError(
+                f"evaluate.image-size is {self._image_size}; scores and pictures need at least {smallest} px, the "
+                "window in which positives are sought"
+            )
         self._evaluator = None
         if settings.data is not None:
             self._data = SegmentationFolder(settings.data, max_images=settings.max_images)

@@ -38,7 +38,7 @@ class RunFolder:
 
         Raises:
             ValueError: OUT cannot be written, holds something else, or a run with other settings (the differences are
-                listed).
+                listed), or another process is running in it.
         """
         checkpoint.require_writable(self.path)
         if self.path.exists() and any(self.path.iterdir()) and not self.config_file.exists():
@@ -47,6 +47,7 @@ class RunFolder:
             )
         if self.config_file.exists():
             self._refuse_other_settings(config)
+            self._take_lock()  # from here on nobody else writes what this run is about to read
 
     def open(self, config: PretrainConfig, *, header: str) -> None:
         """Take the folder for this process, and write config.yaml.
@@ -55,7 +56,8 @@ class RunFolder:
             ValueError: another process is running in it (its host and number are said).
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        if self._lock is None:
+            self._take_lock()
         with checkpoint.replacing(self.config_file) as file:
             write_yaml(config, file, header=header)
         if self.bad_images_file.exists():
