@@ -1,0 +1,125 @@
+"""The training step against its plain form: images/s and memory, in paired runs.
+
+    python -m benchmarks.pretraining_step --batch-sizes 4 8 --rounds 3
+
+ViT-S/16, 2 x 224 + 8 x 96 crops, heads of 65,536 and 4,096 prototypes, float32, forward and backward, same weights and
+crops. The plain form (tests/reference/plain_step.py) is what the original program computes. Runs alternate A B A B; the
+median is shown with its spread. Memory is measured in processes of their own: the growth of the peak from the smaller
+to the larger batch, by image, so that weights and optimizer state do not count.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from selfpatch.backbones.vit import build_vit
+from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
+from selfpatch.recipes import find_recipe
+from tests.reference.plain_step import plain_loss
+
+
+def build(size: str) -> StudentTeacher:
+    config = find_recipe("dino-selfpatch")
+    name = {"tiny": "vit_tiny_patch16_224", "small": "vit_small_patch16_224", "base": "vit_base_patch16_224"}[size]
+    backbone = replace(config.backbone, name=name, drop_path=0.0)
+    torch.manual_seed(0)
+    vit = build_vit(backbone, (224, 224))
+    return build_student_teacher(vit, replace(config, backbone=backbone), steps_per_epoch=100).train()
+
+
+def crops(batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, batch_size, 3, 224, 224), torch.randn(8, batch_size, 3, 96, 96)
+
+
+def ours(student_teacher: StudentTeacher, global_crops: torch.Tensor, local_crops: torch.Tensor) -> None:
+    loss, _ = student_teacher(global_crops, local_crops, 0)
+    loss.backward()
+    student_teacher.discard()
+
+
+def plain(student_teacher: StudentTeacher, global_crops: torch.Tensor, local_crops: torch.Tensor) -> None:
+    loss, *_ = plain_loss(student_teacher, global_crops, local_crops, 0)
+    loss.backward()
+
+
+STEPS = {"plain": plain, "ours": ours}
+
+
+def explicit_attention(student_teacher: StudentTeacher, explicit: bool) -> None:
+    for network in (student_teacher.student, student_teacher.teacher):
+        for block in network.backbone.model.blocks:
+            block.attn.fused_attn = not explicit
+
+
+def run(name: str, student_teacher: StudentTeacher, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Seconds of one forward and backward pass."""
+    explicit_attention(student_teacher, name == "plain")
+    start = time.perf_counter()
+    STEPS[name](student_teacher, *batch)
+    seconds = time.perf_counter() - start
+    student_teacher.zero_grad(set_to_none=True)
+    return seconds
+
+
+def peak_mb(name: str, size: str, batch_size: int) -> float:
+    """Peak memory of a process that does nothing but two steps."""
+    student_teacher = build(size)
+    for _ in range(2):
+        run(name, student_teacher, crops(batch_size))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_a_process_of_its_own(*arguments: object) -> float:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(peak_mb, arguments)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=("tiny", "small", "base"), default="small")
+    parser.add_argument("--batch-sizes", type=int, nargs=2, default=(4, 8))
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+
+    student_teacher = build(arguments.size)
+    table = Table(
+        "batch", "plain s", "ours s", "ours / plain images/s", title=f"ViT-{arguments.size}, forward and backward"
+    )
+    for batch_size in arguments.batch_sizes:
+        batch = crops(batch_size)
+        seconds: dict[str, list[float]] = {name: [] for name in STEPS}
+        for _ in range(arguments.rounds + 1):
+            for name in STEPS:
+                seconds[name].append(run(name, student_teacher, batch))
+        plain_s, ours_s = (values[1:] for values in seconds.values())  # the first round warms up
+        ratios = [p / o for p, o in zip(plain_s, ours_s, strict=True)]
+        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+        table.add_row(
+            str(batch_size), f"{statistics.median(plain_s):.2f}", f"{statistics.median(ours_s):.2f}",
+            f"{statistics.median(ratios):.2f} ({spread})",
+        )  # fmt: skip
+    Console().print(table)
+
+    small, large = arguments.batch_sizes
+    growth = {
+        name: (
+            in_a_process_of_its_own(name, arguments.size, large) - in_a_process_of_its_own(name, arguments.size, small)
+        )
+        / (large - small)
+        for name in STEPS
+    }
+    Console().print(
+        f"memory per extra image: plain {growth['plain']:.0f} MB, ours {growth['ours']:.0f} MB, "
+        f"ratio {growth['ours'] / growth['plain']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
