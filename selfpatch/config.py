@@ -344,6 +344,9 @@ class EfficiencyConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     # processes that read and crop; None: as many as cores, at most 16; 0: none
     num_workers: int | None = None
+    # keep only the input of each block of the student and compute the rest again on the way back: about half the
+    # memory, a fifth more time
+    recompute: bool = False
 
     def __post_init__(self):
         check(

@@ -7,6 +7,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.models import checkpoint_seq
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -105,7 +106,8 @@ class ViT(nn.Module):
                 prefix_tokens = prefix_tokens + prefix_positions
             x = torch.cat([prefix_tokens, x], dim=1)
         x = model.norm_pre(model.patch_drop(model.pos_drop(x)))
-        return model.norm(model.blocks(x))
+        x = checkpoint_seq(model.blocks, x) if model.grad_checkpointing else model.blocks(x)
+        return model.norm(x)
 
 
 def resample_positions_dino(

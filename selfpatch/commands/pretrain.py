@@ -81,6 +81,7 @@ def pretrain(
         backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
         check_crops(config, backbone.patch_size)
         student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
+        student_teacher.student.backbone.model.set_grad_checkpointing(config.efficiency.recompute)
         optimizer = build_optimizer(student_teacher)
         schedules = build_schedules(
             config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=plan.steps_per_epoch

@@ -10,7 +10,10 @@ from selfpatch.config import AggregatorConfig
 
 
 class ClassAttention(nn.Module):
-    """Attention of a query to itself and to patch tokens; the patch tokens do not change."""
+    """Attention of queries to themselves and to patch tokens, all of them or each query to its own few `members`.
+
+    The patch tokens do not change. A single query may stand for all sets of members.
+    """
 
     def __init__(self, dim: int, num_heads: int):
         super().__init__()
@@ -22,24 +25,27 @@ class ClassAttention(nn.Module):
 
     def forward(
         self,
-        queries: Float[Tensor, "B Q D"],
+        queries: Float[Tensor, "B #Q D"],
         patch_tokens: Float[Tensor, "B N D"],
-        members: Int[Tensor, "B Q P"] | None,
-    ) -> Float[Tensor, "B Q D"]:
-        q, own_k, own_v = (self._heads(layer(queries)) for layer in (self.q, self.k, self.v))  # [B, h, Q, d]
+        members: Int[Tensor, "B #Q P"] | None,
+    ) -> Float[Tensor, "B #Q D"]:
+        q, own_k, own_v = (self._heads(layer(queries)) for layer in (self.q, self.k, self.v))  # [B, h, Q or 1, d]
         # Keys and values depend on the patch alone: projected once a patch, then gathered by the queries that ask.
         k, v = (self._heads(layer(patch_tokens)) for layer in (self.k, self.v))  # [B, h, N, d]
         q = q * q.shape[-1] ** -0.5
         own_score = (q * own_k).sum(dim=-1, keepdim=True)  # [B, h, Q, 1]
         if members is None:
             scores = q @ k.transpose(-2, -1)  # [B, h, Q, N]
+        elif queries.shape[1] == 1:
+            # One query for all sets: a patch has one score a head in whichever set, so numbers are gathered, not keys.
+            scores = _gather((q * k).sum(dim=-1, keepdim=True), members).squeeze(-1)  # [B, h, Q, P]
+            own_score, own_v = (x.expand(-1, -1, scores.shape[2], -1) for x in (own_score, own_v))
         else:
-            k, v = _gather(k, members), _gather(v, members)  # [B, h, Q, P, d]
-            scores = (k @ q.unsqueeze(-1)).squeeze(-1)  # [B, h, Q, P]
+            scores = (_gather(k, members) @ q.unsqueeze(-1)).squeeze(-1)  # [B, h, Q, P]
         own_weight, weights = (
             torch.cat([own_score, scores], dim=-1).softmax(dim=-1).split([1, scores.shape[-1]], dim=-1)
         )
-        mixed = weights @ v if members is None else (weights.unsqueeze(-2) @ v).squeeze(-2)
+        mixed = weights @ v if members is None else (weights.unsqueeze(-2) @ _gather(v, members)).squeeze(-2)
         return self.proj(rearrange(own_weight * own_v + mixed, "b h q d -> b q (h d)"))
 
     def _heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B h T d"]:
@@ -63,10 +69,10 @@ class ClassAttentionBlock(nn.Module):
 
     def forward(
         self,
-        queries: Float[Tensor, "B Q D"],
+        queries: Float[Tensor, "B #Q D"],
         patch_tokens: Float[Tensor, "B N D"],
-        members: Int[Tensor, "B Q P"] | None,
-    ) -> Float[Tensor, "B Q D"]:
+        members: Int[Tensor, "B #Q P"] | None,
+    ) -> Float[Tensor, "B #Q D"]:
         queries = queries + self.attn(self.norm1(queries), self.norm1(patch_tokens), members)
         return queries + self.mlp(self.norm2(queries))
 
@@ -98,15 +104,14 @@ class Aggregator(nn.Module):
 
     def forward(self, patch_tokens: Float[Tensor, "B N D"], members: Int[Tensor, "B Q P"]) -> Float[Tensor, "B Q D"]:
         """One token a set; `members` holds the indices of the patches in each set."""
-        queries = self.query.expand(len(patch_tokens), members.shape[1], -1)
-        return self._aggregate(queries, patch_tokens, members)
+        return self._aggregate(self.query.expand(len(patch_tokens), 1, -1), patch_tokens, members)
 
     def _aggregate(
         self,
-        queries: Float[Tensor, "B Q D"],
+        queries: Float[Tensor, "B #Q D"],
         patch_tokens: Float[Tensor, "B N D"],
-        members: Int[Tensor, "B Q P"] | None,
-    ) -> Float[Tensor, "B Q D"]:
+        members: Int[Tensor, "B #Q P"] | None,
+    ) -> Float[Tensor, "B #Q D"]:
         for block in self.blocks:
             queries = block(queries, patch_tokens, members)
         return self.norm(queries)

@@ -20,8 +20,12 @@ class Prototypes(nn.Module):
         self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not fix_norm)
         self.weight_v = nn.Parameter(nn.Linear(dim, num_prototypes, bias=False).weight.detach())
 
+    @property
+    def weight(self) -> Float[Tensor, "K D"]:
+        return self.weight_g * F.normalize(self.weight_v, dim=-1)
+
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows K"]:
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=-1))
+        return F.linear(x, self.weight)
 
 
 class ProjectionHead(nn.Module):

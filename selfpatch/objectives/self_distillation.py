@@ -1,6 +1,7 @@
 """Self-distillation between logits over prototypes: centre and sharpen the teacher, cross-entropy, signals."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -40,6 +41,15 @@ class SelfDistillation(nn.Module):
             rows = sinkhorn(teacher_logits.float().flatten(0, -2) / temperature)
             return rows.view_as(teacher_logits)
         return ((teacher_logits.float() - self.center) / temperature).softmax(dim=-1)
+
+    def targets_by_rows(
+        self, bottleneck: Float[Tensor, "rows Z"], prototypes: Float[Tensor, "K Z"], step: int
+    ) -> Callable[[slice], Float[Tensor, "_ K"]]:
+        """The targets of some of the rows, made when asked for; Sinkhorn has to see all rows at once."""
+        if self.centering == "sinkhorn":
+            targets = self.targets(bottleneck @ prototypes.T, step)
+            return lambda rows: targets[rows]
+        return lambda rows: self.targets(bottleneck[rows] @ prototypes.T, step)
 
     def log_predictions(self, student_logits: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
         return (student_logits.float() / self.student_temperature).log_softmax(dim=-1)

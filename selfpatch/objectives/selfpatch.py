@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from selfpatch.config import SelfPatchConfig
 from selfpatch.layers.projection_heads import ProjectionHead
+from selfpatch.objectives.chunked_cross_entropy import chunked_cross_entropy
 from selfpatch.objectives.objective import EncodedViews, Objective, without_gradient
 from selfpatch.objectives.self_distillation import SelfDistillation, signals
 from selfpatch.tokens import Tokens
@@ -51,28 +52,31 @@ class SelfPatch(Objective):
         num_sizes = 1 if self.config.crops == "global" else len(student.sizes)
         num_crops = sum(len(tokens.patch_tokens) for tokens in student.sizes[:num_sizes])
         loss = torch.zeros((), device=student.global_crops.patch_tokens.device)
-        all_bottlenecks, global_targets, similarity = [], None, {}
+        teacher_prototypes, prototypes = self.teacher_head.prototypes.weight, self.head.prototypes.weight
+        bottlenecks, global_targets, similarity = [], None, {}
         for student_tokens, teacher_tokens in zip(student.sizes[:num_sizes], teacher.sizes, strict=False):
             # 1. Targets: what the teacher makes of each patch's positives.
             with torch.no_grad():
                 positives, positive_similarity = find_positives(teacher_tokens, self.config)
                 aggregates = teacher_aggregator(teacher_tokens.patch_tokens, positives)
-                bottleneck = self.teacher_head.bottleneck(aggregates)
-                targets = self.distillation.targets(self.teacher_head.prototypes(bottleneck), step)
+                bottleneck = self.teacher_head.bottleneck(aggregates).flatten(0, 1)  # [V*B*N, Z]
+                targets_of = self.distillation.targets_by_rows(bottleneck, teacher_prototypes, step)
 
             # 2. Predictions: the student's plain tokens, through the norm that aggregates go through as well.
-            logits = self.head(aggregator.norm(student_tokens.patch_tokens))
-            log_predictions = self.distillation.log_predictions(logits)
+            predicted = self.head.bottleneck(aggregator.norm(student_tokens.patch_tokens)).flatten(0, 1)
 
             # 3. Cross-entropy: mean over patches, then every crop of every image counts the same.
-            loss = loss - (targets * log_predictions).sum(dim=-1).mean(dim=-1).sum() / num_crops
-            all_bottlenecks.append(bottleneck)
+            num_patches = student_tokens.patch_tokens.shape[1]
+            loss = loss + chunked_cross_entropy(
+                predicted, prototypes, targets_of, temperature=self.distillation.student_temperature
+            ) / (num_patches * num_crops)
+            bottlenecks.append(bottleneck)
             if global_targets is None:
-                global_targets = targets.flatten(0, 1)
+                global_targets = targets_of(slice(None, None, max(1, len(bottleneck) // 1024)))
                 similarity = similarity_signals(teacher_tokens.patch_tokens, positive_similarity)
 
         # 4. For the centre: the mean teacher logit over all patches of all crops, by linearity the logit of the mean.
-        mean_bottleneck = torch.cat([b.flatten(0, 1) for b in all_bottlenecks]).mean(dim=0)
+        mean_bottleneck = torch.cat(bottlenecks).mean(dim=0)
         self.distillation.observe(self.teacher_head.prototypes(mean_bottleneck))
         return loss, signals(global_targets, loss) | similarity
 

@@ -127,3 +127,19 @@ def test_a_few_steps_on_the_same_images_lower_the_loss():
         apply_gradients(student_teacher, optimizer, metrics["loss"], step, schedules=schedules, optim=config.optim)
         losses.append(metrics["loss"].item())
     assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("position_resampling", ["timm", "dino"])
+def test_recomputing_changes_memory_and_nothing_else(position_resampling):
+    config = tiny_config()
+    backbone = dataclasses.replace(config.backbone, position_resampling=position_resampling)
+    config = dataclasses.replace(config, backbone=backbone)
+    gradients = []
+    for recompute in (False, True):
+        student_teacher = tiny_student_teacher(config).train()
+        student_teacher.student.backbone.model.set_grad_checkpointing(recompute)
+        torch.manual_seed(0)  # the same stochastic depth
+        loss, _ = student_teacher(*random_crops(config), 0)
+        loss.backward()
+        gradients.append([p.grad for p in student_teacher.parameters() if p.requires_grad])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
