@@ -49,7 +49,7 @@ def plain(student_teacher: StudentTeacher, global_crops: torch.Tensor, local_cro
     loss.backward()
 
 
-STEPS = {"plain": plain, "ours": ours}
+STEPS = {"plain": plain, "ours": ours, "recompute": ours}
 
 
 def explicit_attention(student_teacher: StudentTeacher, explicit: bool) -> None:
@@ -61,6 +61,7 @@ def explicit_attention(student_teacher: StudentTeacher, explicit: bool) -> None:
 def run(name: str, student_teacher: StudentTeacher, batch: tuple[torch.Tensor, torch.Tensor]) -> float:
     """Seconds of one forward and backward pass."""
     explicit_attention(student_teacher, name == "plain")
+    student_teacher.student.backbone.model.set_grad_checkpointing(name == "recompute")
     start = time.perf_counter()
     STEPS[name](student_teacher, *batch)
     seconds = time.perf_counter() - start
@@ -89,36 +90,31 @@ def main() -> None:
     arguments = parser.parse_args()
 
     student_teacher = build(arguments.size)
-    table = Table(
-        "batch", "plain s", "ours s", "ours / plain images/s", title=f"ViT-{arguments.size}, forward and backward"
-    )
+    table = Table("batch", "plain s", *(f"{name}: images/s against plain" for name in STEPS if name != "plain"))
     for batch_size in arguments.batch_sizes:
         batch = crops(batch_size)
         seconds: dict[str, list[float]] = {name: [] for name in STEPS}
         for _ in range(arguments.rounds + 1):
             for name in STEPS:
                 seconds[name].append(run(name, student_teacher, batch))
-        plain_s, ours_s = (values[1:] for values in seconds.values())  # the first round warms up
-        ratios = [p / o for p, o in zip(plain_s, ours_s, strict=True)]
-        spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-        table.add_row(
-            str(batch_size), f"{statistics.median(plain_s):.2f}", f"{statistics.median(ours_s):.2f}",
-            f"{statistics.median(ratios):.2f} ({spread})",
-        )  # fmt: skip
+        timed = {name: values[1:] for name, values in seconds.items()}  # the first round warms up
+        row = [str(batch_size), f"{statistics.median(timed['plain']):.2f}"]
+        for name in STEPS:
+            if name != "plain":
+                ratios = [p / o for p, o in zip(timed["plain"], timed[name], strict=True)]
+                row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+        table.add_row(*row)
     Console().print(table)
 
     small, large = arguments.batch_sizes
-    growth = {
-        name: (
-            in_a_process_of_its_own(name, arguments.size, large) - in_a_process_of_its_own(name, arguments.size, small)
-        )
-        / (large - small)
-        for name in STEPS
-    }
-    Console().print(
-        f"memory per extra image: plain {growth['plain']:.0f} MB, ours {growth['ours']:.0f} MB, "
-        f"ratio {growth['ours'] / growth['plain']:.2f}"
-    )
+    growth = {}
+    for name in STEPS:
+        peaks = [in_a_process_of_its_own(name, arguments.size, batch_size) for batch_size in (small, large)]
+        growth[name] = (peaks[1] - peaks[0]) / (large - small)
+    memory = Table("memory per extra image", "MB", "against plain")
+    for name, megabytes in growth.items():
+        memory.add_row(name, f"{megabytes:.0f}", f"{megabytes / growth['plain']:.2f}")
+    Console().print(memory)
 
 
 if __name__ == "__main__":
