@@ -20,6 +20,8 @@ def chunked_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Sum over rows of the cross-entropy between targets and softmax(bottleneck @ prototypes.T / temperature).
 
+    A row of targets may be a sum of several targets.
+
     Args:
         targets_of: the targets of some rows; called once for each chunk, no gradient reaches it.
     """
@@ -27,7 +29,7 @@ def chunked_cross_entropy(
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """As targets sum to 1, a row's loss is lse(s) - <t, s> and its gradient in s is softmax(s) - t, for logits s.
+    """With m = sum(t), a row's loss is m lse(s) - <t, s> and its gradient in s is m softmax(s) - t, for logits s.
 
     Both need the logits once, so gradients are made on the way forward and only scaled on the way back.
     """
@@ -44,8 +46,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             targets = targets_of(rows)
             logits = (bottleneck[rows] @ prototypes.T).float() / temperature
             log_sum = logits.logsumexp(dim=-1, keepdim=True)
-            loss += (log_sum.squeeze(-1) - (targets * logits).sum(dim=-1)).sum()
-            to_logits = (logits - log_sum).exp_().sub_(targets).div_(temperature)
+            mass = targets.sum(dim=-1, keepdim=True)
+            loss += (mass * log_sum).sum() - (targets * logits).sum()
+            to_logits = (logits - log_sum).exp_().mul_(mass).sub_(targets).div_(temperature)
             to_bottleneck[rows] = to_logits @ prototypes
             if ctx.needs_input_grad[1]:
                 to_prototypes += to_logits.T @ bottleneck[rows]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from selfpatch.config import DINOConfig
 from selfpatch.layers.projection_heads import ProjectionHead
+from selfpatch.objectives.chunked_cross_entropy import chunked_cross_entropy
 from selfpatch.objectives.objective import EncodedViews, Objective, without_gradient
 from selfpatch.objectives.self_distillation import SelfDistillation, signals
 
@@ -44,15 +45,20 @@ class DINO(Objective):
 
         # 2. Predictions: all crops of the student.
         image_tokens = torch.cat([student.encoder.image_token(tokens) for tokens in student.sizes])
-        log_predictions = self.distillation.log_predictions(self.head(image_tokens)).unflatten(0, (-1, num_images))
+        predicted = self.head.bottleneck(image_tokens)  # [V*B, Z]
 
         # 3. Cross-entropy over all pairs (g, v), g != v. It is linear in the targets: per view v they are summed first,
         #    sum over g != v of <target_g, log p_v>  =  <sum over g of target_g - [v is global] target_v, log p_v>.
-        num_global, num_views = len(targets), len(log_predictions)
+        num_global, num_views = len(targets), len(predicted) // num_images
         others = targets.sum(dim=0, keepdim=True).repeat(num_views, 1, 1)
         others[:num_global] -= targets
-        num_pairs = num_global * (num_views - 1)
-        loss = -(others * log_predictions).sum() / (num_pairs * num_images)
+        others = others.flatten(0, 1)  # [V*B, K]
+        loss = chunked_cross_entropy(
+            predicted,
+            self.head.prototypes.weight,
+            lambda rows: others[rows],
+            temperature=self.distillation.student_temperature,
+        ) / (num_global * (num_views - 1) * num_images)
         return loss, signals(targets.flatten(0, 1), loss)
 
     def _observe(self, global_bottleneck: Float[Tensor, "VB Z"], teacher: EncodedViews) -> None:

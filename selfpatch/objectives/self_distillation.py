@@ -51,9 +51,6 @@ class SelfDistillation(nn.Module):
             return lambda rows: targets[rows]
         return lambda rows: self.targets(bottleneck[rows] @ prototypes.T, step)
 
-    def log_predictions(self, student_logits: Float[Tensor, "*rows K"]) -> Float[Tensor, "*rows K"]:
-        return (student_logits.float() / self.student_temperature).log_softmax(dim=-1)
-
     def observe(self, mean_logits: Float[Tensor, " K"]) -> None:
         """Remember the mean teacher logit of a batch, or of one part of it; parts are of equal size."""
         self._observed.append(mean_logits.detach().float())

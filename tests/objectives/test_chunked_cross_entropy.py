@@ -14,6 +14,7 @@ def test_loss_and_gradients(rows_at_once, fixed_prototypes, monkeypatch):
     monkeypatch.setattr(module, "CHUNK_SIZE", rows_at_once * num_prototypes)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(7, num_prototypes, generator=generator).softmax(dim=-1)
+    targets[2:4] *= 2  # a sum of two targets
     bottleneck = torch.randn(7, 5, generator=generator)
     prototypes = torch.randn(num_prototypes, 5, generator=generator)
     gradients, losses, seen = [], [], []
