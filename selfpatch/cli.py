@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if show_traceback:
             raise
-        return _fail(error, 1)
+        return _fail(RuntimeError(f"{error} (--traceback shows where)"), 1)
     except KeyboardInterrupt:
         return 130
 
