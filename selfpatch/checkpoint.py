@@ -30,7 +30,7 @@ class Checkpoint(NamedTuple):
 
 
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int) -> Path:
-    """Write `folder/step-XXXXXXXX` and delete all but the newest `keep`.
+    """Write `folder/step-XXXXXXXX` and delete all but the newest `keep`, later steps first.
 
     Raises:
         OSError: the disk is full (with the bytes needed) or not writable; what was there before is untouched.
@@ -38,7 +38,8 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
     final = folder / f"step-{step:08d}"
     temporary = folder / f".writing-{final.name}"
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in folder.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
     try:
         temporary.mkdir()
         for name, group in tensors.items():
@@ -64,7 +65,10 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
                 "the run goes on from the checkpoint before",
             ) from error
         raise
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    # Later ones are of a time line that was given up, damaged most likely: they must not push out what is whole.
+    steps = sorted(folder.glob("step-*"))
+    later = [path for path in steps if path.name > final.name]
+    for old in [*later, *steps[: len(steps) - len(later)][:-keep]]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 

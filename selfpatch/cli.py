@@ -49,12 +49,12 @@ class Visualize:
     image_size: int | None = None
     # x and y in the first image, whose patch others are compared with; None: the middle of each
     pixel: tuple[int, int] | None = None
-    # how many positives SelfPatch would choose
-    num_positives: int = 4
-    # out of a window of this side in patches
-    window_size: int = 3
-    # beyond the image's border: patches of the opposite side, or none
-    borders: Literal["wrap", "clip"] = "wrap"
+    # how many positives SelfPatch chooses; None: as the run did, else 4
+    num_positives: int | None = None
+    # out of a window of this side in patches; None: as the run did, else 3
+    window_size: int | None = None
+    # beyond the image's border: patches of the opposite side, or none; None: as the run did, else wrap
+    borders: Literal["wrap", "clip"] | None = None
     num_heads: NumHeads = None
     device: Device = "auto"
 
@@ -114,6 +114,8 @@ class Demo:
 
 def pretrain(arguments: list[str]) -> int:
     config_file, recipe = _peek(arguments, "--config"), _peek(arguments, "--recipe")
+    if config_file and recipe:
+        raise ValueError("give --config or --recipe, not both: each of them says all settings")
     start = read_yaml(Path(config_file)) if config_file else find_recipe(recipe or PretrainConfig.recipe)
 
     @dataclass(frozen=True)

@@ -121,6 +121,8 @@ class CropsConfig:
         for name in ("flip_prob", "jitter_prob", "grey_prob", "solarize_prob"):
             value = getattr(self, name)
             check(0 <= value <= 1, f"crops.{name.replace('_', '-')} is {value}; it is a probability in [0, 1]")
+        check(min(self.std) > 0, f"crops.std is {self.std}; each must be above 0")
+        check(min(self.jitter) >= 0, f"crops.jitter is {self.jitter}; half-widths cannot be negative")
         check(all(0 <= p <= 1 for p in self.blur_prob), f"crops.blur-prob is {self.blur_prob}; each is in [0, 1]")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
@@ -253,7 +255,8 @@ class OptimConfig:
 
     # images per optimizer step, over all devices and accumulated parts; None: derived
     batch_size: int | None = 1024
-    # parts a batch is cut into, one after another on the device: the same step with less memory
+    # parts a batch is cut into, one after another on the device: the same step with less memory, but for Sinkhorn and
+    # batch norm in heads, which see one part at a time
     accumulate: int = 1
     # peak learning rate for 256 images a batch; None: derived
     lr: float | None = 5e-4
@@ -327,6 +330,8 @@ class EvaluateConfig:
     image_size: int | None = None
     # patches kept in memory
     memory_size: int = 10_240
+    # patches in memory that vote on a patch
+    num_neighbours: int = 30
     # at most so many images of each split
     max_images: int = 200
 
@@ -406,6 +411,7 @@ class PretrainConfig:
     run: RunConfig = RunConfig()
 
     def __post_init__(self):
+        check(0 <= self.seed < 2**31, f"seed is {self.seed}; it must be 0 or more, and below 2^31")
         check(
             self.objectives.selfpatch is None or self.aggregator is not None,
             "objectives.selfpatch needs an aggregator to summarise neighbours; start from a recipe with selfpatch in "

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -11,6 +10,7 @@ from torch import nn
 from selfpatch.backbones.pretrained import ARCHITECTURE_ARGUMENTS, FORMAT_KEY, FORMAT_VERSION
 from selfpatch.backbones.vit import Architecture, ViT
 from selfpatch.checkpoint import replacing
+from selfpatch.versions import installed_version
 
 
 def export_timm(backbone: ViT, path: Path, *, metadata: Mapping[str, str] | None = None) -> str:
@@ -32,21 +32,15 @@ def export_timm(backbone: ViT, path: Path, *, metadata: Mapping[str, str] | None
     description = {
         "format": "pt",  # as Hugging Face's readers expect
         FORMAT_KEY: FORMAT_VERSION,
-        "selfpatch_version": _version(),
+        "selfpatch_version": installed_version("selfpatch"),
         "architecture": name,
         "arguments": json.dumps(arguments),
         "patch_size": json.dumps(backbone.patch_size),
         "mean": json.dumps(backbone.mean),
         "std": json.dumps(backbone.std),
+        "norm_is_aggregators": json.dumps(backbone.norm_is_aggregators),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata=dict(metadata or {}) | description)
     return Architecture(name, arguments).as_code(checkpoint_path=str(path))
-
-
-def _version() -> str:
-    try:
-        return version("selfpatch")
-    except PackageNotFoundError:
-        return "not installed"

@@ -34,8 +34,10 @@ class MetricLogger:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; the last one may have been cut by a crash."""
+    """All whole lines, none of a file that is not there; the last one may have been cut by a crash."""
     lines = []
+    if not path.exists():
+        return lines
     for text in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(text))

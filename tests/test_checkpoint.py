@@ -105,3 +105,11 @@ def test_manifest_names_every_file(tmp_path):
     path = save(tmp_path, 1)
     manifest = json.loads((path / "manifest.json").read_text())
     assert set(manifest) == {p.name for p in path.iterdir()} - {"manifest.json"}
+
+
+def test_a_damaged_later_checkpoint_never_pushes_out_a_whole_one(tmp_path):
+    save(tmp_path, 450, keep=1)
+    damaged = save(tmp_path, 500, keep=2) / "state.json"
+    damaged.write_text("{")
+    save(tmp_path, 460, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000460"]

@@ -102,7 +102,7 @@ def load_weights(backbone: ViT, model: str | Path, *, num_heads: int | None = No
     ):
         # Positions of a class token or registers come first; where the two have other ones, those of patches are taken.
         num_patches = target.patch_embed.num_patches
-        own = target.pos_embed.detach()[:, :-num_patches]
+        own = target.pos_embed.detach().cpu()[:, :-num_patches]
         tensors["pos_embed"] = torch.cat([own, tensors["pos_embed"][:, -num_patches:]], dim=1)
     return _copy_tensors(tensors, target, origin=str(model))
 
@@ -188,7 +188,9 @@ def _load_exported(file: Path, metadata: dict[str, str], position_resampling: st
         raise ValueError(f"{file} does not hold the {name} that it says it does: {match}. Export the backbone again")
     model = create_timm_vit(name, **arguments)
     model.load_state_dict(tensors)
-    return ViT(model, Architecture(name, arguments), position_resampling=position_resampling, mean=mean, std=std)
+    backbone = ViT(model, Architecture(name, arguments), position_resampling=position_resampling, mean=mean, std=std)
+    backbone.norm_is_aggregators = metadata.get("norm_is_aggregators") == "true"
+    return backbone
 
 
 def _load_original(file: Path, num_heads: int | None, position_resampling: str) -> ViT:
@@ -197,9 +199,11 @@ def _load_original(file: Path, num_heads: int | None, position_resampling: str) 
 
     # 1. Names: what is in front of the backbone's own, and the final norm, which SelfPatch leaves to its aggregator.
     tensors = {re.sub(r"^((module|backbone)\.)+", "", name): tensor for name, tensor in tensors.items()}
+    norm_is_aggregators = False
     for name in ("weight", "bias"):
         if (tensor := tensors.get(f"ca_head.norm.{name}")) is not None and f"norm.{name}" not in tensors:
             tensors[f"norm.{name}"] = tensor
+            norm_is_aggregators = True
             notes = [*notes[:1], "the aggregator's norm (ca_head.norm) is its final norm"]
     if "norm.weight" not in tensors:
         notes.append("no final norm in the file: patch tokens come without one")
@@ -212,6 +216,7 @@ def _load_original(file: Path, num_heads: int | None, position_resampling: str) 
     match = _copy_tensors(tensors, model, origin=str(file))
     backbone = ViT(model, Architecture("vit_small_patch16_224", arguments), position_resampling=position_resampling)
     backbone.notes = (str(match), *notes)
+    backbone.norm_is_aggregators = norm_is_aggregators
     return backbone
 
 

@@ -1,4 +1,4 @@
-"""Any vision transformer that timm makes, as `Tokens`, at any image size and grid."""
+"""timm's vision transformers of the `VisionTransformer` and `Eva` families as `Tokens`, at any image size and grid."""
 
 import difflib
 from typing import Any, NamedTuple
@@ -41,6 +41,8 @@ class ViT(nn.Module):
 
     # What should be known of its weights, by whoever loaded them.
     notes: tuple[str, ...] = ()
+    # Whether its final norm is the aggregator's: SelfPatch then looks for positives in the tokens before it.
+    norm_is_aggregators = False
 
     def __init__(
         self,
@@ -75,6 +77,18 @@ class ViT(nn.Module):
             x = self.model.forward_features(images)
         cls_token = x[:, 0] if self.has_cls_token else None
         return Tokens(cls_token, x[:, self.num_prefix_tokens :], grid_size)
+
+    def tokens_for_positives(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
+        """Its tokens as SelfPatch compares them in training: as the backbone alone gives them, without a lent norm."""
+        if not self.norm_is_aggregators:
+            return self(images)
+        before: list[Float[Tensor, "B T D"]] = []
+        handle = self.model.norm.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0]))
+        try:
+            tokens = self(images)
+        finally:
+            handle.remove()
+        return tokens._replace(patch_tokens=before[0][:, self.num_prefix_tokens :])
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of an image of (rows, columns) pixels.

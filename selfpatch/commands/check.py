@@ -1,7 +1,6 @@
 """`selfpatch check`: read every image of a folder once, and say what a training run would meet. Needs no torch."""
 
 import hashlib
-import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from selfpatch.commands.cores import num_cores
 from selfpatch.config import CropsConfig, RunConfig, rows_columns
 from selfpatch.data.decode import UnreadableImage, read_image
 from selfpatch.data.image_folder import ImageFolder
@@ -85,7 +85,7 @@ def check(images: Path | str, *, out: Path | str | None = None) -> Report:
 def check_all(folder: ImageFolder) -> Iterator[Checked]:
     """Every image, in the order of the folder, by as many processes as there are cores."""
     paths = (folder.path(index) for index in range(len(folder)))
-    num_processes = min(len(os.sched_getaffinity(0)), 16, len(folder) // 100)
+    num_processes = min(num_cores(), 16, len(folder) // 100)
     if num_processes <= 1:
         yield from map(check_image, paths)
         return

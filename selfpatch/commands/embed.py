@@ -16,8 +16,8 @@ from selfpatch.commands.devices import find_device
 from selfpatch.data.decode import UnreadableImage
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.evaluation.features import fit_to_patches, input_size, normalized, read_ahead, resize_image
-from selfpatch.evaluation.result import versions
 from selfpatch.metric_logger import say, with_progress
+from selfpatch.versions import versions
 
 BATCH_SIZE = 16
 

@@ -1,9 +1,7 @@
 """`selfpatch pretrain`: from a folder of images to a trained backbone, with scores and pictures on the way."""
 
-import os
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import torch
 from selfpatch import checkpoint
 from selfpatch.backbones.pretrained import load_weights
 from selfpatch.backbones.vit import build_vit
+from selfpatch.commands.cores import num_cores
 from selfpatch.commands.devices import find_device
 from selfpatch.commands.watch import Watch
 from selfpatch.config import PretrainConfig, rows_columns, with_settings
@@ -29,6 +28,7 @@ from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_
 from selfpatch.pretraining.update import build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
 from selfpatch.recipes.derive import Derived, Facts, derive
+from selfpatch.versions import installed_version
 
 
 @dataclass(frozen=True)
@@ -83,24 +83,28 @@ def pretrain(
         student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
         student_teacher.student.backbone.model.set_grad_checkpointing(config.efficiency.recompute)
         optimizer = build_optimizer(student_teacher)
+        if config.optim.warmup_epochs and config.optim.warmup_epochs * plan.steps_per_epoch >= num_steps:
+            say(
+                f"warning: the warm-up takes all of the {num_steps} steps, so the learning rate never falls; a tenth "
+                f"is usual: --optim.warmup-epochs {0.1 * num_steps / plan.steps_per_epoch:.2g}"
+            )
         schedules = build_schedules(
             config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=plan.steps_per_epoch
         )
         require_readable(folder)
         watch = Watch(config, folder, run, num_steps=num_steps, patch_size=backbone.patch_size, device=device)
-        first_step = restore(run, folder, student_teacher, optimizer, resume=resume, init_from=init_from)
+        first_step = restore(run, folder, config, student_teacher, optimizer, resume=resume, init_from=init_from)
 
         # 3. Take the folder.
-        run.open(
-            config, header=f"selfpatch {version('selfpatch')}: selfpatch pretrain {images} {out} --config THIS FILE"
-        )
+        command = f"selfpatch pretrain {images} {out} --config THIS FILE"
+        run.open(config, header=f"selfpatch {installed_version('selfpatch')}: {command}")
         announce(config, folder, student_teacher, derived, num_steps=num_steps, device=device)
         if first_step >= num_steps:
             say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
 
         # 4. Train.
         def save(student_teacher: StudentTeacher, step: int) -> dict[str, float]:
-            run.save(step, student_teacher, optimizer, folder, keep=config.run.keep)
+            run.save(step, student_teacher, optimizer, folder, config)
             write_backbone(student_teacher, step)
             return {}
 
@@ -179,6 +183,7 @@ def check_crops(config: PretrainConfig, patch_size: tuple[int, int]) -> None:
 def restore(
     run: RunFolder,
     folder: ImageFolder,
+    config: PretrainConfig,
     student_teacher: StudentTeacher,
     optimizer: torch.optim.Optimizer,
     *,
@@ -187,20 +192,18 @@ def restore(
 ) -> int:
     """Load what the run goes on from, in the order that run_folder.py states; returns the number of steps done."""
     found, passed_over = run.newest_checkpoint(folder)
+    if found is None and passed_over and resume is None:
+        raise ValueError(
+            f"no checkpoint of {run.path} can be read: {passed_over[0]}. Give another one to go on from (--resume), or "
+            "a new folder to start anew"
+        )
     for reason in passed_over:
-        say(f"warning: {reason}; the checkpoint before it is used")
+        say(f"warning: {reason}; an older checkpoint is used")
     if found is None and resume is not None:
         found = checkpoint.load(Path(resume))
+        run.refuse_other_method(found.state["method"], config, Path(resume))
     if found is not None:
-        try:
-            student_teacher.load_state_dict(found.tensors["model"])
-        except RuntimeError as error:
-            # A line for every tensor; three show what is different.
-            _, *tensors = (line.strip() for line in str(error).splitlines())
-            raise ValueError(
-                f"{found.path} was made with another backbone or other heads: {' '.join(tensors[:3])[:400]} "
-                f"({len(tensors)} such differences). Go on with the settings of then: --config RUN/config.yaml"
-            ) from error
+        student_teacher.load_state_dict(found.tensors["model"])
         checkpoint.load_optimizer_tensors(optimizer, found.tensors["optimizer"])
         say(f"going on from {found.path} at step {found.state['step']}")
         return found.state["step"]
@@ -221,7 +224,7 @@ def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: 
 
 
 def num_workers(given: int | None) -> int:
-    return min(len(os.sched_getaffinity(0)), 16) if given is None else given
+    return min(num_cores(), 16) if given is None else given
 
 
 def announce(
@@ -237,6 +240,9 @@ def announce(
     millions = sum(p.numel() for p in backbone.parameters()) / 1e6
     terms = " + ".join(f"{o.weight:g} x {name}" for name, o in student_teacher.objectives.items())
     say(f"{config.recipe}: {config.backbone.name} ({millions:.1f} M parameters) on {device}, loss = {terms}")
+    objectives, aggregator = config.objectives, config.aggregator
+    if objectives.selfpatch and (objectives.dino is None or (aggregator and aggregator.image_token == "class_token")):
+        say("warning: nothing trains the aggregator, which makes SelfPatch's targets: only DINO's image token does")
     say(f"{len(folder)} images, {config.optim.batch_size} a step, {num_steps} steps")
     for setting, value, reason in derived:
         say(f"  {setting} {value:g}: {reason}" if isinstance(value, float) else f"  {setting} {value}: {reason}")

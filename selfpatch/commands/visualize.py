@@ -1,11 +1,12 @@
 """`selfpatch visualize`: draw what the patches of a model see."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.checkpoint import require_writable
 from selfpatch.commands.devices import find_device
-from selfpatch.config import SelfPatchConfig
+from selfpatch.config import SelfPatchConfig, read_yaml
 from selfpatch.data.image_folder import ImageFolder, read_spread
 from selfpatch.metric_logger import say
 from selfpatch.visualization import pictures
@@ -19,9 +20,9 @@ def visualize(
     count: int = 6,
     image_size: int | None = None,
     pixel: tuple[int, int] | None = None,
-    num_positives: int = 4,
-    window_size: int = 3,
-    borders: str = "wrap",
+    num_positives: int | None = None,
+    window_size: int | None = None,
+    borders: str | None = None,
     num_heads: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
@@ -32,13 +33,14 @@ def visualize(
         count: how many images, spread evenly over the folder.
         image_size: short side in pixels as the backbone gets them; None: twice what it was built for.
         pixel: (x, y) in the first image, whose patch others are compared with; None: the middle of each.
-        num_positives, window_size, borders: how SelfPatch would choose positives.
+        num_positives, window_size, borders: how SelfPatch chooses positives; None: as the run did, else as the paper.
         num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
         ValueError: a model, images or device that are not there, or settings that do not fit them.
     """
-    selfpatch = SelfPatchConfig(num_positives=num_positives, window_size=window_size, borders=borders)
+    given = {"num_positives": num_positives, "window_size": window_size, "borders": borders}
+    selfpatch = replace(own_settings(model), **{name: value for name, value in given.items() if value is not None})
     if count < 1:
         raise ValueError(f"count is {count}; at least one image is drawn")
     require_writable(Path(out))
@@ -52,3 +54,10 @@ def visualize(
     for path in paths:
         say(str(path))
     return paths
+
+
+def own_settings(model: Path | str) -> SelfPatchConfig:
+    """How a run looks for positives; the paper's settings if `model` is no run, or one without SelfPatch."""
+    config_file = Path(model) / "config.yaml"
+    selfpatch = read_yaml(config_file).objectives.selfpatch if config_file.is_file() else None
+    return selfpatch or SelfPatchConfig()

@@ -52,6 +52,7 @@ class Watch:
                 image_size=self._image_size,
                 resize="keep_aspect",
                 memory_size=settings.memory_size,
+                num_neighbours=settings.num_neighbours,
                 max_images=settings.max_images,
             )
             self._evaluator = InContextEvaluator(self._data, protocol, patch_size=patch_size)
@@ -67,7 +68,7 @@ class Watch:
         scores = self._evaluator(student_teacher.deployed_backbone(), device=self._device)
         self._say(
             f"step {step}: in-context mIoU {100 * scores.metrics['mIoU']:.1f}"
-            + (" (random weights)" if step == 0 else "")
+            + (" (before training)" if step == 0 else "")
         )
         write_prediction_sheets(scores.predictions, self._data, self._run.pictures)
         return {f"in_context/{name}": scores.metrics[name] for name in ("mIoU", "aAcc", "mAcc")}
@@ -86,7 +87,7 @@ class Watch:
         return {}
 
     def scores(self) -> dict[int, float]:
-        lines = read_metrics(self._run.metrics_file) if self._run.metrics_file.exists() else []
+        lines = read_metrics(self._run.metrics_file)
         return {line["step"]: line["in_context/mIoU"] for line in lines if "in_context/mIoU" in line}
 
     def _say(self, text: str) -> None:

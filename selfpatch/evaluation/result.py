@@ -1,15 +1,11 @@
 """result.json: what one evaluation came to, with everything that has to be known to compare it."""
 
 import dataclasses
-import importlib.metadata
 import json
 import os
-import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-PACKAGES = ("selfpatch", "torch", "timm", "numpy", "pillow", "opencv-python-headless", "scipy")
 
 
 @dataclass(frozen=True)
@@ -37,15 +33,3 @@ class Result:
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")
         os.replace(partial, path)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of what numbers depend on."""
-    return {"python": platform.python_version()} | {name: installed_version(name) for name in PACKAGES}
-
-
-def installed_version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # run from a checkout, or built otherwise

@@ -14,8 +14,9 @@ from selfpatch.evaluation.in_context_segmentation import InContextEvaluator
 from selfpatch.evaluation.linear_segmentation import evaluate_linear_segmentation
 from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.protocols import PROTOCOLS, InContextSegmentation, LinearSegmentation
-from selfpatch.evaluation.result import Result, versions
+from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.segmentation_scores import SegmentationScores
+from selfpatch.versions import versions
 
 
 class Task(NamedTuple):

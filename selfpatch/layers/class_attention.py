@@ -87,9 +87,14 @@ class Aggregator(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, config: AggregatorConfig):
         super().__init__()
+        num_heads = config.num_heads or num_heads
+        if dim % num_heads:
+            raise ValueError(
+                f"aggregator.num-heads {num_heads} does not divide the backbone's width {dim}; choose a divisor"
+            )
         self.query = nn.Parameter(torch.zeros(1, 1, dim))
         self.blocks = nn.ModuleList(
-            ClassAttentionBlock(dim, config.num_heads or num_heads, config.mlp_ratio) for _ in range(config.num_blocks)
+            ClassAttentionBlock(dim, num_heads, config.mlp_ratio) for _ in range(config.num_blocks)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         nn.init.trunc_normal_(self.query, std=0.02)

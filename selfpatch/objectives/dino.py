@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from selfpatch.config import DINOConfig
 from selfpatch.layers.projection_heads import ProjectionHead
-from selfpatch.objectives.chunked_cross_entropy import chunked_cross_entropy
 from selfpatch.objectives.objective import EncodedViews, Objective, without_gradient
-from selfpatch.objectives.self_distillation import SelfDistillation, signals
+from selfpatch.objectives.self_distillation import SelfDistillation, chunked_cross_entropy, signals
 
 
 class DINO(Objective):

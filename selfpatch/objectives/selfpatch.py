@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from selfpatch.config import SelfPatchConfig
 from selfpatch.layers.projection_heads import ProjectionHead
-from selfpatch.objectives.chunked_cross_entropy import chunked_cross_entropy
 from selfpatch.objectives.objective import EncodedViews, Objective, without_gradient
-from selfpatch.objectives.self_distillation import SelfDistillation, signals
+from selfpatch.objectives.self_distillation import SelfDistillation, chunked_cross_entropy, signals
 from selfpatch.tokens import Tokens
 
 
@@ -138,8 +137,10 @@ def match_positives(
     Tokens come as the backbone gives them, before any norm of the aggregator.
     """
     unit = F.normalize(patch_tokens.float(), dim=-1)
-    # All pairs by one product, then M numbers a patch: cheaper than gathering M vectors a patch.
-    similarity = unit @ unit.transpose(1, 2)  # [B, N, N]
+    # All pairs by one product, then M numbers a patch: cheaper than gathering M vectors a patch. In float32: neighbours
+    # are so alike that bf16 cannot tell them apart.
+    with torch.autocast(unit.device.type, enabled=False):
+        similarity = unit @ unit.transpose(1, 2)  # [B, N, N]
     similarity = similarity.gather(2, neighbours.expand(len(similarity), -1, -1))  # [B, N, M]
     best, order = similarity.masked_fill(~exists, -torch.inf).topk(num_positives, dim=-1)
     return neighbours.expand_as(similarity).gather(2, order), best

@@ -183,7 +183,9 @@ def split(batch: Batch, num_parts: int) -> list[tuple[Tensor, Tensor | None]]:
 
 def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
     """bf16 where it was asked for, or where "auto" finds a GPU that has it; losses cast themselves to float32."""
-    if precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        precision = "bf16"
+    if precision == "bf16":
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext
 

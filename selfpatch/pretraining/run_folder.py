@@ -46,7 +46,7 @@ class RunFolder:
                 f"{self.path} is not empty and holds no run of selfpatch (no config.yaml); give a new or empty folder"
             )
         if self.config_file.exists():
-            self._refuse_other_settings(config)
+            self.refuse_other_method(method_of(to_dict(read_yaml(self.config_file))), config, self.path)
             self._take_lock()  # from here on nobody else writes what this run is about to read
 
     def open(self, config: PretrainConfig, *, header: str) -> None:
@@ -89,12 +89,16 @@ class RunFolder:
         student_teacher: StudentTeacher,
         optimizer: torch.optim.Optimizer,
         images: ImageFolder,
-        *,
-        keep: int,
+        config: PretrainConfig,
     ) -> None:
         tensors = {"model": student_teacher.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
-        state = {"step": step, "num_images": len(images), "images": images.fingerprint()}
-        checkpoint.save(self.checkpoints, step, tensors, state, keep=keep)
+        state = {
+            "step": step,
+            "num_images": len(images),
+            "images": images.fingerprint(),
+            "method": method_of(to_dict(config)),
+        }
+        checkpoint.save(self.checkpoints, step, tensors, state, keep=config.run.keep)
 
     def note_bad_images(self, bad_images: list[tuple[Path, str]]) -> int:
         """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far."""
@@ -105,13 +109,12 @@ class RunFolder:
                 file.writelines(f"{path}\t{reason}\n" for path, reason in new.items())
         return len(self._bad_images)
 
-    def _refuse_other_settings(self, config: PretrainConfig) -> None:
-        old, new = to_dict(read_yaml(self.config_file)), to_dict(config)
-        lines = differences({name: old[name] for name in METHOD}, {name: new[name] for name in METHOD})
-        if lines:
+    def refuse_other_method(self, method: dict[str, Any], config: PretrainConfig, where: Path) -> None:
+        """Settings that change results must be those that `where` was made with."""
+        if lines := differences(method, method_of(to_dict(config))):
             shown = "\n  ".join(lines[:20])
             raise ValueError(
-                f"{self.path} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this "
+                f"{where} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this "
                 "run, or the settings of then to go on"
             )
 
@@ -132,3 +135,8 @@ class RunFolder:
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, lock)
         lock.flush()
         self._lock = lock
+
+
+def method_of(values: dict[str, Any]) -> dict[str, Any]:
+    """Of all settings, as JSON and YAML hold them, those that change results."""
+    return {name: values[name] for name in METHOD}

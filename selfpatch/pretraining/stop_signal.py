@@ -8,7 +8,9 @@ from types import FrameType, TracebackType
 class StopSignal:
     """While entered, remembers the first signal that asks to stop; a second Ctrl-C stops at once."""
 
-    SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR2") if hasattr(signal, name))
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+    )
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None

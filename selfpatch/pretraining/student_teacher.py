@@ -82,6 +82,7 @@ class StudentTeacher(nn.Module):
         aggregator = self.teacher.aggregator
         if isinstance(backbone.model.norm, nn.Identity) and isinstance(aggregator, Aggregator):
             backbone.model.norm = copy.deepcopy(aggregator.norm)
+            backbone.norm_is_aggregators = True
         backbone.position_resampling = "timm"
         return backbone
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from selfpatch.config import PretrainConfig, with_settings
+from selfpatch.config import PretrainConfig, rows_columns, with_settings
 
 # Of timm's vision transformers, by the size in their names.
 WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}
@@ -41,8 +41,15 @@ def derive(config: PretrainConfig, facts: Facts) -> tuple[PretrainConfig, list[D
         config.backbone.name,
         *_by_hardware(facts, "vit_small_patch16_224", "vit_tiny_patch16_224", hardware),
     )
-    fill("crops.global-size", config.crops.global_size, *_by_hardware(facts, 224, 96, hardware))
-    fill("crops.local-size", config.crops.local_size, *_by_hardware(facts, 96, 48, hardware))
+    global_size = fill("crops.global-size", config.crops.global_size, *_by_hardware(facts, 224, 96, hardware))
+    patch_size = config.backbone.patch_size or 16
+    local_size = max(round(3 / 7 * min(rows_columns(global_size)) / patch_size), 1) * patch_size
+    fill(
+        "crops.local-size",
+        config.crops.local_size,
+        local_size,
+        "three sevenths of the global crop, as DINO's 96 of 224",
+    )
 
     # 2. Batch and length, by the number of images.
     optim = config.optim

@@ -19,6 +19,8 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
         ("signals", sorted(name for name in names if name.endswith(SIGNALS))),
     ]
     panels = [(title, shown) for title, shown in panels if shown]
+    if not panels:
+        return
     figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):

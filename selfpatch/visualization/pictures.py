@@ -71,7 +71,7 @@ def visualize(
     pictures = {
         "pca": draw_patch_pca(encoded),
         "similarity": draw_similarity_maps(similarity, queries),
-        "positives": draw_positives(encoded[:NUM_POSITIVES], selfpatch),
+        "positives": draw_positives([_for_positives(backbone, image) for image in encoded[:NUM_POSITIVES]], selfpatch),
     }
     if backbone.has_cls_token:
         attended = encoded[:NUM_ATTENTION]
@@ -99,6 +99,11 @@ def encode(
     size = (columns * patch_width, rows * patch_height)
     resized = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
     return EncodedImage(name, resized, backbone(_to_input(backbone, resized)))
+
+
+@torch.no_grad()
+def _for_positives(backbone: ViT, image: EncodedImage) -> EncodedImage:
+    return image._replace(tokens=backbone.tokens_for_positives(_to_input(backbone, image.pixels)))
 
 
 def _to_input(backbone: ViT, pixels: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:

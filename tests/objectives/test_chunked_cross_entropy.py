@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from selfpatch.objectives import chunked_cross_entropy as module
-from selfpatch.objectives.chunked_cross_entropy import chunked_cross_entropy
+from selfpatch.objectives import self_distillation
+from selfpatch.objectives.self_distillation import chunked_cross_entropy
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 3, 7, 100])
 @pytest.mark.parametrize("fixed_prototypes", [False, True])
 def test_loss_and_gradients(rows_at_once, fixed_prototypes, monkeypatch):
     num_prototypes = 11
-    monkeypatch.setattr(module, "CHUNK_SIZE", rows_at_once * num_prototypes)
+    monkeypatch.setattr(self_distillation, "CHUNK_SIZE", rows_at_once * num_prototypes)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randn(7, num_prototypes, generator=generator).softmax(dim=-1)
     targets[2:4] *= 2  # a sum of two targets

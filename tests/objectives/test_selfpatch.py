@@ -142,3 +142,14 @@ def test_an_encoder_without_any_image_token_is_refused():
     with pytest.raises(ValueError, match="no class token"):
         Encoder(tiny_student_teacher(config).student.backbone, None)
     assert SelfPatch.teacher_crops == "global"
+
+
+def test_positives_are_chosen_in_float32_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    tokens = 10 + torch.randn(2, 49, 16, generator=generator)  # alike, as neighbours are
+    neighbours, exists = neighbourhood((7, 7), 3, "wrap")
+    plain, _ = match_positives(tokens, neighbours, exists, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast, similarity = match_positives(tokens, neighbours, exists, 4)
+    assert similarity.dtype == torch.float32
+    assert torch.equal(plain, under_autocast)

@@ -142,3 +142,26 @@ def test_sigterm_to_the_command_exits_with_143_and_goes_on(scenes, unbroken, tmp
     assert "the same command goes on from there" in rest
     newest, _ = checkpoint.newest_valid(out / "checkpoints")
     assert newest.state["step"] >= 3
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(scenes, tmp_path):
+    run(scenes, tmp_path / "run", **{"run.stop_after_steps": 2})
+    for file in (tmp_path / "run" / "checkpoints").rglob("model.safetensors"):
+        file.write_bytes(b"x")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="no checkpoint of .* can be read"):
+        run(scenes, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_resuming_with_other_settings_is_refused(scenes, tmp_path):
+    run(scenes, tmp_path / "first", **{"run.stop_after_steps": 2})
+    with pytest.raises(ValueError, match=r"optim.lr: 0.001 -> 0.5"):
+        pretrain(
+            scenes / "images",
+            tmp_path / "second",
+            config=tiny_config(),
+            settings={"optim.steps": NUM_STEPS, "optim.lr": 0.5},
+            resume=tmp_path / "first" / "checkpoints" / "step-00000002",
+        )
+    assert not (tmp_path / "second").exists()

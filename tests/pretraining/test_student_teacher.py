@@ -6,7 +6,9 @@ import dataclasses
 import pytest
 import torch
 
+from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.config import DINOConfig, ObjectivesConfig
+from selfpatch.export import export_timm
 from selfpatch.pretraining.update import accumulate_gradients, apply_gradients, build_optimizer, build_schedules
 from tests.small_models import HEAD, random_crops, tiny_config, tiny_student_teacher
 
@@ -143,3 +145,19 @@ def test_recomputing_changes_memory_and_nothing_else(position_resampling):
         loss.backward()
         gradients.append([p.grad for p in student_teacher.parameters() if p.requires_grad])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_pictures_of_positives_show_what_training_picks(tmp_path):
+    config = tiny_config()
+    student_teacher = tiny_student_teacher(config)
+    with torch.no_grad():
+        student_teacher.teacher.aggregator.norm.weight.uniform_(0.1, 3.0)
+        student_teacher.teacher.aggregator.norm.bias.normal_()
+    images = torch.randn(1, 3, 32, 32)  # the size it trains with: positions need no resampling
+    export_timm(student_teacher.deployed_backbone(), tmp_path / "backbone.safetensors")
+    shipped = load_backbone(tmp_path / "backbone.safetensors")
+    with torch.no_grad():
+        trained = student_teacher.teacher.eval().backbone(images)
+        for backbone in (student_teacher.deployed_backbone(), shipped):
+            torch.testing.assert_close(backbone.tokens_for_positives(images).patch_tokens, trained.patch_tokens)
+            assert not torch.allclose(backbone(images).patch_tokens, trained.patch_tokens)

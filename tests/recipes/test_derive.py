@@ -57,3 +57,13 @@ def test_short_runs_have_a_quick_teacher_and_long_ones_a_slow_one():
 def test_an_unknown_recipe_names_the_nearest():
     with pytest.raises(ValueError, match="did you mean 'dino-selfpatch'"):
         find_recipe("dino-selfpach")
+
+
+@pytest.mark.parametrize("side", [48, 64, 96, 160, 224])
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_local_crops_follow_the_global_ones(side, on_gpu):
+    given = with_settings(find_recipe("dino-selfpatch-small"), {"crops.global_size": side})
+    config, _ = derive(given, Facts(1000, on_gpu))
+    assert config.crops.local_size < side
+    assert config.crops.local_size % 16 == 0
+    assert derive(find_recipe("dino-selfpatch-small"), Facts(1000, True))[0].crops.local_size == 96

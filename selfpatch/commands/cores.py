@@ -1,0 +1,8 @@
+"""How many processes are worth starting."""
+
+import os
+
+
+def num_cores() -> int:
+    """Cores that this process may use; macOS does not tell, so there it is all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
