@@ -63,6 +63,10 @@ def train(
         DivergenceError: `config.run.max_skipped` steps in a row were not finite; the model is as it was before them.
     """
     autocast = autocast_for(config.efficiency.precision, device)
+
+    def views_of(crops: Tensor) -> Tensor:
+        return normalize(crops.to(device, non_blocking=True), config.crops.mean, config.crops.std)
+
     interval = Interval(config.optim.batch_size)
     skipped = skipped_in_a_row = num_bad_images = num_upscaled = 0
     warned_upscaled = False
@@ -82,11 +86,8 @@ def train(
         num_bad_images = note_bad_images(batch.bad_images)
         num_upscaled += batch.num_upscaled
         parts = [
-            tuple(
-                None if crops is None else normalize(_to(crops, device), config.crops.mean, config.crops.std)
-                for crops in part
-            )
-            for part in split(batch, config.optim.accumulate)
+            (views_of(global_crops), None if local_crops is None else views_of(local_crops))
+            for global_crops, local_crops in split(batch, config.optim.accumulate)
         ]
 
         # 2. Loss and gradients, over the parts of the batch.
@@ -188,10 +189,6 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
     if precision == "bf16":
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext
-
-
-def _to(crops: Tensor, device: torch.device) -> Tensor:
-    return crops.to(device, non_blocking=True)
 
 
 def _call(callback: Callback, student_teacher: StudentTeacher, step: int, logger: MetricLogger) -> None:
