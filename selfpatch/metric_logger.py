@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.table import Column
 
 T = TypeVar("T")
 
@@ -72,7 +73,14 @@ class TrainingProgress:
         self._start = time.monotonic()
         self._bar = None
         if sys.stdout is not None and sys.stdout.isatty():
-            columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            # Steps and time left keep their room on a narrow terminal; the text behind them takes a second line.
+            whole = Column(no_wrap=True, min_width=2 * len(str(num_steps)) + 1)
+            columns = (
+                BarColumn(10),
+                MofNCompleteColumn(table_column=whole),
+                TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn("{task.description}", table_column=Column(overflow="fold")),
+            )
             self._bar = Progress(*columns, console=Console())
             self._task = self._bar.add_task("first step ...", total=num_steps, completed=first_step)
             self._bar.start()
