@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import AvoidSubcommands, Positional, arg
 
-from selfpatch.config import PretrainConfig, read_yaml
+from selfpatch.config import PretrainConfig
 from selfpatch.evaluation.protocols import PROTOCOLS
 from selfpatch.recipes import RECIPES, find_recipe
+from selfpatch.settings_file import read_yaml
 
 Flat = arg(name="")  # a group of settings whose flags carry no prefix
 Images = Annotated[Positional[Path], arg(metavar="IMAGES")]

@@ -15,9 +15,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from selfpatch import cli, config
-from selfpatch.config import write_yaml
 from selfpatch.data.scenes import write_scenes
 from selfpatch.evaluation import protocols
+from selfpatch.settings_file import write_yaml
 from tests.small_models import tiny_config
 
 NO_CUDA = not torch.cuda.is_available()

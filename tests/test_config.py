@@ -5,18 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from selfpatch.config import (
-    CropsConfig,
-    EvaluateConfig,
-    PretrainConfig,
-    differences,
-    from_dict,
-    read_yaml,
-    to_dict,
-    with_settings,
-    write_yaml,
-)
+from selfpatch.config import CropsConfig, EvaluateConfig, PretrainConfig
 from selfpatch.recipes import RECIPES, find_recipe
+from selfpatch.settings_file import differences, from_dict, read_yaml, to_dict, with_settings, write_yaml
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -13,7 +13,7 @@ from selfpatch.backbones.vit import build_vit
 from selfpatch.commands.cores import num_cores
 from selfpatch.commands.devices import find_device
 from selfpatch.commands.watch import Watch
-from selfpatch.config import PretrainConfig, rows_columns, with_settings
+from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.loader import training_batches
 from selfpatch.data.multi_crop import MultiCrop
@@ -28,6 +28,7 @@ from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_
 from selfpatch.pretraining.update import build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
 from selfpatch.recipes.derive import Derived, Facts, derive
+from selfpatch.settings_file import with_settings
 from selfpatch.versions import installed_version
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.checkpoint import require_writable
 from selfpatch.commands.devices import find_device
-from selfpatch.config import SelfPatchConfig, read_yaml
+from selfpatch.config import SelfPatchConfig
 from selfpatch.data.image_folder import ImageFolder, read_spread
 from selfpatch.metric_logger import say
+from selfpatch.settings_file import read_yaml
 from selfpatch.visualization import pictures
 
 

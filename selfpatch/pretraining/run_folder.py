@@ -14,9 +14,10 @@ import torch
 
 from selfpatch import checkpoint
 from selfpatch.checkpoint import Checkpoint
-from selfpatch.config import METHOD, PretrainConfig, differences, read_yaml, to_dict, write_yaml
+from selfpatch.config import METHOD, PretrainConfig
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.settings_file import differences, read_yaml, to_dict, write_yaml
 
 
 class RunFolder:

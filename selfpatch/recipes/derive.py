@@ -3,7 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
-from selfpatch.config import PretrainConfig, rows_columns, with_settings
+from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.settings_file import with_settings
 
 # Of timm's vision transformers, by the size in their names.
 WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}

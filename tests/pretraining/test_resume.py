@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 
 from selfpatch import checkpoint
 from selfpatch.commands.pretrain import pretrain
-from selfpatch.config import write_yaml
 from selfpatch.data.scenes import write_scenes
 from selfpatch.metric_logger import read_metrics
+from selfpatch.settings_file import write_yaml
 from tests.small_models import tiny_config
 
 NUM_STEPS = 6

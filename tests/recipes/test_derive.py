@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from selfpatch.config import to_dict, with_settings
 from selfpatch.recipes import RECIPES, find_recipe
 from selfpatch.recipes.derive import Facts, derive
+from selfpatch.settings_file import to_dict, with_settings
 
 
 def missing(values: object, where: str = "") -> list[str]:
