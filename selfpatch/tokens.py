@@ -18,3 +18,10 @@ class Tokens(NamedTuple):
     cls_token: Float[Tensor, "B D"] | None
     patch_tokens: Float[Tensor, "B N D"]  # row-major, N = rows * columns
     grid_size: tuple[int, int]  # (rows, columns)
+
+
+class Stage(NamedTuple):
+    """A place in a network where its tokens can be taken as a map."""
+
+    embed_dim: int
+    stride_px: tuple[int, int]  # pixels of the image that a place of the map stands for: (rows, columns)

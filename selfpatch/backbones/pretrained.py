@@ -5,7 +5,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from selfpatch.backbones.swin import ANY_SIZE, Swin, create_timm_swin
 from selfpatch.backbones.vit import Architecture, ViT, create_timm_vit
 
 # What a run writes its backbone to, in its folder.
@@ -57,7 +58,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     position_resampling: str | None = None,
     num_heads: int | None = None,
-) -> ViT:
+) -> ViT | Swin:
     """A backbone in evaluation mode; its `notes` say what should be known of its weights.
 
     Args:
@@ -69,6 +70,8 @@ def load_backbone(
     Raises:
         ValueError: nothing there, not a backbone, damaged, or a checkpoint that fits in less than 90 % of its tensors.
     """
+    if str(model).startswith("timm:swin_"):
+        return _load_swin(str(model).removeprefix("timm:")).to(device).eval()
     if str(model).startswith("timm:"):
         backbone = _load_timm(str(model).removeprefix("timm:"), position_resampling or "timm")
     else:
@@ -83,6 +86,24 @@ def load_backbone(
     return backbone.to(device).eval()
 
 
+def load_vit(
+    model: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    position_resampling: str | None = None,
+    num_heads: int | None = None,
+) -> ViT:
+    """As `load_backbone`, for what only plain vision transformers can do.
+
+    Raises:
+        ValueError: also a model of another kind.
+    """
+    backbone = load_backbone(model, device=device, position_resampling=position_resampling, num_heads=num_heads)
+    if not isinstance(backbone, ViT):
+        raise ValueError(f"{model} is a {type(backbone).__name__}; this needs a plain vision transformer")
+    return backbone
+
+
 def load_weights(backbone: ViT, model: str | Path, *, num_heads: int | None = None) -> Match:
     """Copy into `backbone` every tensor of `model` (as in `load_backbone`) that fits.
 
@@ -91,7 +112,7 @@ def load_weights(backbone: ViT, model: str | Path, *, num_heads: int | None = No
     Raises:
         ValueError: as `load_backbone`; or they fit in less than 90 % of their tensors.
     """
-    source: Any = load_backbone(model, num_heads=num_heads).model
+    source: Any = load_vit(model, num_heads=num_heads).model
     target: Any = backbone.model
     source.set_input_size(img_size=target.patch_embed.img_size, patch_size=backbone.patch_size)
     tensors = source.state_dict()
@@ -127,21 +148,40 @@ def _find_file(path: Path) -> Path:
 
 def _load_timm(name: str, position_resampling: str) -> ViT:
     arguments = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True}
+    model, settings, notes = _create_timm(name, create_timm_vit, arguments)
+    # The image size of a tag may differ from the architecture's own, and position embeddings have to fit.
+    arguments = arguments | {"img_size": tuple(model.patch_embed.img_size)}
+    architecture = Architecture(name.partition(".")[0], arguments)
+    backbone = ViT(model, architecture, position_resampling=position_resampling, **settings)
+    backbone.notes = notes
+    return backbone
+
+
+def _load_swin(name: str) -> Swin:
+    arguments = {"num_classes": 0, "global_pool": "", **ANY_SIZE}
+    model, settings, notes = _create_timm(name, create_timm_swin, arguments)
+    backbone = Swin(model, Architecture(name.partition(".")[0], arguments), **settings)
+    backbone.notes = notes
+    return backbone
+
+
+def _create_timm(
+    name: str, create: Callable[..., nn.Module], arguments: dict[str, Any]
+) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
+    """timm's model with the weights that the name asks for, random ones without a tag; its mean and std; notes."""
     architecture, _, tag = name.partition(".")
     with_weights = timm.list_pretrained(f"{architecture}.*")
     if not tag:
-        model = _with_fixed_seed(name, **arguments)
         known = f"; with weights: {', '.join(f'timm:{name}' for name in with_weights)}" if with_weights else ""
-        backbone = _as_vit(model, architecture, arguments, position_resampling=position_resampling)
-        backbone.notes = (f"random initialisation (timm:{name} names no weights{known})",)
-        return backbone
+        note = f"random initialisation (timm:{name} names no weights{known})"
+        return _with_fixed_seed(create, name, arguments), {}, (note,)
     if timm.is_model(architecture) and name not in with_weights:
         raise ValueError(
             f"timm has no weights {tag!r} of {architecture}; it has: {', '.join(with_weights) or 'none'}. Without a "
             f"tag (timm:{architecture}) the weights are random"
         )
     try:
-        model: Any = create_timm_vit(name, pretrained=True, **arguments)
+        model: Any = create(name, pretrained=True, **arguments)
     except ValueError:
         raise
     except Exception as error:  # each of timm's sources has its own errors for a download that failed
@@ -149,22 +189,13 @@ def _load_timm(name: str, position_resampling: str) -> ViT:
             f"timm could not get the weights {name!r}: {_first_line(error)}. It downloads them unless they are in its "
             "cache already; check the network, or give a file"
         ) from error
-    cfg = model.pretrained_cfg
-    return _as_vit(
-        model, architecture, arguments, position_resampling=position_resampling, mean=cfg["mean"], std=cfg["std"]
-    )
+    return model, {"mean": model.pretrained_cfg["mean"], "std": model.pretrained_cfg["std"]}, ()
 
 
-def _as_vit(model: Any, name: str, arguments: dict[str, Any], **settings: Any) -> ViT:
-    # The image size of a tag may differ from the architecture's own, and position embeddings have to fit.
-    arguments = arguments | {"img_size": tuple(model.patch_embed.img_size)}
-    return ViT(model, Architecture(name, arguments), **settings)
-
-
-def _with_fixed_seed(name: str, **arguments: Any) -> nn.Module:
+def _with_fixed_seed(create: Callable[..., nn.Module], name: str, arguments: dict[str, Any]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return create_timm_vit(name, **arguments)
+        return create(name, **arguments)
 
 
 def _load_exported(file: Path, metadata: dict[str, str], position_resampling: str) -> ViT:
@@ -210,7 +241,7 @@ def _load_original(file: Path, num_heads: int | None, position_resampling: str) 
 
     # 2. The architecture that these tensors belong to.
     arguments = _infer_arguments(file, tensors, num_heads)
-    model = _with_fixed_seed("vit_small_patch16_224", **arguments)
+    model = _with_fixed_seed(create_timm_vit, "vit_small_patch16_224", arguments)
 
     # 3. The tensors themselves.
     match = _copy_tensors(tensors, model, origin=str(file))

@@ -1,19 +1,21 @@
 """timm's vision transformers of the `VisionTransformer` and `Eva` families as `Tokens`, at any image size and grid."""
 
 import difflib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from timm.layers import DropPath
 from timm.models import checkpoint_seq
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
-from selfpatch.tokens import Tokens
+from selfpatch.tokens import Stage, Tokens
 
 
 class Architecture(NamedTuple):
@@ -68,6 +70,8 @@ class ViT(nn.Module):
         self.num_heads: int = self.model.blocks[0].attn.num_heads
         self.num_prefix_tokens: int = self.model.num_prefix_tokens
         self.has_cls_token = getattr(model, "cls_token", None) is not None
+        # One a block.
+        self.stages = [Stage(self.embed_dim, self.patch_size)] * len(self.model.blocks)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
@@ -82,13 +86,29 @@ class ViT(nn.Module):
         """Its tokens as SelfPatch compares them in training: as the backbone alone gives them, without a lent norm."""
         if not self.norm_is_aggregators:
             return self(images)
-        before: list[Float[Tensor, "B T D"]] = []
-        handle = self.model.norm.register_forward_pre_hook(lambda _, inputs: before.append(inputs[0]))
-        try:
-            tokens = self(images)
-        finally:
-            handle.remove()
-        return tokens._replace(patch_tokens=before[0][:, self.num_prefix_tokens :])
+        (norm,) = calls_of([self.model.norm], self, images)
+        cls_token = norm.output[:, 0] if self.has_cls_token else None
+        grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
+        return Tokens(cls_token, norm.input[:, self.num_prefix_tokens :], grid_size)
+
+    def stage_maps(self, images: Float[Tensor, "B 3 H W"], stages: Sequence[int]) -> list[Float[Tensor, "B D R S"]]:
+        """Patch tokens after the given blocks (from 0, or from the end by -1, -2, ...), before the final norm."""
+        blocks = [self.model.blocks[stage] for stage in stages]
+        return [self._as_map(call.output, images) for call in calls_of(blocks, self, images)]
+
+    def last_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+        """The keys of the last block's attention for every patch, all heads side by side, before any rotation."""
+        attention = self.model.blocks[-1].attn
+        (call,) = calls_of([attention], self, images)
+        return self._as_map(F.linear(call.input, *key_projection(attention)), images)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""
+        set_drop_path(list(self.model.blocks), rate)
+
+    def _as_map(self, tokens: Float[Tensor, "B T D"], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+        grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
+        return tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid_size)
 
     def grid_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of an image of (rows, columns) pixels.
@@ -122,6 +142,45 @@ class ViT(nn.Module):
         x = model.norm_pre(model.patch_drop(model.pos_drop(x)))
         x = checkpoint_seq(model.blocks, x) if model.grad_checkpointing else model.blocks(x)
         return model.norm(x)
+
+
+class Call(NamedTuple):
+    """What a module was given and what it made of it."""
+
+    input: Tensor
+    output: Tensor
+
+
+def calls_of(
+    modules: Sequence[nn.Module], network: Callable[[Tensor], Any], images: Float[Tensor, "B 3 H W"]
+) -> list[Call]:
+    """What happens in these modules while the network sees the images: one way into every family's forward."""
+    calls: dict[nn.Module, Call] = {}
+    handles = [
+        module.register_forward_hook(lambda module, inputs, output: calls.__setitem__(module, Call(inputs[0], output)))
+        for module in set(modules)
+    ]
+    try:
+        network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [calls[module] for module in modules]
+
+
+def key_projection(attention: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the layer that makes keys, which most families keep in one with queries and values."""
+    if attention.qkv is None:
+        return attention.k_proj.weight, attention.k_proj.bias
+    bias = attention.qkv.bias
+    return attention.qkv.weight.chunk(3)[1], None if bias is None else bias.chunk(3)[1]
+
+
+def set_drop_path(blocks: Sequence[nn.Module], rate: float) -> None:
+    for i, block in enumerate(blocks):
+        share = rate * i / max(len(blocks) - 1, 1)
+        for name in ("drop_path1", "drop_path2"):
+            setattr(block, name, DropPath(share) if share > 0 else nn.Identity())
 
 
 def resample_positions_dino(

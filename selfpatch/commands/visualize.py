@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from selfpatch.backbones.pretrained import load_backbone
+from selfpatch.backbones.pretrained import load_vit
 from selfpatch.checkpoint import require_writable
 from selfpatch.commands.devices import find_device
 from selfpatch.config import SelfPatchConfig
@@ -47,7 +47,7 @@ def visualize(
     require_writable(Path(out))
     found_device = find_device(device)
     folder = ImageFolder(Path(images))
-    backbone = load_backbone(model, device=found_device, num_heads=num_heads)
+    backbone = load_vit(model, device=found_device, num_heads=num_heads)
     for note in backbone.notes:
         say(note)
     shown = [(path.name, pixels) for path, pixels in read_spread(folder, count)]
