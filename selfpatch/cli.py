@@ -20,7 +20,7 @@ import tyro
 from tyro.conf import AvoidSubcommands, Positional, arg
 
 from selfpatch.config import PretrainConfig
-from selfpatch.evaluation.protocols import PROTOCOLS
+from selfpatch.evaluation.protocols import TASKS
 from selfpatch.recipes import RECIPES, find_recipe
 from selfpatch.settings_file import read_yaml
 
@@ -149,9 +149,9 @@ def pretrain(arguments: list[str]) -> int:
 def evaluate(arguments: list[str]) -> int:
     # The task and its preset decide which protocol's settings there are.
     chosen_task = _peek(arguments, "--task") or "in-context-segmentation"
-    if chosen_task not in PROTOCOLS:
-        raise ValueError(_unknown("task", chosen_task, PROTOCOLS))
-    presets = PROTOCOLS[chosen_task]
+    if chosen_task not in TASKS:
+        raise ValueError(_unknown("task", chosen_task, TASKS))
+    presets, layout = TASKS[chosen_task]
     chosen_preset = _peek(arguments, "--preset") or next(iter(presets))
     if chosen_preset not in presets:
         raise ValueError(_unknown(f"preset of {chosen_task}", chosen_preset, presets))
@@ -159,16 +159,15 @@ def evaluate(arguments: list[str]) -> int:
 
     @dataclass(frozen=True)
     class Evaluate:
-        """Score the frozen patches of a model; writes result.json and pictures, prints a table."""
+        """Score a model on a task; writes result.json and pictures, prints a table."""
 
         # a run folder, an exported file, an original checkpoint or timm:NAME
         model: Model
-        # the labelled images: ADE20K's layout, or images/ and masks/
-        data: Path
+        data: Annotated[Path, arg(help=layout)]
         # the folder to write to
         out: Path
         protocol: Annotated[type(start), Flat] = start  # type: ignore[valid-type]
-        task: Annotated[str, arg(help=f"what is scored: {', '.join(PROTOCOLS)}")] = chosen_task
+        task: Annotated[str, arg(help=f"what is scored: {', '.join(TASKS)}")] = chosen_task
         preset: Annotated[str, arg(help=f"named settings of the task: {', '.join(presets)}")] = chosen_preset
         num_heads: NumHeads = None
         device: Device = "auto"

@@ -10,9 +10,10 @@ from rich.table import Table
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.checkpoint import require_writable
 from selfpatch.commands.devices import find_device
-from selfpatch.evaluation.protocols import PROTOCOLS
+from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.tasks import TASKS
+from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.tasks import run_task
 
 
 def evaluate(
@@ -38,7 +39,7 @@ def evaluate(
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; there are: {', '.join(TASKS)}")
     if protocol is None or isinstance(protocol, str):
-        presets = PROTOCOLS[task]
+        presets = TASKS[task].presets
         name = protocol or next(iter(presets))
         if name not in presets:
             raise ValueError(f"{task} has no preset {name!r}; there are: {', '.join(presets)}")
@@ -54,12 +55,11 @@ def evaluate(
     with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         bar = progress.add_task(task)
 
-        def report(done: int, total: int, loss: float) -> None:
+        def report(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total)
 
-        result = TASKS[task].run(
-            backbone, Path(data), protocol, model=str(model), out_dir=Path(out), device=found_device, report=report
-        )
+        context = Context(Path(out), found_device, report)
+        result = run_task(task, backbone, Path(data), protocol, context, model=str(model))
     console.print(table(result))
     console.print(f"{Path(out) / 'result.json'}  {Path(out) / 'pictures'}", highlight=False, soft_wrap=True)
     return result

@@ -9,7 +9,7 @@ from selfpatch.data.image_folder import ImageFolder, read_spread
 from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
 from selfpatch.evaluation.in_context_segmentation import InContextEvaluator
 from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
-from selfpatch.evaluation.protocols import InContextSegmentation
+from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.metric_logger import TrainingProgress, read_metrics
 from selfpatch.pretraining.loop import Every
 from selfpatch.pretraining.run_folder import RunFolder

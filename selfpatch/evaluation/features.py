@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from selfpatch.tokens import Tokens
+from selfpatch.tokens import Stage, Tokens
 
 CACHE_BYTES = 2**30
 READ_THREADS = 8
@@ -19,7 +19,7 @@ READ_THREADS = 8
 
 @runtime_checkable
 class Backbone(Protocol):
-    """All that an evaluation task knows of a model."""
+    """All that an evaluation task of frozen patches knows of a model."""
 
     patch_size: tuple[int, int]  # (rows, columns)
     embed_dim: int
@@ -29,8 +29,20 @@ class Backbone(Protocol):
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Tokens: ...
 
 
-# done, of how many, and the latest training loss (nan where nothing is trained)
-Report = Callable[[int, int, float], None]
+@runtime_checkable
+class StagedBackbone(Backbone, Protocol):
+    """A model that also tells what it makes of the images on its way, for heads and for tasks that compare it."""
+
+    # One a block of a plain vision transformer, one a stage of a pyramid such as Swin.
+    stages: list[Stage]
+
+    def stage_maps(self, images: Float[Tensor, "B 3 H W"], stages: Sequence[int]) -> list[Float[Tensor, "B D R S"]]:
+        """Tokens after these stages (from 0, or from the end by -1, ...), before the final norm."""
+        ...
+
+    def last_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+        """The keys of the last attention, all heads side by side."""
+        ...
 
 
 def fit_to_patches(size: int, patch_size: tuple[int, int]) -> tuple[int, int]:

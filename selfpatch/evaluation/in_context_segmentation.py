@@ -1,7 +1,7 @@
 """Segmentation by the nearest labelled patches: nothing is trained, so a score costs two passes over a few images."""
 
-import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,6 @@ from selfpatch.evaluation.datasets.segmentation_folder import LabelledImage, Seg
 from selfpatch.evaluation.features import (
     Backbone,
     Cached,
-    Report,
     evaluating,
     input_size,
     normalized,
@@ -24,10 +23,20 @@ from selfpatch.evaluation.features import (
     resize_mask,
 )
 from selfpatch.evaluation.metrics import IGNORED
-from selfpatch.evaluation.protocols import InContextSegmentation
+from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
+from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.segmentation_scores import Scorer, SegmentationScores
+from selfpatch.evaluation.task import Context, Outcome, Report, no_report
 
 MAX_CHUNK = 2**26  # numbers that the nearest-patch search holds at once: 256 MiB
+
+
+def run(backbone: Backbone, root: Path, protocol: InContextSegmentation, context: Context) -> Outcome:
+    data = SegmentationFolder(root, max_images=protocol.max_images)
+    evaluator = InContextEvaluator(data, protocol, patch_size=backbone.patch_size)
+    scores = evaluator(backbone, device=context.device, report=context.report)
+    write_prediction_sheets(scores.predictions, data, context.pictures)
+    return Outcome(scores.metrics, data.facts())
 
 
 class Remembered(NamedTuple):
@@ -76,7 +85,7 @@ class InContextEvaluator:
         self._read_mask = Cached(lambda item: (data.read_mask(item),))
 
     def __call__(
-        self, backbone: Backbone, *, device: torch.device | str = "cpu", report: Report | None = None
+        self, backbone: Backbone, *, device: torch.device | str = "cpu", report: Report = no_report
     ) -> SegmentationScores:
         data, protocol = self.data, self.protocol
         device = torch.device(device)
@@ -92,8 +101,7 @@ class InContextEvaluator:
                     keys.append(image_tokens[torch.from_numpy(remembered.patches).to(device)])
                     key_labels.append(torch.from_numpy(remembered.labels).to(device))
                 done += len(items)
-                if report:
-                    report(done, total, math.nan)
+                report(done, total)
             memory, memory_labels = torch.cat(keys), torch.cat(key_labels)
 
             # 2. Every validation patch looks up its labels.
@@ -108,8 +116,7 @@ class InContextEvaluator:
                     (truth,) = self._read_mask(item)
                     scorer.add(item, truth, upsampled_argmax(label_map, truth.shape))
                 done += len(items)
-                if report:
-                    report(done, total, math.nan)
+                report(done, total)
         return scorer.scores()
 
     def _input_size(self, item: LabelledImage) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
 from selfpatch.evaluation.features import (
     Backbone,
     Cached,
-    Report,
     evaluating,
     fit_to_patches,
     normalized,
@@ -23,12 +23,21 @@ from selfpatch.evaluation.features import (
     resize_image,
 )
 from selfpatch.evaluation.metrics import IGNORED
-from selfpatch.evaluation.protocols import LinearSegmentation
+from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
+from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.segmentation_scores import Scorer, SegmentationScores
 from selfpatch.evaluation.sliding_window import sliding_window
+from selfpatch.evaluation.task import Context, Outcome, Report, no_report
 from selfpatch.evaluation.training_crops import distort_colors, random_crop, short_side_size
 
 WARMUP_START = 1e-6  # share of the learning rate at step 0, of both protocols
+
+
+def run(backbone: Backbone, root: Path, protocol: LinearSegmentation, context: Context) -> Outcome:
+    data = SegmentationFolder(root, max_images=protocol.max_images)
+    scores = evaluate_linear_segmentation(backbone, data, protocol, device=context.device, report=context.report)
+    write_prediction_sheets(scores.predictions, data, context.pictures)
+    return Outcome(scores.metrics, data.facts())
 
 
 class LinearHead(nn.Module):
@@ -52,7 +61,7 @@ def evaluate_linear_segmentation(
     protocol: LinearSegmentation,
     *,
     device: torch.device | str = "cpu",
-    report: Report | None = None,
+    report: Report = no_report,
 ) -> SegmentationScores:
     """Train the layer on the training images, score it on the validation images at their own size.
 
@@ -78,8 +87,7 @@ def evaluate_linear_segmentation(
             )
             logits = F.interpolate(logits[None], size=truth.shape, mode="bilinear")[0]
             scorer.add(item, truth, logits.argmax(dim=0))
-            if report:
-                report(protocol.steps + done, protocol.steps + len(data.val), math.nan)
+            report(protocol.steps + done, protocol.steps + len(data.val))
     return scorer.scores()
 
 
@@ -89,7 +97,7 @@ def train_head(
     protocol: LinearSegmentation,
     *,
     device: torch.device,
-    report: Report | None,
+    report: Report,
 ) -> LinearHead:
     """The trained layer, in eval mode. Its random numbers follow from the seed; the global ones stay as they were."""
     read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
@@ -119,8 +127,7 @@ def train_head(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, protocol)
             optimizer.step()
-            if report:
-                report(step + 1, protocol.steps + len(data.val), loss.item())
+            report(step + 1, protocol.steps + len(data.val))
     return head.eval()
 
 

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from selfpatch.evaluation.features import resize_image, resize_mask
 from selfpatch.evaluation.metrics import IGNORED
-from selfpatch.evaluation.protocols import LinearSegmentation
+from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 
 CROP_TRIES = 10  # to find a crop in which no class has more than max_class_share
 MAX_BRIGHTNESS = 32  # added to or taken from the 256 levels

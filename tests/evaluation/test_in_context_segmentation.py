@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -15,7 +13,7 @@ from selfpatch.evaluation.in_context_segmentation import (
     upsampled_argmax,
 )
 from selfpatch.evaluation.metrics import IGNORED
-from selfpatch.evaluation.protocols import InContextSegmentation
+from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from tests.evaluation.labelled_scenes import BlindBackbone, ColorBackbone, random_mask, save_pair, write_ade20k
 from tests.reference import plain_in_context as plain
 from tests.reference import plain_segmentation_metrics as plain_metrics
@@ -122,8 +120,7 @@ def test_neither_batch_size_nor_chunks_nor_the_mode_matter(tmp_path, monkeypatch
 def test_progress_goes_to_the_end(tmp_path):
     calls = []
     evaluator(write_ade20k(tmp_path), batch_size=4)(ColorBackbone(), report=lambda *call: calls.append(call))
-    assert [(done, total) for done, total, _ in calls] == [(4, 9), (6, 9), (9, 9)]
-    assert all(math.isnan(loss) for _, _, loss in calls)
+    assert calls == [(4, 9), (6, 9), (9, 9)]
 
 
 def test_refuses_a_memory_that_cannot_answer(tmp_path):

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 
@@ -13,7 +11,8 @@ from selfpatch.evaluation.linear_segmentation import (
     training_places,
 )
 from selfpatch.evaluation.metrics import IGNORED
-from selfpatch.evaluation.protocols import LinearSegmentation
+from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.evaluation.task import no_report
 from tests.evaluation.labelled_scenes import COLORS, BlindBackbone, ColorBackbone, write_ade20k
 
 
@@ -49,7 +48,7 @@ def test_the_same_seed_gives_the_same_head_and_global_random_numbers_stay(tmp_pa
 
     def weights(**settings):
         protocol = quick(steps=4, warmup_steps=1, **settings)
-        return train_head(ColorBackbone(), data, protocol, device=torch.device("cpu"), report=None).state_dict()
+        return train_head(ColorBackbone(), data, protocol, device=torch.device("cpu"), report=no_report).state_dict()
 
     torch.manual_seed(0)
     expected_next = torch.rand(3)
@@ -81,15 +80,10 @@ def test_training_survives_batches_without_a_scored_pixel(tmp_path):
     root = write_ade20k(tmp_path, num_train=1)
     data = SegmentationFolder(root)
     data.read_mask = lambda item: torch.full(item.size, IGNORED, dtype=torch.uint8).numpy()
-    losses = []
     head = train_head(
-        ColorBackbone(),
-        data,
-        quick(steps=2, warmup_steps=0),
-        device=torch.device("cpu"),
-        report=lambda done, total, loss: losses.append(loss),
+        ColorBackbone(), data, quick(steps=2, warmup_steps=0), device=torch.device("cpu"), report=no_report
     )
-    assert losses == [0, 0] and head.linear.weight.isfinite().all()
+    assert head.linear.weight.isfinite().all()
 
 
 def test_learning_rates():
@@ -117,6 +111,4 @@ def test_progress_counts_steps_and_then_images(tmp_path):
     evaluate_linear_segmentation(
         ColorBackbone(), data, quick(steps=2, warmup_steps=0), report=lambda *call: calls.append(call)
     )
-    assert [(done, total) for done, total, _ in calls] == [(i, 5) for i in range(1, 6)]
-    assert [math.isnan(loss) for _, _, loss in calls] == [False, False, True, True, True]
-    assert calls[0][2] == pytest.approx(math.log(4), rel=0.1)  # an untrained layer knows nothing
+    assert calls == [(i, 5) for i in range(1, 6)]

@@ -3,7 +3,9 @@ import sys
 
 import pytest
 
-from selfpatch.evaluation.protocols import PROTOCOLS, InContextSegmentation, LinearSegmentation
+from selfpatch.evaluation.protocols import TASKS, protocol_name
+from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
+from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 
 
 def test_importing_them_needs_no_torch():
@@ -12,10 +14,15 @@ def test_importing_them_needs_no_torch():
 
 
 def test_presets_differ_where_their_sources_do():
-    dinov3, dinov2 = (PROTOCOLS["linear-segmentation"][name] for name in ("dinov3", "dinov2"))
+    dinov3, dinov2 = (TASKS["linear-segmentation"].presets[name] for name in ("dinov3", "dinov2"))
     assert (dinov3.dropout, dinov3.weight_decay, dinov3.schedule) == (0.1, 1e-3, "one_cycle")
     assert (dinov2.dropout, dinov2.weight_decay, dinov2.schedule) == (0.0, 1e-4, "poly")
     assert (dinov2.lr, dinov2.steps, dinov2.batch_size, dinov2.warmup_steps) == (1e-3, 40_000, 16, 1500)
+
+
+def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
+    assert protocol_name("linear-segmentation", LinearSegmentation()) == "dinov3"
+    assert protocol_name("linear-segmentation", LinearSegmentation(steps=39_999)) == "custom"
 
 
 @pytest.mark.parametrize(

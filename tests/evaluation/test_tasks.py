@@ -4,9 +4,12 @@ import json
 import pytest
 from PIL import Image
 
-from selfpatch.evaluation.protocols import PROTOCOLS, InContextSegmentation, LinearSegmentation
+from selfpatch.evaluation.protocols import TASKS
+from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
+from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.tasks import TASKS, protocol_name
+from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.tasks import RUN, run_task
 from tests.evaluation.labelled_scenes import ColorBackbone, write_ade20k
 
 SMALL = {
@@ -18,16 +21,16 @@ SMALL = {
 
 
 def test_every_task_has_protocols():
-    assert TASKS.keys() == PROTOCOLS.keys() == SMALL.keys()
+    assert RUN.keys() == TASKS.keys() == SMALL.keys()
     for name, task in TASKS.items():
-        assert all(isinstance(preset, task.protocol) for preset in PROTOCOLS[name].values())
+        assert all(type(preset) is type(SMALL[name]) for preset in task.presets.values())
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_writes_its_result_and_pictures(tmp_path, name):
     root = write_ade20k(tmp_path / "data")
     out = tmp_path / "out"
-    result = TASKS[name].run(ColorBackbone(), root, SMALL[name], model="colours", out_dir=out)
+    result = run_task(name, ColorBackbone(), root, SMALL[name], Context(out), model="colours")
     written = json.loads((out / "result.json").read_text())
     assert list(written) == ["task", "protocol", "metrics", "model", "data", "seconds", "versions"]
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))
@@ -42,11 +45,6 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
     with Image.open(out / "pictures/predictions_1.png") as sheet:
         assert sheet.size[0] > 1000
     assert sorted(path.name for path in out.iterdir()) == ["pictures", "result.json"]
-
-
-def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
-    assert protocol_name("linear-segmentation", LinearSegmentation()) == "dinov3"
-    assert protocol_name("linear-segmentation", LinearSegmentation(steps=39_999)) == "custom"
 
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from selfpatch.evaluation.metrics import IGNORED
-from selfpatch.evaluation.protocols import LinearSegmentation
+from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.training_crops import distort_colors, random_crop, short_side_size
 from tests.evaluation.labelled_scenes import COLORS, random_mask
 

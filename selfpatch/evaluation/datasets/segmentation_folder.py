@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -64,6 +64,15 @@ class SegmentationFolder:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    def facts(self) -> dict[str, Any]:
+        """What a protocol met here, for result.json."""
+        return {
+            "split": self.layout,
+            "num_train_images": len(self.train),
+            "num_val_images": len(self.val),
+            "num_classes": self.num_classes,
+        }
 
     def read_image(self, item: LabelledImage) -> UInt8[np.ndarray, "H W 3"]:
         return read_named(item.image)

@@ -1,38 +1,10 @@
-"""Every number of every evaluation task, named and with its source. Imports no torch, so that `--help` is quick.
-
-A score means something only together with its protocol: the whole of it goes into result.json.
-"""
+"""Settings of linear segmentation."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from selfpatch.config import check
-
-
-@dataclass(frozen=True)
-class InContextSegmentation:
-    """Labels by the nearest training patches, nothing trained (hummingbird)."""
-
-    # side of the input in pixels, rounded down to a multiple of the patch size: 504 at patch 14
-    image_size: int = 512
-    # "square" as published; "keep_aspect": image_size is the short side
-    resize: Literal["square", "keep_aspect"] = "square"
-    # labelled patches kept; published at 1,024 x 10^2, 10^3 and 10^4
-    memory_size: int = 102_400
-    # k
-    num_neighbours: int = 30
-    # of the softmax over the cosines of the neighbours
-    temperature: float = 0.02
-    # images encoded at once
-    batch_size: int = 16
-    # which patches are kept
-    seed: int = 0
-    # at most so many images of each split, spread evenly over it; None: all
-    max_images: int | None = None
-
-    def __post_init__(self):
-        check_positive(self, "image_size", "memory_size", "num_neighbours", "temperature", "batch_size", "max_images")
-        check(self.seed >= 0, f"seed is {self.seed}; it cannot be negative")
+from selfpatch.evaluation.protocols.ranges import check_positive
 
 
 @dataclass(frozen=True)
@@ -92,25 +64,9 @@ class LinearSegmentation:
         )
 
 
-def check_positive(protocol: object, *names: str) -> None:
-    for name in names:
-        value = getattr(protocol, name)
-        check(value is None or value > 0, f"{name.replace('_', '-')} is {value}; it must be above 0")
-
-
-PROTOCOLS = {
-    "in-context-segmentation": {
-        "hummingbird": InContextSegmentation(),
-        "quick": InContextSegmentation(
-            image_size=224, memory_size=10_240, max_images=200
-        ),  # nobody's protocol: for trials
-    },
-    "linear-segmentation": {
-        "dinov3": LinearSegmentation(),
-        "dinov2": LinearSegmentation(dropout=0.0, weight_decay=1e-4, clip_norm=0.0, schedule="poly"),
-        # nobody's protocol: for trials, minutes on a CPU
-        "quick": LinearSegmentation(
-            image_size=224, stride=149, steps=500, batch_size=8, warmup_steps=50, max_images=200
-        ),
-    },
+PRESETS = {
+    "dinov3": LinearSegmentation(),
+    "dinov2": LinearSegmentation(dropout=0.0, weight_decay=1e-4, clip_norm=0.0, schedule="poly"),
+    # nobody's protocol: for trials, minutes on a CPU
+    "quick": LinearSegmentation(image_size=224, stride=149, steps=500, batch_size=8, warmup_steps=50, max_images=200),
 }

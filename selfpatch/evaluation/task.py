@@ -1,0 +1,45 @@
+"""What every evaluation task is given, and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+# done, of how many
+Report = Callable[[int, int], None]
+
+
+def no_report(done: int, total: int) -> None:
+    pass
+
+
+class Context(NamedTuple):
+    """Where a task runs and what it may write to.
+
+    Args:
+        out: the folder of this evaluation. A task writes its pictures to out/pictures, and whatever else its users
+            expect (masks, checkpoints of a head) beside them; result.json is written for it.
+    """
+
+    out: Path
+    device: torch.device = torch.device("cpu")
+    report: Report = no_report
+
+    @property
+    def pictures(self) -> Path:
+        return self.out / "pictures"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a task came to.
+
+    Args:
+        metrics: name -> number; shares are in [0, 1]. The first one is the task's headline.
+        met: what the protocol met in the data, for result.json: the split, numbers of images and classes.
+    """
+
+    metrics: dict[str, float]
+    met: dict[str, Any]
