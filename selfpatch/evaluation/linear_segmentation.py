@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from selfpatch.data.plan import Plan, sample_rng
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.features import (
     Backbone,
     Cached,
@@ -34,7 +34,7 @@ WARMUP_START = 1e-6  # share of the learning rate at step 0, of both protocols
 
 
 def run(backbone: Backbone, root: Path, protocol: LinearSegmentation, context: Context) -> Outcome:
-    data = SegmentationFolder(root, max_images=protocol.max_images)
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     scores = evaluate_linear_segmentation(backbone, data, protocol, device=context.device, report=context.report)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     return Outcome(scores.metrics, data.facts())
@@ -57,7 +57,7 @@ class LinearHead(nn.Module):
 
 def evaluate_linear_segmentation(
     backbone: Backbone,
-    data: SegmentationFolder,
+    data: SegmentationData,
     protocol: LinearSegmentation,
     *,
     device: torch.device | str = "cpu",
@@ -93,7 +93,7 @@ def evaluate_linear_segmentation(
 
 def train_head(
     backbone: Backbone,
-    data: SegmentationFolder,
+    data: SegmentationData,
     protocol: LinearSegmentation,
     *,
     device: torch.device,
