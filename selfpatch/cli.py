@@ -175,8 +175,13 @@ def evaluate(arguments: list[str]) -> int:
     given = _parse(Evaluate, arguments, "evaluate")
 
     from selfpatch.commands.evaluate import evaluate
+    from selfpatch.evaluation.head_training import StoppedError
 
-    evaluate(**{name: value for name, value in vars(given).items() if name != "preset"})
+    try:
+        evaluate(**{name: value for name, value in vars(given).items() if name != "preset"})
+    except StoppedError as stopped:
+        print(stopped)
+        return 128 + stopped.number
     return 0
 
 
