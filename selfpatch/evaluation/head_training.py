@@ -1,6 +1,5 @@
 """Training of evaluation heads, alone or with the backbone below them, in the package's own loop."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from selfpatch import checkpoint
 from selfpatch.data.plan import Plan
 from selfpatch.evaluation.features import read_ahead
+from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.evaluation.task import Context
 from selfpatch.metric_logger import MetricLogger, TrainingProgress, say
 from selfpatch.optim import optimizer_step
@@ -213,17 +213,6 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
 def identity_of(task: str, protocol: Any, facts: dict[str, Any], backbone: Any) -> dict[str, Any]:
     """What a checkpoint must agree in: the task, its settings, what it met in the data, and the model's weights."""
     return {"task": task, "protocol": to_dict(protocol), "data": facts, "model": fingerprint(backbone)}
-
-
-def fingerprint(model: Any) -> str:
-    """SHA-256 of all weights and their names; of something that has none, its type's name."""
-    if not isinstance(model, nn.Module):
-        return type(model).__name__
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from selfpatch.data.multi_crop import draw_box
 from selfpatch.data.plan import sample_rng
 from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.feature_cache import uncached
 from selfpatch.evaluation.features import (
     Backbone,
     Cached,
@@ -47,7 +48,7 @@ def evaluate_leopart(
         small_masks = F.interpolate(masks[:, None].float(), size=mask_size, mode="nearest")[:, 0].long()
         return normalized(images, backbone.mean, backbone.std), small_masks
 
-    def logits_of(images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B C m m"]:
+    def logits_of(backbone: Backbone, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B C m m"]:
         return layer(F.interpolate(patch_features(backbone, images), size=mask_size, mode="bilinear"))
 
     with evaluating(backbone):
@@ -66,7 +67,7 @@ def evaluate_leopart(
 
         def losses(samples: list[Sample]) -> dict[str, Float[Tensor, ""]]:
             images, masks = to_batch(samples)
-            return {"segmentation": mean_cross_entropy(logits_of(images), masks)}
+            return {"segmentation": mean_cross_entropy(logits_of(uncached(backbone), images), masks)}
 
         with seeded(protocol.seed, context.device):
             layer = nn.Conv2d(backbone.embed_dim, data.num_classes, kernel_size=1).to(context.device)
@@ -95,7 +96,7 @@ def evaluate_leopart(
         for done, (item, read_samples) in enumerate(zip(data.val, samples, strict=True), start=1):
             images, masks = to_batch(read_samples)
             with torch.no_grad():
-                prediction = logits_of(images)[0].argmax(dim=0)
+                prediction = logits_of(backbone, images)[0].argmax(dim=0)
             scorer.add(item, masks[0].cpu().numpy().astype(np.uint8), prediction)
             context.report(done, len(data.val))
     return scorer.scores()

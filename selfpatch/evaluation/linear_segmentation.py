@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from selfpatch.data.plan import sample_rng
 from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.feature_cache import uncached
 from selfpatch.evaluation.features import (
     Backbone,
     Cached,
@@ -108,7 +109,7 @@ def train_layer(
 
     def losses(samples: list[Sample]) -> dict[str, Float[Tensor, ""]]:
         images, masks = assemble(samples, size, backbone.mean, backbone.std, device=context.device)
-        logits = F.interpolate(head(patch_features(backbone, images)), size=size, mode="bilinear")
+        logits = F.interpolate(head(patch_features(uncached(backbone), images)), size=size, mode="bilinear")
         return {"segmentation": mean_cross_entropy(logits, masks)}
 
     with seeded(protocol.seed, context.device):

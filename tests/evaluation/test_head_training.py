@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from selfpatch.data.plan import sample_rng
-from selfpatch.evaluation.head_training import StoppedError, fingerprint, train_head
+from selfpatch.evaluation.fingerprint import fingerprint
+from selfpatch.evaluation.head_training import StoppedError, train_head
 from selfpatch.evaluation.task import Context
 from selfpatch.training.loop import DivergenceError
 
