@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from selfpatch.data.multi_crop import draw_box
 from selfpatch.data.plan import sample_rng
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.feature_cache import uncached
 from selfpatch.evaluation.features import (
     Backbone,
@@ -31,7 +31,7 @@ Sample = tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]  # image an
 
 
 def evaluate_leopart(
-    backbone: Backbone, data: SegmentationFolder, protocol: LeopartSegmentation, context: Context
+    backbone: Backbone, data: SegmentationData, protocol: LeopartSegmentation, context: Context
 ) -> SegmentationScores:
     """Train the layer, and score it on all validation images.
 

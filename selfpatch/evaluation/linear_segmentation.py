@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from selfpatch.data.plan import sample_rng
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.feature_cache import uncached
 from selfpatch.evaluation.features import (
     Backbone,
@@ -41,7 +41,7 @@ WARMUP_START = 1e-6  # share of the learning rate at step 0, of both protocols
 def run(
     backbone: Backbone, root: Path, protocol: LinearSegmentation | LeopartSegmentation, context: Context
 ) -> Outcome:
-    data = SegmentationFolder(root, max_images=protocol.max_images)
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     evaluate = evaluate_leopart if isinstance(protocol, LeopartSegmentation) else evaluate_linear_segmentation
     scores = evaluate(backbone, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
@@ -64,7 +64,7 @@ class LinearHead(nn.Module):
 
 
 def evaluate_linear_segmentation(
-    backbone: Backbone, data: SegmentationFolder, protocol: LinearSegmentation, context: Context
+    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: Context
 ) -> SegmentationScores:
     """Train the layer on the training images, score it on the validation images at their own size.
 
@@ -95,7 +95,7 @@ def evaluate_linear_segmentation(
 
 
 def train_layer(
-    backbone: Backbone, data: SegmentationFolder, protocol: LinearSegmentation, context: Context
+    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: Context
 ) -> LinearHead:
     """The trained layer, in eval mode; call it within `evaluating`."""
     read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))

@@ -1,6 +1,6 @@
 import torch
 
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.leopart_segmentation import evaluate_leopart
 from selfpatch.evaluation.metrics import IGNORED, mean_cross_entropy
 from selfpatch.evaluation.protocols.linear_segmentation import LeopartSegmentation
@@ -10,7 +10,7 @@ from tests.evaluation.labelled_scenes import BlindBackbone, ColorBackbone, write
 
 
 def test_colours_are_separable_on_small_maps_and_a_blind_backbone_is_not(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path / "data", size=(64, 96), cell=(32, 32)))
+    data = read_segmentation(write_ade20k(tmp_path / "data", size=(64, 96), cell=(32, 32)))
     protocol = LeopartSegmentation(image_size=64, mask_size=20, epochs=40, drop_at=30, batch_size=3, lr=0.5)
     backbone = ColorBackbone()
     seeing = evaluate_leopart(backbone, data, protocol, Context(tmp_path / "seeing"))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.linear_segmentation import (
     LinearHead,
     assemble,
@@ -31,7 +31,7 @@ def quick(**settings) -> LinearSegmentation:
 
 
 def test_colours_are_separable_and_a_blind_backbone_is_not(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path, size=(64, 96), cell=(32, 32)))
+    data = read_segmentation(write_ade20k(tmp_path, size=(64, 96), cell=(32, 32)))
     backbone = ColorBackbone()
     # Channel dropout on three channels takes whole colours away.
     seeing = evaluate_linear_segmentation(backbone, data, quick(dropout=0.0), Context(tmp_path / "seeing"))
@@ -44,7 +44,7 @@ def test_colours_are_separable_and_a_blind_backbone_is_not(tmp_path):
 
 
 def test_the_same_seed_gives_the_same_head_and_global_random_numbers_stay(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path))
+    data = read_segmentation(write_ade20k(tmp_path))
 
     def weights(out, **settings):
         protocol = quick(steps=4, warmup_steps=1, **settings)
@@ -70,7 +70,7 @@ def test_small_crops_are_filled_with_the_mean_colour_and_labels_that_do_not_coun
 
 def test_training_survives_batches_without_a_scored_pixel(tmp_path):
     root = write_ade20k(tmp_path, num_train=1)
-    data = SegmentationFolder(root)
+    data = read_segmentation(root)
     data.read_mask = lambda item: torch.full(item.size, IGNORED, dtype=torch.uint8).numpy()
     head = train_layer(ColorBackbone(), data, quick(steps=2, warmup_steps=0), Context(tmp_path / "out"))
     assert head.linear.weight.isfinite().all()
@@ -98,6 +98,6 @@ def test_head_drops_whole_channels_and_starts_small():
 def test_progress_counts_images(tmp_path):
     calls = []
     context = Context(tmp_path / "out", report=lambda *call: calls.append(call))
-    data = SegmentationFolder(write_ade20k(tmp_path / "data"))
+    data = read_segmentation(write_ade20k(tmp_path / "data"))
     evaluate_linear_segmentation(ColorBackbone(), data, quick(steps=2, warmup_steps=0), context)
     assert calls == [(1, 3), (2, 3), (3, 3)]
