@@ -16,6 +16,8 @@ from selfpatch.backbones.swin import ANY_SIZE, Swin, create_timm_swin
 from selfpatch.backbones.tensor_files import read_metadata, read_tensors, require_weights
 from selfpatch.backbones.vit import Architecture, ViT, create_timm_vit
 
+# How the names of models begin that are no plain vision transformers.
+SWIN = "timm:swin_"
 # What a run writes its backbone to, in its folder.
 RUN_FILE = "backbone.safetensors"
 # The metadata of an exported file, besides "architecture", "arguments", "mean" and "std".
@@ -47,7 +49,12 @@ def load_backbone(
         ValueError: nothing there, not a backbone, damaged, not finite, or a checkpoint that fits in less than 90 % of
             its tensors.
     """
-    if str(model).startswith("timm:swin_"):
+    if str(model).startswith(SWIN):
+        if (num_heads, position_resampling) != (None, None):
+            raise ValueError(
+                f"{model} has attention heads by stage and no position embeddings to resample; leave out num-heads and "
+                "position-resampling, which are for plain vision transformers"
+            )
         return _load_swin(str(model).removeprefix("timm:")).to(device).eval()
     if str(model).startswith("timm:"):
         backbone = _load_timm(str(model).removeprefix("timm:"), position_resampling or "timm")
@@ -75,9 +82,10 @@ def load_vit(
     Raises:
         ValueError: also a model of another kind.
     """
+    if str(model).startswith(SWIN):
+        raise ValueError(f"{model} is a Swin; this needs a plain vision transformer")
     backbone = load_backbone(model, device=device, position_resampling=position_resampling, num_heads=num_heads)
-    if not isinstance(backbone, ViT):
-        raise ValueError(f"{model} is a {type(backbone).__name__}; this needs a plain vision transformer")
+    assert isinstance(backbone, ViT)
     return backbone
 
 
