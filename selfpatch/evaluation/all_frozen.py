@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfpatch.evaluation.datasets import segmentation
+from selfpatch.evaluation.datasets import davis, segmentation
 from selfpatch.evaluation.feature_cache import CachedBackbone
 from selfpatch.evaluation.features import StagedBackbone
 from selfpatch.evaluation.protocols import TASKS
@@ -17,6 +17,7 @@ from selfpatch.metric_logger import say
 FITS: dict[str, Callable[[Path], bool]] = {
     "in-context-segmentation": segmentation.recognises,
     "linear-segmentation": segmentation.recognises,
+    "video-segmentation": davis.recognises,
 }
 
 RunTask = Callable[[str, Any, Path, Any, Context], Result]
