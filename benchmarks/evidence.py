@@ -1,0 +1,431 @@
+"""Does a ViT-S/16 learn in minutes on one GPU, and does the patch term help? Equal budgets, scored alike.
+
+    python -m benchmarks.evidence OUT --cutouts make_cutouts.py --minutes 5 --limit-minutes 9.5
+
+Again and again, until it says that all is done (exit code 0; 3: the time is up): what is there is not done anew, and a
+training goes on where it was, so ten minutes at a time are enough. Its steps:
+
+1. images: 20,000 made by `make_cutouts.py pretrain`, labelled ones by its `ade20k`; or --images and --labelled;
+2. a budget, the same for every method: as many steps as DINO + SelfPatch does in --minutes, from a short trial, or
+   --steps;
+3. every method of METHODS that was asked for, one after another, through `pretrain` with equal seed, batch, crops and
+   steps, scored by in-context segmentation ten times; its backbone in half precision at the start, in the middle and at
+   the end; of each of the three the pictures, and a linear layer trained on its frozen patches;
+4. the shortcut's figures (benchmarks/shortcut.py) of every method at its end;
+5. RESULTS/NAME.json with everything, NAME.md with the table, NAME-curves.png, NAME-pca.png, NAME-positives.png.
+
+What they leave: OUT/data, OUT/budget.json, OUT/METHOD/run, OUT/METHOD/{start,middle,end}.safetensors (43 MB each for a
+ViT-S) and pictures and scores in folders of these names.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from benchmarks import shortcut
+from selfpatch.backbones.tensor_files import read_metadata
+from selfpatch.checkpoint import replacing
+from selfpatch.commands.devices import find_device
+from selfpatch.commands.evaluate import evaluate
+from selfpatch.commands.pretrain import pretrain
+from selfpatch.commands.visualize import visualize
+from selfpatch.evaluation.datasets.segmentation import read_segmentation
+from selfpatch.evaluation.head_training import StoppedError
+from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.metric_logger import read_metrics, say
+from selfpatch.settings_file import read_yaml, to_dict
+from selfpatch.versions import versions
+from selfpatch.visualization.sheet import Panel, draw_sheet
+
+
+class Method(NamedTuple):
+    recipe: str
+    settings: dict[str, Any]
+    says: str
+
+
+TERM = "objectives.selfpatch"
+AUTHORS_TERM = {f"{TERM}.borders": "wrap", f"{TERM}.crops": "all", f"{TERM}.num_positives": 4}
+# As the authors' code has them, but for the length: batch, warm-up and sizes follow from images and hardware.
+SHORT = {"optim.batch_size": None, "optim.warmup_epochs": None}
+METHODS = {
+    "dino": Method("dino-small", {}, "DINO as dino-small trains it"),
+    "dino-selfpatch": Method("dino-selfpatch-small", AUTHORS_TERM, "+ the patch term as the authors' code has it"),
+    "borders-clip": Method(
+        "dino-selfpatch-small",
+        AUTHORS_TERM | {f"{TERM}.borders": "clip", f"{TERM}.num_positives": 3},  # a corner has three neighbours
+        "+ the patch term, no neighbours beyond the border, 3 positives",
+    ),
+    "crops-global": Method(
+        "dino-selfpatch-small", AUTHORS_TERM | {f"{TERM}.crops": "global"}, "+ the patch term on global crops only"
+    ),
+    "dino-selfpatch-small": Method("dino-selfpatch-small", {}, "+ both changes: the recipe as it is shipped"),
+    "authors-dino": Method("dino", SHORT, "DINO with the authors' settings"),
+    "authors-dino-selfpatch": Method("dino-selfpatch", SHORT, "DINO + SelfPatch with the authors' settings"),
+}
+TRIED = "dino-selfpatch"  # tells how many steps fit: the most expensive of the first two
+NUM_SCORES = 10
+STAGES = ("start", "middle", "end")
+TRIAL_STEPS = 60
+NUM_SHORTCUT_IMAGES = 2000
+
+
+class OutOfTimeError(Exception):
+    """The same command goes on."""
+
+
+@contextmanager
+def time_limit(minutes: float) -> Iterator[None]:
+    """After so many minutes SIGTERM comes: a training saves itself, everything else is left and done anew next time."""
+
+    def stop(_number: int, _frame: Any) -> None:
+        raise OutOfTimeError
+
+    before = signal.signal(signal.SIGTERM, stop)
+    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except StoppedError as error:  # a linear layer in its training
+        raise OutOfTimeError from error
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
+
+
+def make_images(data: Path, cutouts: Path, *, num_images: int, num_train: int, num_val: int, side: int) -> None:
+    """OUT/data/images and OUT/data/labelled, each whole or not there."""
+    for name, kind, counts in (
+        ("images", "pretrain", ["--images", num_images]),
+        ("labelled", "ade20k", ["--train", num_train, "--val", num_val]),
+    ):
+        if (data / name).exists():
+            continue
+        unfinished = data / f"unfinished-{name}"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        data.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [sys.executable, str(cutouts), kind, str(unfinished), *map(str, counts), "--side", str(side)], check=True
+        )
+        unfinished.rename(data / name)
+
+
+def settings_of(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All that a run's recipe does not say."""
+    return {
+        "backbone.name": "vit_small_patch16_224",
+        "crops.global_size": arguments.crop_size,
+        "crops.local_size": None,  # derived
+        "seed": arguments.seed,
+        "run.device": arguments.device,
+        "run.keep": 1,
+        **METHODS[method].settings,
+        **arguments.set,
+    }
+
+
+def find_budget(out: Path, images: Path, arguments: argparse.Namespace) -> int:
+    """Steps of every run, a multiple of NUM_SCORES; kept in OUT/budget.json, so that all calls have the same."""
+    file = out / "budget.json"
+    if file.exists():
+        return json.loads(file.read_text())["steps"]
+    budget: dict[str, Any] = {"minutes": arguments.minutes}
+    steps = arguments.steps
+    if steps is None:
+        settings = settings_of(TRIED, arguments) | {"optim.steps": 10_000, "run.stop_after_steps": TRIAL_STEPS}
+        result = pretrain(images, out / "trial", recipe=METHODS[TRIED].recipe, settings=settings)
+        if result.stopped_by:
+            raise OutOfTimeError
+        # The first lines have the loader's start and whatever is compiled.
+        rate = read_metrics(out / "trial" / "metrics.jsonl")[-1]["images_per_second"]
+        batch_size = read_yaml(out / "trial" / "config.yaml").optim.batch_size
+        assert batch_size is not None  # derived
+        steps = round(60 * arguments.minutes * rate / batch_size)
+        budget |= {"trial_images_per_second": rate, "batch_size": batch_size}
+        shutil.rmtree(out / "trial")
+    budget["steps"] = max(steps // NUM_SCORES, 1) * NUM_SCORES
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(budget) + "\n")
+    return budget["steps"]
+
+
+def train_method(
+    method: str, folder: Path, images: Path, labelled: Path, num_steps: int, arguments: argparse.Namespace
+) -> None:
+    """The run, in three parts, with its backbone kept after each."""
+    settings = settings_of(method, arguments) | {
+        "optim.steps": num_steps,
+        "run.save_every": num_steps // 2,
+        "evaluate.data": labelled,
+        "evaluate.every_steps": num_steps // NUM_SCORES,
+    }
+    # The warm-up's first step has a learning rate of 0: after it the weights are still those of the start.
+    for stage, stop in zip(STAGES, (1, num_steps // 2, num_steps), strict=True):
+        kept = folder / f"{stage}.safetensors"
+        if kept.exists():
+            continue
+        if steps_done(folder / "run") < stop:
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            stopping = settings | {"run.stop_after_steps": stop}
+            result = pretrain(images, folder / "run", recipe=METHODS[method].recipe, settings=stopping)
+            if result.stopped_by:
+                raise OutOfTimeError
+        keep_half(folder / "run" / "backbone.safetensors", kept)
+
+
+def steps_done(run: Path) -> int:
+    return max((int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")), default=0)
+
+
+def keep_half(source: Path, target: Path) -> None:
+    """An exported backbone in half precision: what is scored is what can be brought home."""
+    tensors = {name: value.half() for name, value in load_file(source).items()}
+    with replacing(target) as temporary:
+        save_file(tensors, temporary, metadata=read_metadata(source))
+
+
+def score_method(folder: Path, labelled: Path, protocol: LinearSegmentation, device: str) -> None:
+    """Pictures of validation images, and the linear layer, for each stage; positives are sought alike for all."""
+    val = read_segmentation(labelled).val
+    for stage in STAGES:
+        model, out = folder / f"{stage}.safetensors", folder / stage
+        if not (out / "positives.png").exists():
+            visualize(model, val[0].image.parent, out, count=4, num_positives=3, borders="clip", device=device)
+        if not (out / "linear" / "result.json").exists():
+            evaluate(
+                model, task="linear-segmentation", data=labelled, out=out / "linear", protocol=protocol, device=device
+            )
+            shutil.rmtree(out / "linear" / "checkpoints")
+
+
+def find_shortcut(folder: Path, images: Path, device: torch.device) -> None:
+    file = folder / "shortcut.json"
+    if file.exists():
+        return
+    model = shortcut.load_model(folder / "run", device)
+    pixels = shortcut.centre_crops(images, model.backbone.model.patch_embed.img_size[0], NUM_SHORTCUT_IMAGES)
+    figures = shortcut.measure(model, pixels, batch_size=128, num_clusters=64)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(figures | {"model": folder.name}) + "\n")
+
+
+def figures_of(method: str, folder: Path) -> dict[str, Any]:
+    """Scores and costs of one method, as far as it has come."""
+    config = read_yaml(folder / "run" / "config.yaml")
+    lines = read_metrics(folder / "run" / "metrics.jsonl")
+    timed = [line for line in lines if "images_per_second" in line]
+    batch_size = config.optim.batch_size
+    assert batch_size is not None  # derived
+    before = [0] + [line["step"] for line in timed[:-1]]
+    linear = {
+        stage: json.loads(file.read_text())["metrics"]
+        for stage in STAGES
+        if (file := folder / stage / "linear" / "result.json").exists()
+    }
+    shares = folder / "shortcut.json"
+    return {
+        "says": METHODS[method].says,
+        "recipe": config.recipe,
+        "steps": timed[-1]["step"],
+        "num_steps": config.optim.steps,
+        "images_seen": timed[-1]["step"] * batch_size,
+        "images_per_second": statistics.median(line["images_per_second"] for line in timed),
+        "training_seconds": sum(
+            (line["step"] - step) * batch_size / line["images_per_second"]
+            for line, step in zip(timed, before, strict=True)
+        ),
+        "data_wait": statistics.median(line["data_wait"] for line in timed),
+        "memory_mb": max(line["memory_mb"] for line in timed),
+        "skipped_steps": timed[-1]["skipped_steps"],
+        "in_context": {str(line["step"]): line["in_context/mIoU"] for line in lines if "in_context/mIoU" in line},
+        "linear": {stage: metrics["mIoU"] for stage, metrics in linear.items()},
+        "last": {name: value for name, value in timed[-1].items() if "/" in name},
+        "shortcut": json.loads(shares.read_text()) if shares.exists() else None,
+        "config": to_dict(config),
+    }
+
+
+def summarise(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is there by now, to NAME.json, NAME.md and the pictures; tells the table."""
+    methods = {
+        method: figures_of(method, out / method)
+        for method in METHODS
+        if any("images_per_second" in line for line in read_metrics(out / method / "run" / "metrics.jsonl"))
+    }
+    results, name = arguments.results, arguments.name
+    results.mkdir(parents=True, exist_ok=True)
+    device = find_device(arguments.device)
+    summary = {
+        "command": " ".join(["python -m benchmarks.evidence", *sys.argv[1:]]),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "versions": versions(),
+        "seed": arguments.seed,
+        "linear_protocol": to_dict(linear_protocol(arguments)),
+        "methods": methods,
+    }
+    (results / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    text = markdown(summary)
+    (results / f"{name}.md").write_text(text, encoding="utf-8")
+    if methods:
+        draw_curves(methods, results / f"{name}-curves.png")
+    for picture, title in (("pca", "Patch tokens as colours"), ("positives", "Positives")):
+        rows = {method: [out / method / stage / f"{picture}.png" for stage in STAGES] for method in methods}
+        if rows := {method: row for method, row in rows.items() if all(path.exists() for path in row)}:
+            draw_together(rows, title, results / f"{name}-{picture}.png")
+    say(text)
+    return summary
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    lines = [
+        f"Device: {summary['device']}; torch {summary['versions']['torch']}; one seed ({summary['seed']}). mIoU in %: "
+        "at the start (random weights), in the middle, at the end.",
+        "",
+        "| method | in-context | linear | images/s | waiting for data | memory, GB | steps | images seen | minutes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method, figures in summary["methods"].items():
+        scores = list(figures["in_context"].values())
+        in_context = [scores[0], *([scores[len(scores) // 2], scores[-1]] if len(scores) > 2 else scores[1:])]
+        linear = [figures["linear"][stage] for stage in STAGES if stage in figures["linear"]]
+        lines.append(
+            f"| {method}: {figures['says']} | {arrows(in_context)} | {arrows(linear)} | "
+            f"{figures['images_per_second']:.0f} | {figures['data_wait']:.0%} | {figures['memory_mb'] / 1024:.1f} | "
+            f"{figures['steps']} of {figures['num_steps']} | {figures['images_seen']:,} | "
+            f"{figures['training_seconds'] / 60:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def arrows(scores: list[float]) -> str:
+    return " -> ".join(f"{100 * score:.1f}" for score in scores)
+
+
+def draw_curves(methods: dict[str, Any], path: Path) -> None:
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    for method, figures in methods.items():
+        in_context, linear = figures["in_context"], figures["linear"]
+        places = dict(zip(STAGES, (0, figures["num_steps"] // 2, figures["num_steps"]), strict=True))
+        axes[0].plot(
+            [int(step) for step in in_context], [100 * s for s in in_context.values()], label=method, marker="o"
+        )
+        axes[1].plot([places[stage] for stage in linear], [100 * s for s in linear.values()], label=method, marker="o")
+    for panel, title in zip(axes, ("in-context segmentation", "linear segmentation"), strict=True):
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_xlabel("step")
+        panel.set_ylabel("mIoU, %")
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def draw_together(rows: dict[str, list[Path]], title: str, path: Path, width: int = 640) -> None:
+    """A row a method, a column a stage."""
+
+    def panel(file: Path, caption: str) -> Panel:
+        with Image.open(file) as sheet:
+            size = (width, round(sheet.height * width / sheet.width))
+            return Panel(sheet.convert("RGB").resize(size, Image.Resampling.LANCZOS), caption)
+
+    panels = [
+        [panel(file, f"{method}: {stage}") for file, stage in zip(files, STAGES, strict=True)]
+        for method, files in rows.items()
+    ]
+    draw_sheet(title, "A row a method; random weights, half of the steps, all steps.", panels).save(path)
+
+
+def linear_protocol(arguments: argparse.Namespace) -> LinearSegmentation:
+    """DINOv3's but for sizes and length: the scenes are small, and the layer is trained for half a minute."""
+    size = arguments.linear_size
+    steps = arguments.linear_steps
+    return LinearSegmentation(image_size=size, stride=2 * size // 3, steps=steps, warmup_steps=steps // 20)
+
+
+def setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, yaml.safe_load(value)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--cutouts", type=Path, help="make_cutouts.py, to make the images with")
+    parser.add_argument("--images", type=Path, help="instead: a folder of images")
+    parser.add_argument("--labelled", type=Path, help="and labelled ones, in any layout that evaluate reads")
+    parser.add_argument("--num-images", type=int, default=20_000)
+    parser.add_argument("--num-train", type=int, default=800)
+    parser.add_argument("--num-val", type=int, default=200)
+    parser.add_argument("--side", type=int, default=256, help="short side of the images that are made")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS)[:4])
+    parser.add_argument("--minutes", type=float, default=5, help="of training, for each method")
+    parser.add_argument("--steps", type=int, help="instead of --minutes")
+    parser.add_argument("--limit-minutes", type=float, default=9.5, help="of this call; the next one goes on")
+    parser.add_argument("--crop-size", type=int, default=160, help="side of the global crops")
+    parser.add_argument("--linear-size", type=int, default=256)
+    parser.add_argument("--linear-steps", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--set", type=setting, nargs="*", default=[], metavar="NAME=VALUE", help="for every run")
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--name", default="evidence")
+    parsed = parser.parse_args(arguments)
+    parsed.set = dict(parsed.set)
+    if parsed.cutouts is None and (parsed.images is None or parsed.labelled is None):
+        parser.error("give --cutouts, or --images and --labelled")
+    return parsed
+
+
+def main(given: list[str] | None = None) -> int:
+    """0: all is done; 3: the time is up, the same command goes on."""
+    arguments = parse(sys.argv[1:] if given is None else given)
+    out, device = arguments.out, find_device(arguments.device)
+    images, labelled = arguments.images or out / "data" / "images", arguments.labelled or out / "data" / "labelled"
+    done = False
+    try:
+        with time_limit(arguments.limit_minutes):
+            # 1. Images.
+            if arguments.cutouts is not None:
+                make_images(
+                    out / "data", arguments.cutouts, num_images=arguments.num_images, num_train=arguments.num_train,
+                    num_val=arguments.num_val, side=arguments.side,
+                )  # fmt: skip
+            # 2. Budget.
+            num_steps = find_budget(out, images, arguments)
+            # 3. and 4. Method by method, so that what was asked for first is whole first.
+            for method in arguments.methods:
+                train_method(method, out / method, images, labelled, num_steps, arguments)
+                score_method(out / method, labelled, linear_protocol(arguments), arguments.device)
+                find_shortcut(out / method, images, device)
+            done = True
+    except OutOfTimeError:
+        pass
+    # 5. What there is so far.
+    summarise(out, arguments)
+    say("all is done" if done else "the time is up: the same command goes on")
+    return 0 if done else 3
+
+
+if __name__ == "__main__":
+    sys.exit(main())
