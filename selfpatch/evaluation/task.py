@@ -21,11 +21,13 @@ class Context(NamedTuple):
     Args:
         out: the folder of this evaluation. A task writes its pictures to out/pictures, and whatever else its users
             expect (masks, checkpoints of a head) beside them; result.json is written for it.
+        model: as the user named it.
     """
 
     out: Path
     device: torch.device = torch.device("cpu")
     report: Report = no_report
+    model: str = "unnamed"
 
     @property
     def pictures(self) -> Path:
@@ -38,7 +40,8 @@ class Outcome:
 
     Args:
         metrics: name -> number; shares are in [0, 1]. The first one is the task's headline.
-        met: what the protocol met in the data, for result.json: the split, numbers of images and classes.
+        met: what the protocol met in the data, for result.json: the split, numbers of images and classes; under
+            "notes", a list of what should be known of scores on them.
     """
 
     metrics: dict[str, float]

@@ -18,7 +18,7 @@ from faster_coco_eval.core import mask as run_lengths
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from selfpatch.evaluation.datasets.segmentation_folder import listed, read_named, spread
+from selfpatch.evaluation.datasets.labelled_images import listed, read_named, spread
 
 TRAIN, VAL = "train2017", "val2017"
 SOURCE = (

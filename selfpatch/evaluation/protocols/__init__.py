@@ -6,9 +6,9 @@ settings, and the presets that have a name.
 
 from typing import Any, NamedTuple
 
-from selfpatch.evaluation.protocols import in_context_segmentation, linear_segmentation
+from selfpatch.evaluation.protocols import all_frozen, in_context_segmentation, linear_segmentation, video_segmentation
 
-LABELLED_IMAGES = "labelled images: ADE20K's layout, or images/ and masks/"
+LABELLED_IMAGES = "labelled images: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/"
 
 
 class Task(NamedTuple):
@@ -21,6 +21,8 @@ class Task(NamedTuple):
 TASKS = {
     "in-context-segmentation": Task(in_context_segmentation.PRESETS, LABELLED_IMAGES),
     "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
+    "video-segmentation": Task(video_segmentation.PRESETS, "videos in DAVIS-2017's layout"),
+    "all-frozen": Task(all_frozen.PRESETS, "a data set of any frozen task, or a folder of such data sets"),
 }
 
 
