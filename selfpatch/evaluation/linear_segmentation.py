@@ -1,13 +1,13 @@
 """Segmentation by one linear layer on frozen patch tokens: how far apart the classes are without any help."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from selfpatch.data.plan import Plan, sample_rng
@@ -17,18 +17,16 @@ from selfpatch.evaluation.features import (
     Cached,
     evaluating,
     fit_to_patches,
-    normalized,
     patch_features,
     read_ahead,
-    resize_image,
 )
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
-from selfpatch.evaluation.segmentation_scores import Scorer, SegmentationScores
+from selfpatch.evaluation.segmentation_scores import SegmentationScores, score_images
 from selfpatch.evaluation.sliding_window import sliding_window
 from selfpatch.evaluation.task import Context, Outcome, Report, no_report
-from selfpatch.evaluation.training_crops import distort_colors, random_crop, short_side_size
+from selfpatch.evaluation.training_crops import assemble, distort_colors, random_crop
 
 WARMUP_START = 1e-6  # share of the learning rate at step 0, of both protocols
 
@@ -76,19 +74,10 @@ def evaluate_linear_segmentation(
         def predict(windows: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B C h w"]:
             return F.interpolate(head(patch_features(backbone, windows)), size=window, mode="bilinear")
 
-        scorer = Scorer(data, device)
-        val = ([item] for item in data.val)
-        samples = read_ahead(lambda item: (data.read_image(item), data.read_mask(item)), val)
-        for done, (item, [(image, truth)]) in enumerate(zip(data.val, samples, strict=True), start=1):
-            resized = resize_image(image, short_side_size(truth.shape, protocol.image_size))
-            pixels = normalized(torch.from_numpy(resized)[None].to(device), backbone.mean, backbone.std)[0]
-            logits = sliding_window(
-                pixels, predict, window=window, stride=protocol.stride, batch_size=protocol.batch_size
-            )
-            logits = F.interpolate(logits[None], size=truth.shape, mode="bilinear")[0]
-            scorer.add(item, truth, logits.argmax(dim=0))
-            report(protocol.steps + done, protocol.steps + len(data.val))
-    return scorer.scores()
+        def logits_of(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "C H W"]:
+            return sliding_window(image, predict, window=window, stride=protocol.stride, batch_size=protocol.batch_size)
+
+        return score_images(data, backbone, protocol, logits_of, device=device, report=report, done=protocol.steps)
 
 
 def train_head(
@@ -137,24 +126,6 @@ def training_places(num_images: int, protocol: LinearSegmentation) -> Iterator[l
     for step in range(protocol.steps):
         positions = range(step * protocol.batch_size, (step + 1) * protocol.batch_size)
         yield [(plan.epoch(position), int(plan.indices(position)[0])) for position in positions]
-
-
-def assemble(
-    samples: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]],
-    size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    device: torch.device,
-) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B h w"]]:
-    """Crops as one batch; those that are smaller than `size` get the mean colour and IGNORED on the right and below."""
-    images = torch.zeros(len(samples), 3, *size, device=device)
-    masks = torch.full((len(samples), *size), IGNORED, device=device)
-    for i, (image, mask) in enumerate(samples):
-        rows, columns = mask.shape
-        images[i, :, :rows, :columns] = normalized(torch.from_numpy(image)[None].to(device), mean, std)[0]
-        masks[i, :rows, :columns] = torch.from_numpy(mask).to(device)
-    return images, masks
 
 
 def learning_rate(step: int, protocol: LinearSegmentation) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfpatch.evaluation import in_context_segmentation, linear_segmentation
+from selfpatch.evaluation import in_context_segmentation, linear_segmentation, semantic_segmentation
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context, Outcome
@@ -16,6 +16,8 @@ from selfpatch.versions import versions
 RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "in-context-segmentation": in_context_segmentation.run,
     "linear-segmentation": linear_segmentation.run,
+    "semantic-fpn": semantic_segmentation.run_semantic_fpn,
+    "upernet": semantic_segmentation.run_upernet,
 }
 
 
