@@ -106,6 +106,10 @@ class ViT(nn.Module):
         """Stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""
         set_drop_path(list(self.model.blocks), rate)
 
+    def set_recompute(self, recompute: bool) -> None:
+        """Whether blocks compute their activations again in the backward pass instead of keeping them."""
+        self.model.set_grad_checkpointing(recompute)
+
     def _as_map(self, tokens: Float[Tensor, "B T D"], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
         return tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid_size)

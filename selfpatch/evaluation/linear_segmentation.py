@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from selfpatch.data.plan import Plan, sample_rng
+from selfpatch.evaluation.class_bars import write_class_bars
 from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
 from selfpatch.evaluation.features import (
     Backbone,
@@ -35,6 +36,7 @@ def run(backbone: Backbone, root: Path, protocol: LinearSegmentation, context: C
     data = SegmentationFolder(root, max_images=protocol.max_images)
     scores = evaluate_linear_segmentation(backbone, data, protocol, device=context.device, report=context.report)
     write_prediction_sheets(scores.predictions, data, context.pictures)
+    write_class_bars(scores.metrics, context.pictures)
     return Outcome(scores.metrics, data.facts())
 
 

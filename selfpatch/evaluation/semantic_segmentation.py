@@ -1,7 +1,6 @@
 """Semantic FPN and UPerNet: the whole backbone is trained with a decoder, which is how papers compare backbones."""
 
 import copy
-import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from selfpatch.evaluation.sliding_window import sliding_window
 from selfpatch.evaluation.task import Context, Outcome
 from selfpatch.evaluation.training_crops import assemble, distort_colors, random_crop
 from selfpatch.schedules import warmup_poly
+from selfpatch.settings_file import to_dict
 
 # Parts of the names of parameters that weight decay leaves alone. mmsegmentation's rule for its transformers; it takes
 # the biases of the backbone and the batch norms of the decoder ("bn") along, and so do we.
@@ -134,10 +134,9 @@ def run(
         segmenter = build(copy.deepcopy(backbone), data.num_classes, protocol)
     segmenter = segmenter.to(context.device)
     segmenter.backbone.set_drop_path(protocol.drop_path)
-    if protocol.recompute:
-        segmenter.backbone.model.set_grad_checkpointing()
-    train(segmenter, data, protocol, context, identity=identity(backbone, data, protocol))
-    scores = score(segmenter.eval(), data, protocol, context)
+    segmenter.backbone.set_recompute(protocol.recompute)
+    train(segmenter, data, protocol, context)
+    scores = score(segmenter, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
     met = {"stages": segmenter.stages, "num_parameters": sum(p.numel() for p in segmenter.parameters())}
@@ -149,9 +148,8 @@ def train(
     data: SegmentationFolder,
     protocol: SemanticFPN | UPerNet,
     context: Context,
-    *,
-    identity: dict[str, Any],
 ) -> None:
+    """In place; goes on where context.out has the beginning of the same training."""
     backbone = segmenter.backbone
     read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
     size = fit_to_patches(protocol.image_size, backbone.patch_size)
@@ -184,7 +182,7 @@ def train(
         ),
         clip_norm=protocol.clip_norm,
         seed=protocol.seed,
-        identity=identity,
+        identity=identity(data, protocol),
         context=context,
         precision=protocol.precision,
     )
@@ -243,19 +241,10 @@ def parameter_groups(segmenter: Segmenter, weight_decay: float) -> list[dict[str
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 
-def identity(backbone: Any, data: SegmentationFolder, protocol: DecoderTraining) -> dict[str, Any]:
-    """What a training that goes on must have in common with the one that was stopped."""
-    weights = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    names = hashlib.sha256("\n".join(item.image.name for item in data.train).encode())
-    settings = dataclasses.asdict(protocol)
-    for later in ("recompute", "inference", "stride"):  # of no effect on the weights
+def identity(data: SegmentationFolder, protocol: DecoderTraining) -> dict[str, Any]:
+    """What a training that goes on must have in common with the one that was stopped, beside the first weights."""
+    settings = to_dict(protocol)
+    for later in ("recompute", "inference", "stride"):  # they do not change the weights
         del settings[later]
-    return {
-        "protocol": {"kind": type(protocol).__name__} | settings,
-        "backbone": weights.hexdigest(),
-        "images": names.hexdigest(),
-        "classes": list(data.class_names),
-    }
+    images = hashlib.sha256("\n".join(item.image.name for item in data.train).encode()).hexdigest()
+    return {"task": type(protocol).__name__, "protocol": settings, "images": images, "classes": data.class_names}
