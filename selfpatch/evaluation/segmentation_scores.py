@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from selfpatch.evaluation.datasets.segmentation_folder import LabelledImage, SegmentationFolder, spread
+from selfpatch.evaluation.datasets.labelled_images import LabelledImage, spread
+from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.features import Backbone, normalized, read_ahead
 from selfpatch.evaluation.metrics import confusion_matrix, segmentation_metrics
 from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
-from selfpatch.evaluation.task import Report
+from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.training_crops import fitted_size, rescale
 
 NUM_SHOWN = 8
@@ -36,7 +37,7 @@ class SegmentationScores(NamedTuple):
 class Scorer:
     """Counts pixels image by image."""
 
-    def __init__(self, data: SegmentationFolder, device: torch.device):
+    def __init__(self, data: SegmentationData, device: torch.device):
         self._data = data
         self._confusion = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=device)
         self._shown: dict[LabelledImage, Prediction | None] = dict.fromkeys(spread(data.val, NUM_SHOWN))
@@ -54,27 +55,20 @@ class Scorer:
 
 @torch.no_grad()
 def score_images(
-    data: SegmentationFolder,
+    data: SegmentationData,
     backbone: Backbone,
     protocol: LinearSegmentation | DecoderTraining,
     logits_of: Callable[[Float[Tensor, "3 H W"]], Float[Tensor, "C H W"]],
-    *,
-    device: torch.device,
-    report: Report,
-    done: int = 0,
+    context: Context,
 ) -> SegmentationScores:
-    """Every validation image, normalised, through `logits_of`; bilinear to its own size, and the likeliest class.
-
-    Args:
-        done: steps that the progress bar has gone already.
-    """
-    scorer = Scorer(data, device)
+    """Every validation image, normalised, through `logits_of`; bilinear to its own size, and the likeliest class."""
+    scorer = Scorer(data, context.device)
     samples = read_ahead(lambda item: (data.read_image(item), data.read_mask(item)), ([item] for item in data.val))
     for i, (item, [(image, truth)]) in enumerate(zip(data.val, samples, strict=True), start=1):
         size = fitted_size(truth.shape, protocol.image_size, protocol.long_side)
         resized = rescale(image, size, antialias=protocol.antialias)
-        pixels = normalized(torch.from_numpy(resized)[None].to(device), backbone.mean, backbone.std)[0]
+        pixels = normalized(torch.from_numpy(resized)[None].to(context.device), backbone.mean, backbone.std)[0]
         logits = F.interpolate(logits_of(pixels)[None], size=truth.shape, mode="bilinear")[0]
         scorer.add(item, truth, logits.argmax(dim=0))
-        report(done + i, done + len(data.val))
+        context.report(i, len(data.val))
     return scorer.scores()

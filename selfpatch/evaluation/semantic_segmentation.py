@@ -1,7 +1,6 @@
 """Semantic FPN and UPerNet: the whole backbone is trained with a decoder, which is how papers compare backbones."""
 
 import copy
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from torch import Tensor, nn
 
 from selfpatch.data.plan import sample_rng
 from selfpatch.evaluation.class_bars import write_class_bars
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
+from selfpatch.evaluation.feature_cache import uncached
 from selfpatch.evaluation.features import Cached, StagedBackbone, fit_to_patches
-from selfpatch.evaluation.head_training import train_head
+from selfpatch.evaluation.head_training import identity_of, seeded, train_head
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.protocols.decoder_training import BLOCKS, DecoderTraining
@@ -28,7 +28,6 @@ from selfpatch.evaluation.sliding_window import sliding_window
 from selfpatch.evaluation.task import Context, Outcome
 from selfpatch.evaluation.training_crops import assemble, distort_colors, random_crop
 from selfpatch.schedules import warmup_poly
-from selfpatch.settings_file import to_dict
 
 # Parts of the names of parameters that weight decay leaves alone. mmsegmentation's rule for its transformers; it takes
 # the biases of the backbone and the batch norms of the decoder ("bn") along, and so do we.
@@ -106,19 +105,20 @@ def upernet(backbone: StagedBackbone, num_classes: int, protocol: UPerNet) -> Se
 
 
 def run_semantic_fpn(backbone: StagedBackbone, root: Path, protocol: SemanticFPN, context: Context) -> Outcome:
-    return run(backbone, root, protocol, context, semantic_fpn)
+    return run("semantic-fpn", semantic_fpn, backbone, root, protocol, context)
 
 
 def run_upernet(backbone: StagedBackbone, root: Path, protocol: UPerNet, context: Context) -> Outcome:
-    return run(backbone, root, protocol, context, upernet)
+    return run("upernet", upernet, backbone, root, protocol, context)
 
 
 def run(
+    task: str,
+    build: Callable[[StagedBackbone, int, Any], Segmenter],
     backbone: StagedBackbone,
     root: Path,
     protocol: Any,
     context: Context,
-    build: Callable[[StagedBackbone, int, Any], Segmenter],
 ) -> Outcome:
     """Train a copy of the backbone with the decoder, or go on from context.out; score the validation images.
 
@@ -127,15 +127,16 @@ def run(
     mmsegmentation resamples it once to the grid of the crops and trains it there; batches run on over the ends of
     epochs.
     """
-    data = SegmentationFolder(root, max_images=protocol.max_images)
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     fit_to_patches(protocol.image_size, backbone.patch_size)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(protocol.seed)
-        segmenter = build(copy.deepcopy(backbone), data.num_classes, protocol)
-    segmenter = segmenter.to(context.device)
+    with seeded(protocol.seed, context.device):
+        segmenter = build(copy.deepcopy(uncached(backbone)), data.num_classes, protocol).to(context.device)
     segmenter.backbone.set_drop_path(protocol.drop_path)
     segmenter.backbone.set_recompute(protocol.recompute)
-    train(segmenter, data, protocol, context)
+    identity = identity_of(task, protocol, data.facts(), backbone)
+    for later in ("recompute", "inference", "stride"):  # they do not change the weights
+        del identity["protocol"][later]
+    train(segmenter, data, protocol, context, identity=identity)
     scores = score(segmenter, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
@@ -145,9 +146,11 @@ def run(
 
 def train(
     segmenter: Segmenter,
-    data: SegmentationFolder,
+    data: SegmentationData,
     protocol: SemanticFPN | UPerNet,
     context: Context,
+    *,
+    identity: dict[str, Any],
 ) -> None:
     """In place; goes on where context.out has the beginning of the same training."""
     backbone = segmenter.backbone
@@ -182,7 +185,7 @@ def train(
         ),
         clip_norm=protocol.clip_norm,
         seed=protocol.seed,
-        identity=identity(data, protocol),
+        identity=identity,
         context=context,
         precision=protocol.precision,
     )
@@ -197,7 +200,7 @@ def pixel_loss(logits: Float[Tensor, "B C r s"], masks: Int64[Tensor, "B H W"]) 
     return F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / masks.numel()
 
 
-def score(segmenter: Segmenter, data: SegmentationFolder, protocol: DecoderTraining, context: Context) -> Any:
+def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTraining, context: Context) -> Any:
     window = fit_to_patches(protocol.image_size, segmenter.backbone.patch_size)
 
     def logits_of(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "C H W"]:
@@ -207,7 +210,7 @@ def score(segmenter: Segmenter, data: SegmentationFolder, protocol: DecoderTrain
             image, segmenter.predict, window=window, stride=protocol.stride, batch_size=protocol.batch_size
         )
 
-    return score_images(data, segmenter.backbone, protocol, logits_of, device=context.device, report=context.report)
+    return score_images(data, segmenter.backbone, protocol, logits_of, context)
 
 
 def is_pyramid(backbone: StagedBackbone) -> bool:
@@ -239,12 +242,3 @@ def parameter_groups(segmenter: Segmenter, weight_decay: float) -> list[dict[str
         if parameter.requires_grad:
             (no_decay if any(part in name for part in NO_DECAY) else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
-
-
-def identity(data: SegmentationFolder, protocol: DecoderTraining) -> dict[str, Any]:
-    """What a training that goes on must have in common with the one that was stopped, beside the first weights."""
-    settings = to_dict(protocol)
-    for later in ("recompute", "inference", "stride"):  # they do not change the weights
-        del settings[later]
-    images = hashlib.sha256("\n".join(item.image.name for item in data.train).encode()).hexdigest()
-    return {"task": type(protocol).__name__, "protocol": settings, "images": images, "classes": data.class_names}
