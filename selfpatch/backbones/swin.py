@@ -89,6 +89,9 @@ class Swin(nn.Module):
         """Stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""
         set_drop_path([block for layer in self.model.layers for block in layer.blocks], rate)
 
+    def set_image_size(self, image_size: tuple[int, int]) -> None:
+        """Nothing to do: its positions are relative, within a window."""
+
     def set_recompute(self, recompute: bool) -> None:
         """Whether blocks compute their activations again in the backward pass instead of keeping them."""
         self.model.set_grad_checkpointing(recompute)

@@ -123,14 +123,14 @@ def run(
     """Train a copy of the backbone with the decoder, or go on from context.out; score the validation images.
 
     Source: alinlab/SelfPatch segmentation/; open-mmlab/mmsegmentation.
-    Differs: a learned position embedding stays on the grid that it came with and is resampled at every size, where
-    mmsegmentation resamples it once to the grid of the crops and trains it there; batches run on over the ends of
-    epochs.
+    Differs: position embeddings are resampled as the backbone does it, where mmsegmentation takes bicubic ones that are
+    not antialiased; batches run on over the ends of epochs.
     """
     data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
-    fit_to_patches(protocol.image_size, backbone.patch_size)
+    own = copy.deepcopy(uncached(backbone))
+    own.set_image_size(fit_to_patches(protocol.image_size, own.patch_size))
     with seeded(protocol.seed, context.device):
-        segmenter = build(copy.deepcopy(uncached(backbone)), data.num_classes, protocol).to(context.device)
+        segmenter = build(own, data.num_classes, protocol).to(context.device)
     segmenter.backbone.set_drop_path(protocol.drop_path)
     segmenter.backbone.set_recompute(protocol.recompute)
     identity = identity_of(task, protocol, data.facts(), backbone)

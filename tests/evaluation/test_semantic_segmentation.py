@@ -99,6 +99,9 @@ def test_any_backbone_at_sizes_that_are_not_square(tmp_path, task, backbone):
     for inference in ("whole", "slide"):
         outcome = run(model, root, replace(protocol, inference=inference), Context(tmp_path / "out"))
         assert 0 <= outcome.metrics["mIoU"] <= 1
+    # Every patch of a training crop has a position of its own.
+    positions = final_weights(tmp_path / "out", 1).get("backbone.model.pos_embed")
+    assert positions is None or positions.shape[1] in (2 * 2, 1 + 2 * 2)
 
 
 @each_task
