@@ -1,8 +1,6 @@
 """Segmentation heads against mmsegmentation's: every heads kit below SELFPATCH_PARITY_KITS (see kits/README.md)."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,17 +8,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from selfpatch.evaluation.segmentation_heads import FPNNeck, SemanticFPNHead, UPerHead
+from tests.parity.kits import ROOTS, find_kits
 
-OWN = str(Path(__file__).parent / "kits")
-ROOTS = os.environ.get("SELFPATCH_PARITY_KITS", OWN).split(":")
-KITS = sorted(
-    {
-        folder.parent.resolve()
-        for root in ROOTS
-        for folder in Path(root).rglob("heads.safetensors")
-        if (folder.parent / "settings.json").is_file()
-    }
-)
+KITS = find_kits("heads.safetensors", "settings.json")
 KNOWN = {
     "in_channels", "fpn_channels", "semantic_fpn_channels", "num_classes", "upernet_channels", "pool_scales",
     "feature_strides", "align_corners", "batch_norm_eps",
