@@ -5,7 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfpatch.evaluation import all_frozen, in_context_segmentation, linear_segmentation, video_segmentation
+from selfpatch.evaluation import (
+    all_frozen,
+    in_context_segmentation,
+    linear_segmentation,
+    semantic_segmentation,
+    video_segmentation,
+)
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context, Outcome
@@ -16,6 +22,8 @@ from selfpatch.versions import versions
 RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "in-context-segmentation": in_context_segmentation.run,
     "linear-segmentation": linear_segmentation.run,
+    "semantic-fpn": semantic_segmentation.run_semantic_fpn,
+    "upernet": semantic_segmentation.run_upernet,
     "video-segmentation": video_segmentation.run,
     "all-frozen": lambda *arguments: all_frozen.run(*arguments, run_task=run_task),
 }

@@ -6,7 +6,14 @@ settings, and the presets that have a name.
 
 from typing import Any, NamedTuple
 
-from selfpatch.evaluation.protocols import all_frozen, in_context_segmentation, linear_segmentation, video_segmentation
+from selfpatch.evaluation.protocols import (
+    all_frozen,
+    in_context_segmentation,
+    linear_segmentation,
+    semantic_fpn,
+    upernet,
+    video_segmentation,
+)
 
 LABELLED_IMAGES = "labelled images: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/"
 
@@ -21,6 +28,8 @@ class Task(NamedTuple):
 TASKS = {
     "in-context-segmentation": Task(in_context_segmentation.PRESETS, LABELLED_IMAGES),
     "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
+    "semantic-fpn": Task(semantic_fpn.PRESETS, LABELLED_IMAGES),
+    "upernet": Task(upernet.PRESETS, LABELLED_IMAGES),
     "video-segmentation": Task(video_segmentation.PRESETS, "videos in DAVIS-2017's layout"),
     "all-frozen": Task(all_frozen.PRESETS, "a data set of any frozen task, or a folder of such data sets"),
 }
