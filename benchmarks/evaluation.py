@@ -12,7 +12,8 @@
   measured over the whole frame.
 
 Runs alternate A B A B; ratios are medians over the rounds, with their spread. Memory is the peak of a process of its
-own that carries the labels of one frame; in brackets, less that of one that only makes the features.
+own that carries the labels of one frame; in brackets, less that of one that only makes the features. "other patches"
+have labels that differ by more than 1e-5.
 """
 
 import argparse
@@ -138,13 +139,15 @@ def compare_propagation(patch_size: int, rounds: int, table: Table) -> None:
     assert torch.equal(near, broadcast_neighbourhood(rows, columns))
     ours(features, labels, near)  # warms up
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
-    difference = 0.0
+    num_other = 0
     for _ in range(rounds):
         results = {}
         for name, carry in CARRY.items():
             taken, results[name] = timed(lambda carry=carry: carry(features, labels, near))
             seconds[name].append(taken)
-        difference = max(difference, (results["plain"] - results["ours"]).abs().max().item())
+        # Rounding decides between two patches that are fifth by less than 1e-7.
+        is_other = (results["plain"] - results["ours"]).abs().amax(dim=-1) > 1e-5
+        num_other = max(num_other, int(is_other.sum()))
     pairs = list(zip(seconds["plain"], seconds["ours"], strict=True))
     idle = in_a_process_of_its_own("nothing", patch_size)
     memory = {name: in_a_process_of_its_own(name, patch_size) for name in CARRY}
@@ -156,7 +159,7 @@ def compare_propagation(patch_size: int, rounds: int, table: Table) -> None:
         f"{building:.1f}",
         spread([(plain + building / FRAMES_PER_VIDEO) / ours for plain, ours in pairs]),
         *(f"{memory[name]:.0f} ({memory[name] - idle:.0f})" for name in CARRY),
-        f"{difference:.0e}",
+        f"{num_other} of {rows * columns}",
     )
 
 
@@ -189,7 +192,7 @@ def main() -> None:
 
     table = Table(
         "patch", "plain s a frame", "ours", "ratio a frame", "mask s a video", "ratio, whole video", "plain MB (added)",
-        "ours MB (added)", "largest difference", title="Label propagation", title_justify="left",
+        "ours MB (added)", "other patches", title="Label propagation", title_justify="left",
     )  # fmt: skip
     for patch_size in arguments.patch_sizes:
         compare_propagation(patch_size, arguments.patch_8_rounds if patch_size == 8 else arguments.rounds, table)
