@@ -10,6 +10,7 @@ from selfpatch.evaluation import (
     in_context_segmentation,
     linear_segmentation,
     mask_rcnn,
+    semantic_segmentation,
     video_segmentation,
 )
 from selfpatch.evaluation.protocols import protocol_name
@@ -23,6 +24,8 @@ RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "in-context-segmentation": in_context_segmentation.run,
     "linear-segmentation": linear_segmentation.run,
     "mask-rcnn": mask_rcnn.run,
+    "semantic-fpn": semantic_segmentation.run_semantic_fpn,
+    "upernet": semantic_segmentation.run_upernet,
     "video-segmentation": video_segmentation.run,
     "all-frozen": lambda *arguments: all_frozen.run(*arguments, run_task=run_task),
 }

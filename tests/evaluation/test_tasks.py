@@ -7,21 +7,31 @@ from PIL import Image
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
+from selfpatch.evaluation.protocols.upernet import UPerNet
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import RUN, run_task
+from tests.backbones.small_vits import small_vit
 from tests.evaluation.labelled_scenes import ColorBackbone, write_ade20k
+
+DECODER = {
+    "image_size": 32, "stride": 20, "steps": 2, "batch_size": 2, "warmup_steps": 1, "max_images": 5, "head_channels": 8,
+}  # fmt: skip
 
 SMALL = {
     "in-context-segmentation": InContextSegmentation(image_size=32, memory_size=500, max_images=5),
     "linear-segmentation": LinearSegmentation(
         image_size=32, stride=20, steps=3, batch_size=2, warmup_steps=1, max_images=5
     ),
+    "semantic-fpn": SemanticFPN(fpn_channels=8, **DECODER),
+    "upernet": UPerNet(auxiliary_channels=8, **DECODER),
     "video-segmentation": VideoSegmentation(image_size=48, long_side_multiple=8),
 }
 # Run in tests of their own.
 ON_OTHER_DATA = {"all-frozen", "mask-rcnn"}
+TRAINED = ("semantic-fpn", "upernet")  # the backbone is, too
 
 
 def test_every_task_has_protocols():
@@ -35,7 +45,8 @@ def test_every_task_has_protocols():
 def test_a_task_writes_its_result_and_pictures(tmp_path, name):
     root = write_ade20k(tmp_path / "data")
     out = tmp_path / "out"
-    result = run_task(name, ColorBackbone(), root, SMALL[name], Context(out, model="colours"))
+    backbone = small_vit("class token") if name in TRAINED else ColorBackbone()
+    result = run_task(name, backbone, root, SMALL[name], Context(out, model="colours"))
     written = json.loads((out / "result.json").read_text())
     assert list(written) == ["task", "protocol", "metrics", "model", "data", "seconds", "versions", "notes"]
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))
@@ -49,6 +60,8 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
     assert {f"IoU/{c}" for c in range(1, 5)} <= written["metrics"].keys()
     with Image.open(out / "pictures/predictions_1.png") as sheet:
         assert sheet.size[0] > 1000
+    with Image.open(out / "pictures/class_iou.png") as bars:
+        assert bars.size[0] > 500
 
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path):

@@ -11,6 +11,8 @@ from selfpatch.evaluation.protocols import (
     in_context_segmentation,
     linear_segmentation,
     mask_rcnn,
+    semantic_fpn,
+    upernet,
     video_segmentation,
 )
 
@@ -28,6 +30,8 @@ TASKS = {
     "in-context-segmentation": Task(in_context_segmentation.PRESETS, LABELLED_IMAGES),
     "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
     "mask-rcnn": Task(mask_rcnn.PRESETS, "COCO's layout: train2017/, val2017/ and annotations/"),
+    "semantic-fpn": Task(semantic_fpn.PRESETS, LABELLED_IMAGES),
+    "upernet": Task(upernet.PRESETS, LABELLED_IMAGES),
     "video-segmentation": Task(video_segmentation.PRESETS, "videos in DAVIS-2017's layout"),
     "all-frozen": Task(all_frozen.PRESETS, "a data set of any frozen task, or a folder of such data sets"),
 }
