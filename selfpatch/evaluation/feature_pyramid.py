@@ -16,10 +16,10 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from selfpatch.evaluation.features import StagedBackbone
+from selfpatch.evaluation.protocols.decoder_training import BLOCKS
 
 FINEST_PX = 4  # the stride that the finest level comes nearest to
 NUM_LEVELS = 4  # that are pooled from; a fifth one is for large anchors alone
-BLOCKS = 12  # that taps are given for
 
 # Level names -> maps, fine to coarse; torchvision's detectors take them so.
 Levels = OrderedDict[str, Float[Tensor, "B _ _ _"]]

@@ -15,11 +15,12 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from selfpatch.data.plan import sample_rng
+from selfpatch.evaluation.class_bars import write_class_bars
 from selfpatch.evaluation.datasets.coco import CocoDetection, CocoImage
 from selfpatch.evaluation.datasets.labelled_images import spread
 from selfpatch.evaluation.detection_pictures import DetectedImage, write_detection_sheets
 from selfpatch.evaluation.detection_samples import Sample, assemble, augmented, fitted, read_sample, to_targets
-from selfpatch.evaluation.detection_scores import ResultEntry, coco_metrics, result_entries
+from selfpatch.evaluation.detection_scores import KINDS, ResultEntry, coco_metrics, result_entries
 from selfpatch.evaluation.detector import Detector
 from selfpatch.evaluation.features import StagedBackbone, read_ahead, resize_image
 from selfpatch.evaluation.head_training import train_head
@@ -59,6 +60,9 @@ def run(backbone: StagedBackbone, root: Path, protocol: MaskRCNN, context: Conte
     (context.out / "detections.json").write_text(json.dumps(results), encoding="utf-8")
     metrics = coco_metrics(data.val, results, data.category_ids, data.class_names)
     write_detection_sheets(shown, data.class_names, data.category_ids, context.pictures)
+    for kind in KINDS:
+        name = f"{kind}/AP"
+        write_class_bars(metrics, context.pictures, score=name, mean=name, file=f"class_{kind}_ap.png")
     met = {
         "steps": steps,
         "stages": detector.stages,
@@ -97,8 +101,7 @@ def build_detector(backbone: StagedBackbone, num_classes: int, protocol: MaskRCN
         trained.set_num_heads(protocol.upstream_heads)
     trained.set_drop_path(protocol.drop_path)
     trained.remove_final_norm()
-    if protocol.recompute:
-        trained.model.set_grad_checkpointing()
+    trained.set_recompute(protocol.recompute)
     with torch.random.fork_rng([]):
         torch.manual_seed(protocol.seed)
         return Detector(trained, num_classes, protocol)

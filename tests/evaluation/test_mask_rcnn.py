@@ -74,6 +74,8 @@ def test_a_run_writes_detections_pictures_and_what_it_met(name, root, tmp_path):
     assert {entry["category_id"] for entry in results} <= {3, 7, 44}
     loaded = COCO(root / "annotations/instances_val2017.json").loadRes(results)  # as the official program reads it
     assert loaded.annToMask(loaded.dataset["annotations"][0]).shape == (48, 64)
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["class_box_ap.png", "class_mask_ap.png", "detections_1.png"]
     with Image.open(tmp_path / "pictures/detections_1.png") as sheet:
         assert sheet.size[0] > 1000
 

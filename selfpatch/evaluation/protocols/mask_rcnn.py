@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from selfpatch.config import check
+from selfpatch.evaluation.protocols.decoder_training import BLOCKS
 from selfpatch.evaluation.protocols.ranges import check_positive
-
-BLOCKS = 12  # that taps are given for
 
 
 @dataclass(frozen=True)
