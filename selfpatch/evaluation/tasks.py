@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfpatch.evaluation import in_context_segmentation, linear_segmentation
+from selfpatch.evaluation import in_context_segmentation, linear_segmentation, overclustering
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context, Outcome
@@ -16,6 +16,7 @@ from selfpatch.versions import versions
 RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "in-context-segmentation": in_context_segmentation.run,
     "linear-segmentation": linear_segmentation.run,
+    "overclustering": overclustering.run,
 }
 
 

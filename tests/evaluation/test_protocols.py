@@ -6,6 +6,7 @@ import pytest
 from selfpatch.evaluation.protocols import TASKS, protocol_name
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.evaluation.protocols.overclustering import Overclustering
 
 
 def test_importing_them_needs_no_torch():
@@ -39,6 +40,10 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
         (LinearSegmentation, {"max_class_share": 0.0}, r"max-class-share is 0.0; it must be in \(0, 1\]"),
         (LinearSegmentation, {"weight_decay": -0.1}, "weight-decay is -0.1; it cannot be negative"),
         (LinearSegmentation, {"steps": 100}, "warmup-steps is 1500 with steps 100; make it shorter than the training"),
+        (Overclustering, {"num_seeds": 0}, "num-seeds is 0; it must be above 0"),
+        (Overclustering, {"num_clusters": ()}, "num-clusters is empty; give one K at least, or classes"),
+        (Overclustering, {"num_clusters": (5, 5)}, r"num-clusters is \(5, 5\); give each K once"),
+        (Overclustering, {"num_clusters": ("classes", 1)}, r"num-clusters is \('classes', 1\); two clusters are the"),
     ],
 )
 def test_ranges(protocol, settings, message):

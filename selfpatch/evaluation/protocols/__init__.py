@@ -6,7 +6,7 @@ settings, and the presets that have a name.
 
 from typing import Any, NamedTuple
 
-from selfpatch.evaluation.protocols import in_context_segmentation, linear_segmentation
+from selfpatch.evaluation.protocols import in_context_segmentation, linear_segmentation, overclustering
 
 LABELLED_IMAGES = "labelled images: ADE20K's layout, or images/ and masks/"
 
@@ -21,6 +21,7 @@ class Task(NamedTuple):
 TASKS = {
     "in-context-segmentation": Task(in_context_segmentation.PRESETS, LABELLED_IMAGES),
     "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
+    "overclustering": Task(overclustering.PRESETS, LABELLED_IMAGES),
 }
 
 
