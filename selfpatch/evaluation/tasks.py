@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfpatch.evaluation import in_context_segmentation, linear_segmentation, overclustering
+from selfpatch.evaluation import in_context_segmentation, knn_classification, linear_segmentation, overclustering
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context, Outcome
@@ -15,6 +15,7 @@ from selfpatch.versions import versions
 # (backbone, folder of data, protocol, context) -> outcome
 RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "in-context-segmentation": in_context_segmentation.run,
+    "knn-classification": knn_classification.run,
     "linear-segmentation": linear_segmentation.run,
     "overclustering": overclustering.run,
 }

