@@ -1,9 +1,17 @@
 """Scores of classification out of one rank an image."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from selfpatch.evaluation.datasets.class_folder import ClassImage
+
+
+def labels_of(items: Sequence[ClassImage], device: torch.device) -> Int64[Tensor, " B"]:
+    return torch.tensor([item.label for item in items], device=device)
 
 
 def ranks(scores: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:

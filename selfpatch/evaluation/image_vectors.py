@@ -1,6 +1,6 @@
 """One vector an image out of a frozen backbone's tokens, as the classification of whole images takes it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,20 +61,15 @@ def image_vector(tokens: Tokens, vector: ImageVector) -> Float[Tensor, "B D"]:
     return tokens.cls_token if vector == "class_token" else torch.cat([tokens.cls_token, mean], dim=-1)
 
 
-def encode_all(
+def encode_images(
     backbone: Backbone,
     items: Sequence[Any],
     read: Callable[[Any], UInt8[np.ndarray, "H W 3"]],
     *,
     batch_size: int,
     device: torch.device,
-    take: Callable[[Tokens], Any],
-    report: Callable[[int], None],
-) -> list[Any]:
-    """`take(tokens)` of every batch of images, which are all of one size; `report(count)` after each of them."""
-    taken = []
+) -> Iterator[Tokens]:
+    """The tokens of images that `read` gives in one size, batch by batch; call it within `evaluating`."""
     batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
     for images in read_ahead(read, batches):
-        taken.append(take(encode(backbone, torch.from_numpy(np.stack(images)).to(device))))
-        report(len(images))
-    return taken
+        yield encode(backbone, torch.from_numpy(np.stack(images)).to(device))

@@ -1,6 +1,6 @@
 """Classes of images by their nearest training images: what a backbone's vector of a whole image is worth, untrained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +11,17 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from selfpatch.evaluation.classification_pictures import Answer, Neighbour, draw_answers, draw_confusion
-from selfpatch.evaluation.classification_scores import accuracies, class_confusion, ranks
+from selfpatch.evaluation.classification_scores import accuracies, class_confusion, labels_of, ranks
 from selfpatch.evaluation.datasets.class_folder import ClassFolder, ClassImage
 from selfpatch.evaluation.datasets.segmentation_folder import spread
 from selfpatch.evaluation.features import Backbone, evaluating, fit_to_patches
-from selfpatch.evaluation.image_vectors import choose_vector, encode_all, has_class_token, image_vector, resized_middle
+from selfpatch.evaluation.image_vectors import (
+    choose_vector,
+    encode_images,
+    has_class_token,
+    image_vector,
+    resized_middle,
+)
 from selfpatch.evaluation.protocols.knn_classification import KnnClassification
 from selfpatch.evaluation.task import Context, Outcome
 
@@ -47,33 +53,19 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Co
             "a smaller one, or more images"
         )
 
+    def read(item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
+        return resized_middle(data.read_image(item), protocol.resize_size, size)
+
     # 1. Unit vectors.
     with evaluating(backbone):
         vector = choose_vector(protocol.vector, has_class_token=has_class_token(backbone, size, context.device))
-        done = 0
-
-        def report(count: int) -> None:
-            nonlocal done
-            done += count
-            context.report(done, len(data.train) + len(data.val))
-
-        def read(item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
-            return resized_middle(data.read_image(item), protocol.resize_size, size)
-
-        train, val = (
-            torch.cat(
-                encode_all(
-                    backbone,
-                    items,
-                    read,
-                    batch_size=protocol.batch_size,
-                    device=context.device,
-                    take=lambda tokens: F.normalize(image_vector(tokens, vector), dim=-1),
-                    report=report,
-                )
-            )
-            for items in (data.train, data.val)
-        )
+        vectors = []
+        for tokens in encode_images(
+            backbone, data.train + data.val, read, batch_size=protocol.batch_size, device=context.device
+        ):
+            vectors += F.normalize(image_vector(tokens, vector), dim=-1)
+            context.report(len(vectors), len(data.train) + len(data.val))
+    train, val = torch.stack(vectors).tensor_split([len(data.train)])
     train_labels, val_labels = (labels_of(items, context.device) for items in (data.train, data.val))
 
     # 2. Votes.
@@ -91,7 +83,7 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Co
     predicted = votes.argmax(dim=1)
     confusion = class_confusion(predicted, val_labels, data.num_classes)
     draw_confusion(confusion, data.class_names, context.pictures / "confusion_matrix.png")
-    draw_answers(answers(data, nearest, predicted.tolist(), protocol, size), context.pictures / "nearest_images.png")
+    draw_answers(answers(data, nearest, predicted.tolist(), read), context.pictures / "nearest_images.png")
     met: dict[str, Any] = {"vector_scored": vector, "best_num_neighbours": best}
     met["num_neighbours_left_out"] = [k for k in protocol.num_neighbours if k not in ks]
     return Outcome(metrics, data.facts() | met)
@@ -102,10 +94,6 @@ class Nearest(NamedTuple):
 
     cosine: Float[Tensor, "B M"]
     index: Int64[Tensor, "B M"]
-
-
-def labels_of(items: Sequence[ClassImage], device: torch.device) -> Int64[Tensor, " B"]:
-    return torch.tensor([item.label for item in items], device=device)
 
 
 def nearest_images(val: Float[Tensor, "B D"], train: Float[Tensor, "T D"], count: int) -> Nearest:
@@ -131,18 +119,19 @@ def voted_ranks(votes: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int
 
 
 def answers(
-    data: ClassFolder, nearest: Nearest, predicted: list[int], protocol: KnnClassification, size: tuple[int, int]
+    data: ClassFolder,
+    nearest: Nearest,
+    predicted: list[int],
+    read: Callable[[ClassImage], UInt8[np.ndarray, "H W 3"]],
 ) -> list[Answer]:
-    def cut(item: ClassImage) -> UInt8[np.ndarray, "h w 3"]:
-        return resized_middle(data.read_image(item), protocol.resize_size, size)
-
+    """Of NUM_SHOWN images, spread evenly over the split."""
     shown = []
     for i in spread(range(len(data.val)), NUM_SHOWN):
         item = data.val[i]
         cosines, indices = (of_all[i, :NEIGHBOURS_SHOWN].tolist() for of_all in nearest)
         neighbours = [
-            Neighbour(cut(data.train[j]), data.class_names[data.train[j].label], cosine)
+            Neighbour(read(data.train[j]), data.class_names[data.train[j].label], cosine)
             for cosine, j in zip(cosines, indices, strict=True)
         ]
-        shown.append(Answer(cut(item), data.class_names[item.label], data.class_names[predicted[i]], neighbours))
+        shown.append(Answer(read(item), data.class_names[item.label], data.class_names[predicted[i]], neighbours))
     return shown

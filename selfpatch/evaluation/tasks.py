@@ -6,7 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfpatch.evaluation import in_context_segmentation, knn_classification, linear_segmentation, overclustering
+from selfpatch.evaluation import (
+    in_context_segmentation,
+    knn_classification,
+    linear_classification,
+    linear_segmentation,
+    overclustering,
+)
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context, Outcome
@@ -16,6 +22,7 @@ from selfpatch.versions import versions
 RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "in-context-segmentation": in_context_segmentation.run,
     "knn-classification": knn_classification.run,
+    "linear-classification": linear_classification.run,
     "linear-segmentation": linear_segmentation.run,
     "overclustering": overclustering.run,
 }

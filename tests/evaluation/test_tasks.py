@@ -7,6 +7,7 @@ from PIL import Image
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.protocols.knn_classification import KnnClassification
+from selfpatch.evaluation.protocols.linear_classification import LinearClassification
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.protocols.overclustering import Overclustering
 from selfpatch.evaluation.result import Result
@@ -18,6 +19,9 @@ from tests.evaluation.labelled_scenes import ColorBackbone, write_ade20k
 SMALL = {
     "in-context-segmentation": InContextSegmentation(image_size=32, memory_size=500, max_images=5),
     "knn-classification": KnnClassification(resize_size=32, image_size=32, num_neighbours=(2,), max_images=10),
+    "linear-classification": LinearClassification(
+        resize_size=32, image_size=32, lrs=(0.1,), steps=2, batch_size=3, max_images=10
+    ),
     "linear-segmentation": LinearSegmentation(
         image_size=32, stride=20, steps=3, batch_size=2, warmup_steps=1, max_images=5
     ),
@@ -25,7 +29,9 @@ SMALL = {
 }
 
 # How its data are written; ADE20K's layout where nothing is said.
-WRITE = {"knn-classification": write_classes}
+WRITE = {"knn-classification": write_classes, "linear-classification": write_classes}
+# What it writes besides result.json and pictures.
+MORE = {"linear-classification": ["checkpoints", "metrics.jsonl"]}
 
 
 def test_every_task_has_protocols():
@@ -56,7 +62,8 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
         with Image.open(picture) as sheet:
             assert sheet.size[0] > 500
     assert list((out / "pictures").rglob("*.png"))
-    assert sorted(path.name for path in out.iterdir()) == ["pictures", "result.json"]
+    written_files = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
+    assert written_files == sorted(["pictures", "result.json", *MORE.get(name, [])])
 
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path):

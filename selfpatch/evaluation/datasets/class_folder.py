@@ -1,5 +1,6 @@
 """Images in one folder a class, as ImageNet has them, checked whole at the start."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +74,11 @@ class ClassFolder:
             "num_val_images": len(self.val),
             "num_classes": self.num_classes,
         }
+
+    def fingerprint(self) -> str:
+        """Changes when images are added, removed, renamed or moved to another class; not when the folder moves."""
+        lines = [f"{item.label} {item.path.relative_to(self.root)}\n" for item in self.train + self.val]
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
     def read_image(self, item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
         return read_image(item.path)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from selfpatch.evaluation.protocols import (
     in_context_segmentation,
     knn_classification,
+    linear_classification,
     linear_segmentation,
     overclustering,
 )
@@ -27,6 +28,7 @@ class Task(NamedTuple):
 TASKS = {
     "in-context-segmentation": Task(in_context_segmentation.PRESETS, LABELLED_IMAGES),
     "knn-classification": Task(knn_classification.PRESETS, IMAGES_OF_CLASSES),
+    "linear-classification": Task(linear_classification.PRESETS, IMAGES_OF_CLASSES),
     "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
     "overclustering": Task(overclustering.PRESETS, LABELLED_IMAGES),
 }
