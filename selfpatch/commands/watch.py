@@ -7,7 +7,7 @@ import torch
 
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.data.image_folder import ImageFolder, read_spread
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.in_context_segmentation import InContextEvaluator
 from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
@@ -48,7 +48,7 @@ class Watch:
             )
         self._evaluator = None
         if settings.data is not None:
-            self._data = SegmentationFolder(settings.data, max_images=settings.max_images)
+            self._data = read_segmentation(settings.data, max_images=settings.max_images)
             protocol = InContextSegmentation(
                 image_size=self._image_size,
                 resize="keep_aspect",

@@ -1,8 +1,7 @@
 """Training of evaluation heads, alone or with the backbone below them, in the package's own loop."""
 
-import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -11,11 +10,12 @@ from torch import Tensor, nn
 from selfpatch import checkpoint
 from selfpatch.data.plan import Plan
 from selfpatch.evaluation.features import read_ahead
+from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.evaluation.task import Context
 from selfpatch.metric_logger import MetricLogger, TrainingProgress, say
 from selfpatch.optim import optimizer_step
 from selfpatch.schedules import Schedule
-from selfpatch.settings_file import differences
+from selfpatch.settings_file import differences, to_dict
 from selfpatch.training.folder_lock import FolderLock
 from selfpatch.training.loop import Every, Update, autocast_for, train
 from selfpatch.training.stop_signal import StopSignal
@@ -210,15 +210,17 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
     return found.state["step"]
 
 
-def fingerprint(model: Any) -> str:
-    """SHA-256 of all weights and their names; of something that has none, its type's name."""
-    if not isinstance(model, nn.Module):
-        return type(model).__name__
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def identity_of(task: str, protocol: Any, facts: dict[str, Any], backbone: Any) -> dict[str, Any]:
+    """What a checkpoint must agree in: the task, its settings, what it met in the data, and the model's weights."""
+    return {"task": task, "protocol": to_dict(protocol), "data": facts, "model": fingerprint(backbone)}
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of torch follow from the seed inside, and are afterwards what they were before."""
+    with torch.random.fork_rng(_cuda(device)):
+        torch.manual_seed(seed)
+        yield
 
 
 def _cuda(device: torch.device) -> list[torch.device]:

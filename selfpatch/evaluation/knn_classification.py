@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from selfpatch.evaluation.classification_pictures import Answer, Neighbour, draw_answers, draw_confusion
 from selfpatch.evaluation.classification_scores import accuracies, class_confusion, labels_of, ranks
 from selfpatch.evaluation.datasets.class_folder import ClassFolder, ClassImage
-from selfpatch.evaluation.datasets.segmentation_folder import spread
+from selfpatch.evaluation.datasets.labelled_images import spread
 from selfpatch.evaluation.features import Backbone, evaluating, fit_to_patches
 from selfpatch.evaluation.image_vectors import (
     choose_vector,
@@ -45,7 +45,7 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Co
     is arbitrary.
     """
     size = fit_to_patches(protocol.image_size, backbone.patch_size)
-    data = ClassFolder(root, max_images=protocol.max_images)
+    data = ClassFolder(root, max_images=protocol.max_images, report=context.report)
     ks = [k for k in protocol.num_neighbours if k <= len(data.train)]
     if not ks:
         raise ValueError(
@@ -84,9 +84,9 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Co
     confusion = class_confusion(predicted, val_labels, data.num_classes)
     draw_confusion(confusion, data.class_names, context.pictures / "confusion_matrix.png")
     draw_answers(answers(data, nearest, predicted.tolist(), read), context.pictures / "nearest_images.png")
-    met: dict[str, Any] = {"vector_scored": vector, "best_num_neighbours": best}
-    met["num_neighbours_left_out"] = [k for k in protocol.num_neighbours if k not in ks]
-    return Outcome(metrics, data.facts() | met)
+    left_out = ", ".join(str(k) for k in protocol.num_neighbours if k not in ks)
+    notes = [f"k = {left_out} left out: there are {len(data.train)} training images"] if left_out else []
+    return Outcome(metrics, data.facts() | {"vector_scored": vector, "best_num_neighbours": best, "notes": notes})
 
 
 class Nearest(NamedTuple):

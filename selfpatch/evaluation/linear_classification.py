@@ -1,7 +1,5 @@
 """Classes of images by linear layers on frozen vectors: a grid of vectors and learning rates, all trained at once."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +14,9 @@ from selfpatch.data.plan import sample_rng
 from selfpatch.evaluation.classification_pictures import draw_confusion
 from selfpatch.evaluation.classification_scores import accuracies, class_confusion, labels_of, ranks
 from selfpatch.evaluation.datasets.class_folder import ClassFolder, ClassImage
+from selfpatch.evaluation.feature_cache import uncached
 from selfpatch.evaluation.features import Backbone, Cached, evaluating, fit_to_patches
-from selfpatch.evaluation.head_training import fingerprint, train_head
+from selfpatch.evaluation.head_training import identity_of, seeded, train_head
 from selfpatch.evaluation.image_vectors import (
     choose_vector,
     encode,
@@ -50,14 +49,13 @@ def run(backbone: Backbone, root: Path, protocol: LinearClassification, context:
     backbone and layers run in float32; scored once, at the end.
     """
     size = fit_to_patches(protocol.image_size, backbone.patch_size)
-    data = ClassFolder(root, max_images=protocol.max_images)
+    data = ClassFolder(root, max_images=protocol.max_images, report=context.report)
     with evaluating(backbone):
         # 1. Training.
         with torch.no_grad():
             sample_tokens = encode(backbone, torch.zeros(1, *size, 3, dtype=torch.uint8, device=context.device))
         vectors = choose_vectors(protocol.vectors, has_class_token=sample_tokens.cls_token is not None)
-        with torch.random.fork_rng([context.device] if context.device.type == "cuda" else []):
-            torch.manual_seed(protocol.seed)
+        with seeded(protocol.seed, context.device):
             layers = LinearLayers(sample_tokens, vectors, protocol.lrs, data.num_classes).to(context.device)
         train_layers(layers, backbone, data, protocol, context, size=size)
 
@@ -155,7 +153,7 @@ def train_layers(
 
     def losses(samples: list[Any]) -> dict[str, Tensor]:
         images, labels = zip(*samples, strict=True)
-        tokens = encode(backbone, torch.from_numpy(np.stack(images)).to(context.device))
+        tokens = encode(uncached(backbone), torch.from_numpy(np.stack(images)).to(context.device))
         truth = torch.tensor(labels, device=context.device)
         # A sum: the gradient of each layer is that of its own term.
         return {"cross_entropy": torch.stack([F.cross_entropy(logits, truth) for logits in layers(tokens)]).sum()}
@@ -164,12 +162,6 @@ def train_layers(
         {"params": list(layer.parameters()), "lr_scale": lr * protocol.batch_size / LR_BATCH}
         for (_, lr), layer in zip(layers.grid, layers.layers, strict=True)
     ]
-    identity = {
-        "task": "linear-classification",
-        "protocol": dataclasses.asdict(protocol),
-        "data": data.fingerprint(),
-        "backbone": fingerprint(backbone),
-    }
     train_head(
         layers,
         torch.optim.SGD(groups, lr=1.0, momentum=protocol.momentum, weight_decay=protocol.weight_decay),
@@ -180,7 +172,7 @@ def train_layers(
         steps=protocol.steps,
         lr=warmup_cosine(1.0, 0.0, protocol.steps),
         seed=protocol.seed,
-        identity=json.loads(json.dumps(identity)),  # as it will be read again: tuples are lists
+        identity=identity_of("linear-classification", protocol, data.facts() | {"files": data.fingerprint()}, backbone),
         context=context,
         precision="float32",
     )

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int, Int64, Integer, UInt8
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from selfpatch.evaluation.datasets.segmentation_folder import LabelledImage, SegmentationFolder, spread
+from selfpatch.evaluation.datasets.labelled_images import LabelledImage, spread
+from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.features import (
     Backbone,
     evaluating,
@@ -48,7 +49,7 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Conte
     splitting a large one; a class that is neither in the masks nor predicted is left out of the mean, not counted
     as 0.
     """
-    data = SegmentationFolder(root, max_images=protocol.max_images)
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     size = fit_to_patches(protocol.image_size, backbone.patch_size)
     grid_size = size[0] // backbone.patch_size[0], size[1] // backbone.patch_size[1]
     counts_of_clusters = [data.num_classes if k == "classes" else k for k in protocol.num_clusters]
@@ -108,7 +109,7 @@ class Batch(NamedTuple):
     masks: UInt8[Tensor, "B M M"]
 
 
-def read_images(data: SegmentationFolder, size: tuple[int, int], protocol: Overclustering) -> Iterator[Batch]:
+def read_images(data: SegmentationData, size: tuple[int, int], protocol: Overclustering) -> Iterator[Batch]:
     """Images of (rows, columns) pixels and masks of mask_size, which go through the size of the images on their way."""
 
     def read(item: LabelledImage) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
@@ -175,7 +176,7 @@ def confusion_by_class(counts: Int64[np.ndarray, "K C"], class_of: Int[np.ndarra
 
 
 def named_maps(
-    data: SegmentationFolder, clusters: Int64[Tensor, "B R S"], class_of: Int[np.ndarray, " K"]
+    data: SegmentationData, clusters: Int64[Tensor, "B R S"], class_of: Int[np.ndarray, " K"]
 ) -> list[Prediction]:
     """The classes of clusters over a few images, at their own size."""
     map_of = dict(zip(data.val, clusters.numpy(), strict=True))

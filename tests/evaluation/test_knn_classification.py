@@ -81,7 +81,7 @@ def test_a_k_above_the_number_of_training_images_is_left_out(tmp_path):
     root = write_classes(tmp_path / "data", num_classes=2)
     outcome = knn(root, tmp_path, num_neighbours=(20, 5, 6, 7))
     assert list(outcome.metrics) == ["top-1", "top-1/k=5", "top-1/k=6"]
-    assert outcome.met["num_neighbours_left_out"] == [20, 7]
+    assert outcome.met["notes"] == ["k = 20, 7 left out: there are 6 training images"]
     with pytest.raises(
         ValueError, match=r"num-neighbours is \(7, 8\), all more than the 6 training images; give a smal"
     ):

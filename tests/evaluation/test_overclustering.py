@@ -121,7 +121,7 @@ def test_progress_goes_to_the_end(tmp_path):
     protocol = Overclustering(**SMALL)
     context = Context(tmp_path / "out", report=lambda *call: calls.append(call))
     run(ColorBackbone(), write_ade20k(tmp_path / "data"), protocol, context)
-    assert calls == [(done, 15) for done in (2, 3, 6, 9, 12, 15)]
+    assert calls[-6:] == [(done, 15) for done in (2, 3, 6, 9, 12, 15)]  # after those of the check
 
 
 def test_refuses_more_clusters_than_patches_before_anything_is_written(tmp_path):

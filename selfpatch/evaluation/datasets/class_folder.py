@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from selfpatch.data.decode import UnreadableImage, read_image
+from selfpatch.data.decode import UnreadableImage, read_image, read_size
 from selfpatch.data.image_folder import ImageFolder
-from selfpatch.evaluation.datasets.segmentation_folder import VAL_SHARE, listed, split_by_name, spread
+from selfpatch.evaluation.datasets.images_and_masks import VAL_SHARE, split_by_name
+from selfpatch.evaluation.datasets.labelled_images import NUM_DECODED, listed, spread
 from selfpatch.evaluation.features import read_ahead
+from selfpatch.evaluation.task import Report, no_report
 
 LAYOUTS = """
   train/CLASS/NAME.jpg  val/CLASS/NAME.jpg
@@ -32,13 +34,14 @@ class ClassFolder:
     Args:
         max_images: at most so many of each split, as many of every class, spread evenly over its names; only these
             are checked.
+        report: told how many images are checked.
 
     Raises:
         ValueError: no such folders, fewer than two classes, classes that are not in both splits, a class without
             images, images that cannot be read; or max_images is less than an image a class.
     """
 
-    def __init__(self, root: Path, *, max_images: int | None = None):
+    def __init__(self, root: Path, *, max_images: int | None = None, report: Report = no_report):
         self.root = root
         if not root.is_dir():
             raise ValueError(f"there is no folder {root}; give the folder that holds the classes:{LAYOUTS}")
@@ -60,7 +63,7 @@ class ClassFolder:
                 f"The layouts are:{LAYOUTS}"
             )
         self.train, self.val = (labelled(split, max_images) for split in (train, val))
-        check_readable(root, self.train + self.val)
+        check_readable(root, self.train + self.val, report)
 
     @property
     def num_classes(self) -> int:
@@ -81,7 +84,10 @@ class ClassFolder:
         return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
     def read_image(self, item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
-        return read_image(item.path)
+        try:
+            return read_image(item.path)
+        except UnreadableImage as error:
+            raise ValueError(f"the image {item.path} cannot be read: {error}; replace or remove it") from error
 
 
 def find_classes(folder: Path) -> list[str]:
@@ -118,18 +124,26 @@ def labelled(paths_of_classes: list[list[Path]], max_images: int | None) -> list
     ]
 
 
-def check_readable(root: Path, items: list[ClassImage]) -> None:
-    """Reads every image once: what cannot be read is better known now than after hours."""
+def check_readable(root: Path, items: list[ClassImage], report: Report) -> None:
+    """Opens every image once: what cannot be read is better known now than after hours.
 
-    def reason(item: ClassImage) -> str | None:
+    NUM_DECODED of them, spread evenly, are decoded; of the others the header is read.
+    """
+    decoded = set(spread(range(len(items)), NUM_DECODED))
+
+    def reason(i: int) -> str | None:
+        path = items[i].path
         try:
-            read_image(item.path)
+            read_image(path) if i in decoded else read_size(path)
         except UnreadableImage as error:
-            return f"{item.path.relative_to(root)} ({error})"
+            return f"{path.relative_to(root)} ({error})"
         return None
 
-    batches = (items[start : start + READ_AT_ONCE] for start in range(0, len(items), READ_AT_ONCE))
-    damaged = [text for batch in read_ahead(reason, batches) for text in batch if text]
+    damaged = []
+    batches = (range(start, min(start + READ_AT_ONCE, len(items))) for start in range(0, len(items), READ_AT_ONCE))
+    for done, reasons in enumerate(read_ahead(reason, batches), start=1):
+        damaged += [text for text in reasons if text]
+        report(min(done * READ_AT_ONCE, len(items)), len(items))
     if damaged:
         raise ValueError(
             f"{len(damaged)} of {len(items)} images in {root} cannot be read: {listed(damaged)}; replace or remove them"

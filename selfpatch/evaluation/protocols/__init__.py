@@ -14,7 +14,7 @@ from selfpatch.evaluation.protocols import (
     overclustering,
 )
 
-LABELLED_IMAGES = "labelled images: ADE20K's layout, or images/ and masks/"
+LABELLED_IMAGES = "labelled images: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/"
 IMAGES_OF_CLASSES = "a folder of images a class, below train/ and val/ or all together"
 
 
