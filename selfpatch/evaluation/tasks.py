@@ -11,6 +11,7 @@ from selfpatch.evaluation import (
     knn_classification,
     linear_classification,
     linear_segmentation,
+    object_discovery,
     overclustering,
 )
 from selfpatch.evaluation.protocols import protocol_name
@@ -24,6 +25,7 @@ RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "knn-classification": knn_classification.run,
     "linear-classification": linear_classification.run,
     "linear-segmentation": linear_segmentation.run,
+    "object-discovery": object_discovery.run,
     "overclustering": overclustering.run,
 }
 

@@ -9,10 +9,12 @@ from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegm
 from selfpatch.evaluation.protocols.knn_classification import KnnClassification
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
 from selfpatch.evaluation.protocols.overclustering import Overclustering
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import RUN, run_task
+from tests.evaluation.boxed_scenes import ContrastBackbone, write_voc
 from tests.evaluation.labelled_classes import write_classes
 from tests.evaluation.labelled_scenes import ColorBackbone, write_ade20k
 
@@ -25,11 +27,16 @@ SMALL = {
     "linear-segmentation": LinearSegmentation(
         image_size=32, stride=20, steps=3, batch_size=2, warmup_steps=1, max_images=5
     ),
+    "object-discovery": ObjectDiscovery(max_images=3),
     "overclustering": Overclustering(image_size=32, num_clusters=("classes", 6), num_seeds=1, max_images=5),
 }
 
 # How its data are written; ADE20K's layout where nothing is said.
-WRITE = {"knn-classification": write_classes, "linear-classification": write_classes}
+WRITE = {
+    "knn-classification": write_classes,
+    "linear-classification": write_classes,
+    "object-discovery": write_voc,
+}
 # These write checkpoints too.
 TRAINED = ("linear-classification", "linear-segmentation")
 
@@ -44,7 +51,8 @@ def test_every_task_has_protocols():
 def test_a_task_writes_its_result_and_pictures(tmp_path, name):
     root = WRITE.get(name, write_ade20k)(tmp_path / "data")
     out = tmp_path / "out"
-    result = run_task(name, ColorBackbone(), root, SMALL[name], Context(out), model="colours")
+    backbone = ContrastBackbone() if name == "object-discovery" else ColorBackbone()
+    result = run_task(name, backbone, root, SMALL[name], Context(out), model="colours")
     written = json.loads((out / "result.json").read_text())
     assert list(written) == ["task", "protocol", "metrics", "model", "data", "seconds", "versions", "notes"]
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))
@@ -52,7 +60,7 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
     settings = dataclasses.asdict(SMALL[name])
     assert {key: written["protocol"][key] for key in settings} == json.loads(json.dumps(settings))
     assert written["protocol"]["name"] == "custom"
-    assert written["protocol"]["num_val_images"] in (3, 7)
+    assert written["protocol"].get("num_val_images", written["protocol"].get("num_images")) in (3, 7)
     assert written["versions"]["torch"] and written["seconds"] > 0
     assert all(0 <= value <= 1 for value in written["metrics"].values())
     if name in ("in-context-segmentation", "linear-segmentation"):
@@ -63,8 +71,8 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
             assert sheet.size[0] > 500
     assert list((out / "pictures").rglob("*.png"))
     written_files = sorted(path.name for path in out.iterdir() if not path.name.startswith("."))
-    of_training = ["checkpoints", "metrics.jsonl"] if name in TRAINED else []
-    assert written_files == sorted(["pictures", "result.json", *of_training])
+    more = ["checkpoints", "metrics.jsonl"] if name in TRAINED else ["boxes.json"] if name == "object-discovery" else []
+    assert written_files == sorted(["pictures", "result.json", *more])
 
 
 def test_a_result_is_written_whole_or_not_at_all(tmp_path):

@@ -7,17 +7,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from selfpatch.data.decode import UnreadableImage, read_image, read_size
+from selfpatch.data.decode import UnreadableImage, read_image
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.evaluation.datasets.images_and_masks import VAL_SHARE, split_by_name
-from selfpatch.evaluation.datasets.labelled_images import NUM_DECODED, listed, spread
-from selfpatch.evaluation.features import read_ahead
+from selfpatch.evaluation.datasets.labelled_images import listed, spread
+from selfpatch.evaluation.datasets.readable import check_readable
 from selfpatch.evaluation.task import Report, no_report
 
 LAYOUTS = """
   train/CLASS/NAME.jpg  val/CLASS/NAME.jpg
   CLASS/NAME.jpg                              (a part of every class is for validation)"""
-READ_AT_ONCE = 64  # images, while they are checked
 
 
 class ClassImage(NamedTuple):
@@ -63,7 +62,7 @@ class ClassFolder:
                 f"The layouts are:{LAYOUTS}"
             )
         self.train, self.val = (labelled(split, max_images) for split in (train, val))
-        check_readable(root, self.train + self.val, report)
+        check_readable(root, [item.path for item in self.train + self.val], report)
 
     @property
     def num_classes(self) -> int:
@@ -122,29 +121,3 @@ def labelled(paths_of_classes: list[list[Path]], max_images: int | None) -> list
     return [
         ClassImage(path, label) for label, paths in enumerate(paths_of_classes) for path in spread(paths, per_class)
     ]
-
-
-def check_readable(root: Path, items: list[ClassImage], report: Report) -> None:
-    """Opens every image once: what cannot be read is better known now than after hours.
-
-    NUM_DECODED of them, spread evenly, are decoded; of the others the header is read.
-    """
-    decoded = set(spread(range(len(items)), NUM_DECODED))
-
-    def reason(i: int) -> str | None:
-        path = items[i].path
-        try:
-            read_image(path) if i in decoded else read_size(path)
-        except UnreadableImage as error:
-            return f"{path.relative_to(root)} ({error})"
-        return None
-
-    damaged = []
-    batches = (range(start, min(start + READ_AT_ONCE, len(items))) for start in range(0, len(items), READ_AT_ONCE))
-    for done, reasons in enumerate(read_ahead(reason, batches), start=1):
-        damaged += [text for text in reasons if text]
-        report(min(done * READ_AT_ONCE, len(items)), len(items))
-    if damaged:
-        raise ValueError(
-            f"{len(damaged)} of {len(items)} images in {root} cannot be read: {listed(damaged)}; replace or remove them"
-        )

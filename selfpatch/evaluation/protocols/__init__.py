@@ -11,11 +11,13 @@ from selfpatch.evaluation.protocols import (
     knn_classification,
     linear_classification,
     linear_segmentation,
+    object_discovery,
     overclustering,
 )
 
 LABELLED_IMAGES = "labelled images: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/"
 IMAGES_OF_CLASSES = "a folder of images a class, below train/ and val/ or all together"
+IMAGES_WITH_BOXES = "images with boxes: Pascal VOC, COCO, or images/ and annotations/*.xml"
 
 
 class Task(NamedTuple):
@@ -30,6 +32,7 @@ TASKS = {
     "knn-classification": Task(knn_classification.PRESETS, IMAGES_OF_CLASSES),
     "linear-classification": Task(linear_classification.PRESETS, IMAGES_OF_CLASSES),
     "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
+    "object-discovery": Task(object_discovery.PRESETS, IMAGES_WITH_BOXES),
     "overclustering": Task(overclustering.PRESETS, LABELLED_IMAGES),
 }
 
