@@ -180,7 +180,8 @@ def set_drop_path(blocks: Sequence[nn.Module], rate: float) -> None:
     for i, block in enumerate(blocks):
         share = rate * i / max(len(blocks) - 1, 1)
         for name in ("drop_path1", "drop_path2"):
-            setattr(block, name, DropPath(share) if share > 0 else nn.Identity())
+            path = DropPath(share) if share > 0 else nn.Identity()
+            setattr(block, name, path.train(block.training))
 
 
 def resample_positions_dino(

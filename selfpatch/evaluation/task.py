@@ -21,11 +21,13 @@ class Context(NamedTuple):
     Args:
         out: the folder of this evaluation. A task writes its pictures to out/pictures, and whatever else its users
             expect (masks, checkpoints of a head) beside them; result.json is written for it.
+        model: as the user named it.
     """
 
     out: Path
     device: torch.device = torch.device("cpu")
     report: Report = no_report
+    model: str = "unnamed"
 
     @property
     def pictures(self) -> Path:

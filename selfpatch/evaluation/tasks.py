@@ -1,22 +1,24 @@
 """Every evaluation task by its name, and how one is run from a folder of data to result.json and pictures."""
 
-import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from selfpatch.evaluation import (
+    all_frozen,
     in_context_segmentation,
     knn_classification,
     linear_classification,
     linear_segmentation,
     object_discovery,
     overclustering,
+    video_segmentation,
 )
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context, Outcome
+from selfpatch.settings_file import to_dict
 from selfpatch.versions import versions
 
 # (backbone, folder of data, protocol, context) -> outcome
@@ -27,15 +29,16 @@ RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "linear-segmentation": linear_segmentation.run,
     "object-discovery": object_discovery.run,
     "overclustering": overclustering.run,
+    "video-segmentation": video_segmentation.run,
+    "all-frozen": lambda *arguments: all_frozen.run(*arguments, run_task=run_task),
 }
 
 
-def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Context, *, model: str) -> Result:
+def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Context) -> Result:
     """Run a task and write OUT/result.json and OUT/pictures.
 
     Args:
         protocol: the task's settings.
-        model: as the user named it.
 
     Raises:
         ValueError: the data are not complete and consistent, or do not fit the model or the protocol.
@@ -46,9 +49,9 @@ def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Conte
     met = {name: value for name, value in outcome.met.items() if name != "notes"}
     result = Result(
         task=task,
-        protocol={"name": protocol_name(task, protocol)} | dataclasses.asdict(protocol) | met,
+        protocol={"name": protocol_name(task, protocol)} | to_dict(protocol) | met,
         metrics=outcome.metrics,
-        model=model,
+        model=context.model,
         data=str(data),
         seconds=time.monotonic() - start,
         versions=versions(),

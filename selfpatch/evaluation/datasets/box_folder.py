@@ -23,6 +23,11 @@ BEYOND_PX = 1  # boxes may reach so far beyond the image: tools differ in how th
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; the last two lie just outside
 
 
+def recognises(root: Path) -> bool:
+    """Whether there are images and files of boxes where a layout has them."""
+    return bool(voc_folders(root)) or ((root / "images").is_dir() and any((root / "annotations").glob("*.xml")))
+
+
 class BoxImage(NamedTuple):
     path: Path
     size: tuple[int, int]  # (rows, columns)
@@ -87,7 +92,7 @@ def find_pairs(root: Path, split: str | None) -> tuple[str, list[tuple[Path, Pat
     """How the layout is called, and the images of the split with their annotations."""
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}; give the folder that holds images and boxes:{LAYOUTS}")
-    years = [folder for folder in (root, *sorted(root.glob("VOC*"))) if (folder / "Annotations").is_dir()]
+    years = voc_folders(root)
     if len(years) > 1:
         raise ValueError(f"{root} holds {listed([str(year.relative_to(root)) for year in years])}; give one of them")
     if years:
@@ -99,6 +104,13 @@ def find_pairs(root: Path, split: str | None) -> tuple[str, list[tuple[Path, Pat
         return "images + annotations", plain_pairs(root)
     found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
     raise ValueError(f"{root} holds {found}; images and boxes are expected in one of these layouts:{LAYOUTS}")
+
+
+def voc_folders(root: Path) -> list[Path]:
+    """The folder itself, or those of the years in it."""
+    folders = (root, *sorted(root.glob("VOC*")))
+    # DAVIS has folders of these names too.
+    return [folder for folder in folders if any((folder / "Annotations").glob("*.xml"))]
 
 
 def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:

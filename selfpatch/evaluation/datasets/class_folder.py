@@ -19,6 +19,13 @@ LAYOUTS = """
   CLASS/NAME.jpg                              (a part of every class is for validation)"""
 
 
+def recognises(root: Path) -> bool:
+    """Whether there are train/ and val/ with folders in both; the other layout is that of any folder of folders."""
+    return all(
+        (root / split).is_dir() and any(map(Path.is_dir, (root / split).iterdir())) for split in ("train", "val")
+    )
+
+
 class ClassImage(NamedTuple):
     path: Path
     label: int  # 0 to C - 1

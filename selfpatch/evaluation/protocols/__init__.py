@@ -7,12 +7,14 @@ settings, and the presets that have a name.
 from typing import Any, NamedTuple
 
 from selfpatch.evaluation.protocols import (
+    all_frozen,
     in_context_segmentation,
     knn_classification,
     linear_classification,
     linear_segmentation,
     object_discovery,
     overclustering,
+    video_segmentation,
 )
 
 LABELLED_IMAGES = "labelled images: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/"
@@ -34,6 +36,8 @@ TASKS = {
     "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
     "object-discovery": Task(object_discovery.PRESETS, IMAGES_WITH_BOXES),
     "overclustering": Task(overclustering.PRESETS, LABELLED_IMAGES),
+    "video-segmentation": Task(video_segmentation.PRESETS, "videos in DAVIS-2017's layout"),
+    "all-frozen": Task(all_frozen.PRESETS, "a data set of any frozen task, or a folder of such data sets"),
 }
 
 
