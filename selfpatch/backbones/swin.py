@@ -102,7 +102,7 @@ class Swin(nn.Module):
             )
 
 
-def shift_between_windows(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+def shift_between_windows(block: Any, inputs: tuple[Tensor, ...]) -> None:
     """Before a block sees a map: along a side that one window covers, windows are not shifted.
 
     So it was trained; with `ANY_SIZE` timm shifts them always, which changes the last stage at the size of training.
