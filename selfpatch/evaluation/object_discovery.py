@@ -23,7 +23,7 @@ from selfpatch.evaluation.features import (
 from selfpatch.evaluation.lost import find_object
 from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
 from selfpatch.evaluation.task import Context, Outcome
-from selfpatch.evaluation.training_crops import short_side_size
+from selfpatch.evaluation.training_crops import fitted_size
 
 MAX_PATCHES = 2**15  # of an image; every pair of them is compared, in 4 GiB
 NUM_SHOWN = 8
@@ -71,7 +71,7 @@ def run(backbone: StagedBackbone, root: Path, protocol: ObjectDiscovery, context
 
 def input_size(item: BoxImage, protocol: ObjectDiscovery) -> tuple[int, int]:
     """(rows, columns) in pixels, before zeros are added."""
-    return item.size if protocol.image_size is None else short_side_size(item.size, protocol.image_size)
+    return item.size if protocol.image_size is None else fitted_size(item.size, protocol.image_size)
 
 
 def check_number_of_patches(item: BoxImage, size: tuple[int, int], patch_size: tuple[int, int]) -> None:

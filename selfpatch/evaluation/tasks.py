@@ -13,6 +13,7 @@ from selfpatch.evaluation import (
     linear_segmentation,
     object_discovery,
     overclustering,
+    semantic_segmentation,
     video_segmentation,
 )
 from selfpatch.evaluation.protocols import protocol_name
@@ -29,6 +30,8 @@ RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "linear-segmentation": linear_segmentation.run,
     "object-discovery": object_discovery.run,
     "overclustering": overclustering.run,
+    "semantic-fpn": semantic_segmentation.run_semantic_fpn,
+    "upernet": semantic_segmentation.run_upernet,
     "video-segmentation": video_segmentation.run,
     "all-frozen": lambda *arguments: all_frozen.run(*arguments, run_task=run_task),
 }

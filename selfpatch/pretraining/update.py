@@ -95,8 +95,8 @@ class Pretraining:
             "upscaled_images": self._num_upscaled,
         }
 
-    def note(self) -> str | None:
-        if not self._num_upscaled or self._said_upscaled:
+    def note(self, *, last: bool) -> str | None:
+        if not self._num_upscaled or (self._said_upscaled and not last):
             return None
         self._said_upscaled = True
         return (

@@ -14,6 +14,8 @@ from selfpatch.evaluation.protocols import (
     linear_segmentation,
     object_discovery,
     overclustering,
+    semantic_fpn,
+    upernet,
     video_segmentation,
 )
 
@@ -36,6 +38,8 @@ TASKS = {
     "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
     "object-discovery": Task(object_discovery.PRESETS, IMAGES_WITH_BOXES),
     "overclustering": Task(overclustering.PRESETS, LABELLED_IMAGES),
+    "semantic-fpn": Task(semantic_fpn.PRESETS, LABELLED_IMAGES),
+    "upernet": Task(upernet.PRESETS, LABELLED_IMAGES),
     "video-segmentation": Task(video_segmentation.PRESETS, "videos in DAVIS-2017's layout"),
     "all-frozen": Task(all_frozen.PRESETS, "a data set of any frozen task, or a folder of such data sets"),
 }
