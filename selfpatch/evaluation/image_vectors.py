@@ -12,7 +12,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
 from selfpatch.evaluation.features import Backbone, normalized, read_ahead
-from selfpatch.evaluation.protocols.image_vector import ImageVector
+from selfpatch.evaluation.protocols.knn_classification import ImageVector
 from selfpatch.tokens import Tokens
 
 

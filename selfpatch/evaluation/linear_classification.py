@@ -24,7 +24,7 @@ from selfpatch.evaluation.image_vectors import (
     image_vector,
     resized_middle,
 )
-from selfpatch.evaluation.protocols.image_vector import ImageVector
+from selfpatch.evaluation.protocols.knn_classification import ImageVector
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
 from selfpatch.evaluation.task import Context, Outcome
 from selfpatch.schedules import warmup_cosine

@@ -1,10 +1,13 @@
 """Settings of k-nearest-neighbour classification."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from selfpatch.config import check
-from selfpatch.evaluation.protocols.image_vector import ImageVector
 from selfpatch.evaluation.protocols.ranges import check_positive
+
+# "auto": the class token of a model that has one, else the mean of its patch tokens.
+ImageVector = Literal["auto", "class_token", "mean", "class_token_and_mean"]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from selfpatch.config import check
-from selfpatch.evaluation.protocols.image_vector import ImageVector
+from selfpatch.evaluation.protocols.knn_classification import ImageVector
 from selfpatch.evaluation.protocols.ranges import check_positive
 
 
