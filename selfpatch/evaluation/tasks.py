@@ -8,8 +8,12 @@ from typing import Any
 from selfpatch.evaluation import (
     all_frozen,
     in_context_segmentation,
+    knn_classification,
+    linear_classification,
     linear_segmentation,
     mask_rcnn,
+    object_discovery,
+    overclustering,
     semantic_segmentation,
     video_segmentation,
 )
@@ -22,8 +26,12 @@ from selfpatch.versions import versions
 # (backbone, folder of data, protocol, context) -> outcome
 RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "in-context-segmentation": in_context_segmentation.run,
+    "knn-classification": knn_classification.run,
+    "linear-classification": linear_classification.run,
     "linear-segmentation": linear_segmentation.run,
     "mask-rcnn": mask_rcnn.run,
+    "object-discovery": object_discovery.run,
+    "overclustering": overclustering.run,
     "semantic-fpn": semantic_segmentation.run_semantic_fpn,
     "upernet": semantic_segmentation.run_upernet,
     "video-segmentation": video_segmentation.run,
