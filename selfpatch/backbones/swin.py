@@ -93,6 +93,17 @@ class Swin(nn.Module):
         """Stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""
         set_drop_path([block for layer in self.model.layers for block in layer.blocks], rate)
 
+    def remove_final_norm(self) -> None:
+        """For who reads stages only: no parameter is left without a gradient, which distributed training refuses."""
+        self.model.norm = nn.Identity()
+
+    def set_image_size(self, image_size: tuple[int, int]) -> None:
+        """Nothing to do: its positions are relative, within a window."""
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Whether blocks compute their activations again in the backward pass instead of keeping them."""
+        self.model.set_grad_checkpointing(recompute)
+
     def _refuse_other_sizes(self, images: Float[Tensor, "B 3 H W"]) -> None:
         rows, columns = images.shape[-2:]
         if rows % self.patch_size[0] or columns % self.patch_size[1]:

@@ -33,27 +33,37 @@ class Statistics(NamedTuple):
 def score_frame(
     truth: UInt8[np.ndarray, "H W"], prediction: UInt8[np.ndarray, "H W"], num_objects: int
 ) -> tuple[Float[np.ndarray, "O"], Float[np.ndarray, "O"]]:
-    """J and F of objects 1 to num_objects; every other label, 255 too, is background."""
-    scores = [region_and_boundary(truth == label, prediction == label) for label in range(1, num_objects + 1)]
-    region, boundary = np.array(scores, np.float64).reshape(num_objects, 2).T
-    return region, boundary
-
-
-def region_and_boundary(truth: Bool[np.ndarray, "H W"], prediction: Bool[np.ndarray, "H W"]) -> tuple[float, float]:
-    """J and F of one mask: both are 1 where neither mask has a pixel.
+    """J and F of objects 1 to num_objects; every other label, 255 too, is background.
 
     J is intersection over union. F is the harmonic mean of two shares: of the predicted boundary that lies within the
-    tolerance of the true one, and of the true boundary near the predicted one.
+    tolerance of the true one, and of the true boundary near the predicted one. Both are 1 where both masks are empty.
     """
     radius = math.ceil(BOUNDARY_TOLERANCE * math.hypot(*truth.shape))
-    left, top, width, height = cv2.boundingRect((truth | prediction).view(np.uint8))
-    if width == 0:
-        return 1.0, 1.0
-    # One pixel more on every side holds the whole boundary, and beyond it the count finds nothing: the box is exact.
-    box = slice(max(top - 1, 0), top + height + 1), slice(max(left - 1, 0), left + width + 1)
-    truth, prediction = truth[box], prediction[box]
-    intersection, union = np.count_nonzero(truth & prediction), np.count_nonzero(truth | prediction)
-    return intersection / union, boundary_accuracy(boundary_of(truth), boundary_of(prediction), radius)
+    regions, boundaries = np.ones(num_objects), np.ones(num_objects)
+    for label in range(1, num_objects + 1):
+        box = box_around(truth, prediction, label)
+        if box is None:
+            continue
+        true, predicted = truth[box] == label, prediction[box] == label
+        regions[label - 1] = np.count_nonzero(true & predicted) / np.count_nonzero(true | predicted)
+        boundaries[label - 1] = boundary_accuracy(boundary_of(true), boundary_of(predicted), radius)
+    return regions, boundaries
+
+
+def box_around(
+    truth: UInt8[np.ndarray, "H W"], prediction: UInt8[np.ndarray, "H W"], label: int
+) -> tuple[slice, slice] | None:
+    """Rows and columns that hold the label in either mask, and one pixel more on every side; None: no pixel does.
+
+    All boundaries lie in it, and what it leaves out is background in both: counts in the box are those of the frame.
+    """
+    boxes = [cv2.boundingRect((mask == label).view(np.uint8)) for mask in (truth, prediction)]
+    corners = [(top, left, top + height, left + width) for left, top, width, height in boxes if width > 0]
+    if not corners:
+        return None
+    top, left = np.min(corners, axis=0)[:2] - 1
+    bottom, right = np.max(corners, axis=0)[2:] + 1
+    return slice(max(top, 0), bottom), slice(max(left, 0), right)
 
 
 def boundary_accuracy(truth: Bool[np.ndarray, "H W"], prediction: Bool[np.ndarray, "H W"], radius: int) -> float:

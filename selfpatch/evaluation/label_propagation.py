@@ -1,10 +1,10 @@
 """Labels of a video's first frame carried on from frame to frame by the similarity of patches.
 
-Axis letters of this file: T context frames, C labels (with background), Q queries of a tile, P places of its window.
+Axis letters of this file: T context frames, C labels (with background), Q queries of a tile, K keys of its window.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -70,57 +70,52 @@ def carry_labels(
         queries, keys: unit vectors.
         radius: neighbours are at most so many rows and columns away; 0: anywhere.
     """
-    grid_size, num_labels = queries.shape[:2], key_labels.shape[-1]
-    reach = (radius, radius) if radius else grid_size
+    rows, columns, _ = queries.shape
     queries = queries / temperature
-    labels = queries.new_empty((*grid_size, num_labels))
-    for tile in tiles(grid_size):
-        window = tuple(
-            slice(max(side.start - r, 0), min(side.stop + r, size))
-            for side, r, size in zip(tile, reach, grid_size, strict=True)
-        )
-        tile_queries = queries[tile].flatten(0, 1)  # [Q, D]
-        window_keys = keys[:, *window].flatten(0, 2)  # [T*P, D]
-        window_labels = key_labels[:, *window].flatten(0, 2)  # [T*P, C]
-        is_far = beyond_reach(tile, window, reach, queries.device)
-        chunk_size = max(1, MAX_SIMILARITIES // len(window_keys))
-        tile_labels = [
-            nearest_labels(chunk, window_keys, window_labels, is_far_chunk, num_neighbours)
-            for chunk, is_far_chunk in zip(tile_queries.split(chunk_size), is_far.split(chunk_size), strict=True)
-        ]
-        labels[tile] = torch.cat(tile_labels).unflatten(0, labels[tile].shape[:2])
+    labels = queries.new_empty((rows, columns, key_labels.shape[-1]))
+    for left in range(0, columns, TILE[1]):
+        across = slice(left, min(left + TILE[1], columns))
+        near_across = widened(across, radius, columns)
+        # Rows come first, so that the window of every tile below is one piece of memory and no copy.
+        strip, strip_labels = (x[:, :, near_across].transpose(0, 1).contiguous() for x in (keys, key_labels))
+        for top in range(0, rows, TILE[0]):
+            down = slice(top, min(top + TILE[0], rows))
+            near_down = widened(down, radius, rows)
+            window, window_labels = (x[near_down].flatten(0, 2) for x in (strip, strip_labels))  # [K, D], [K, C]
+            is_far = beyond_reach(down, near_down, radius)[:, None, :, None, None]
+            is_far = is_far | beyond_reach(across, near_across, radius)[None, :, None, None, :]
+            is_far = is_far.expand(-1, -1, -1, len(keys), -1).flatten(2).flatten(0, 1).to(queries.device)  # [Q, K]
+            chunks = queries[down, across].flatten(0, 1), is_far
+            chunk_size = max(1, MAX_SIMILARITIES // len(window))
+            tile_labels = [
+                nearest_labels(q, window, window_labels, is_far_from_q, num_neighbours)
+                for q, is_far_from_q in zip(*(x.split(chunk_size) for x in chunks), strict=True)
+            ]
+            labels[down, across] = torch.cat(tile_labels).unflatten(0, labels[down, across].shape[:2])
     return labels
 
 
-def tiles(grid_size: Sequence[int]) -> Iterator[tuple[slice, slice]]:
-    rows, columns = grid_size
-    for top in range(0, rows, TILE[0]):
-        for left in range(0, columns, TILE[1]):
-            yield slice(top, min(top + TILE[0], rows)), slice(left, min(left + TILE[1], columns))
+def widened(side: slice, radius: int, size: int) -> slice:
+    """A side of a tile with its neighbourhoods; 0 reaches everywhere."""
+    return slice(max(side.start - radius, 0), min(side.stop + radius, size)) if radius else slice(0, size)
 
 
-def beyond_reach(
-    tile: tuple[slice, ...], window: tuple[slice, ...], reach: Sequence[int], device: torch.device
-) -> Bool[Tensor, "Q P"]:
-    """Which places of the window are too far away for which queries of the tile."""
-    far_rows, far_columns = (
-        (torch.arange(t.start, t.stop, device=device)[:, None] - torch.arange(w.start, w.stop, device=device)).abs() > r
-        for t, w, r in zip(tile, window, reach, strict=True)
-    )
-    is_far = far_rows[:, None, :, None] | far_columns[None, :, None, :]
-    return is_far.flatten(2).flatten(0, 1)
+def beyond_reach(queries: slice, keys: slice, radius: int) -> Bool[Tensor, "A B"]:
+    """Which rows (or columns) of keys are too far from which rows of queries."""
+    distance = torch.arange(queries.start, queries.stop)[:, None] - torch.arange(keys.start, keys.stop)
+    return distance.abs() > radius if radius else torch.zeros_like(distance, dtype=torch.bool)
 
 
 def nearest_labels(
     queries: Float[Tensor, "Q D"],
     keys: Float[Tensor, "K D"],
     key_labels: Float[Tensor, "K C"],
-    is_far: Bool[Tensor, "Q P"],
+    is_far: Bool[Tensor, "Q K"],
     num_neighbours: int,
 ) -> Float[Tensor, "Q C"]:
-    """Labels of the nearest keys, weighted by the softmax over their products with the query; K = T * P."""
-    far = torch.zeros_like(is_far, dtype=queries.dtype).masked_fill_(is_far, -torch.inf)
-    similarity = torch.addmm(far.repeat(1, len(keys) // far.shape[1]), queries, keys.T)
+    """Labels of the nearest keys, weighted by the softmax over their products with the query."""
+    similarity = torch.zeros_like(is_far, dtype=queries.dtype).masked_fill_(is_far, -torch.inf)
+    similarity.addmm_(queries, keys.T)
     # One more than asked for shows whether there is a tie for the last place.
     best, places = similarity.topk(min(num_neighbours + 1, len(keys)), dim=-1)
     last = best[:, :num_neighbours].amin(dim=-1, keepdim=True)

@@ -5,7 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfpatch.evaluation import all_frozen, in_context_segmentation, linear_segmentation, video_segmentation
+from selfpatch.evaluation import (
+    all_frozen,
+    in_context_segmentation,
+    knn_classification,
+    linear_classification,
+    linear_segmentation,
+    mask_rcnn,
+    object_discovery,
+    overclustering,
+    semantic_segmentation,
+    video_segmentation,
+)
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context, Outcome
@@ -15,7 +26,14 @@ from selfpatch.versions import versions
 # (backbone, folder of data, protocol, context) -> outcome
 RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "in-context-segmentation": in_context_segmentation.run,
+    "knn-classification": knn_classification.run,
+    "linear-classification": linear_classification.run,
     "linear-segmentation": linear_segmentation.run,
+    "mask-rcnn": mask_rcnn.run,
+    "object-discovery": object_discovery.run,
+    "overclustering": overclustering.run,
+    "semantic-fpn": semantic_segmentation.run_semantic_fpn,
+    "upernet": semantic_segmentation.run_upernet,
     "video-segmentation": video_segmentation.run,
     "all-frozen": lambda *arguments: all_frozen.run(*arguments, run_task=run_task),
 }

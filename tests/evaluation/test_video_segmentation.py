@@ -189,8 +189,8 @@ def test_254_objects(tmp_path):
 def test_a_run_writes_masks_scores_pictures_and_its_result(tmp_path):
     root, out = write_davis(tmp_path / "data", num_frames=6), tmp_path / "out"
     calls = []
-    context = Context(out, report=lambda *call: calls.append(call))
-    result = run_task("video-segmentation", ColorStages(), root, SMALL, context._replace(model="colours"))
+    context = Context(out, report=lambda *call: calls.append(call), model="colours")
+    result = run_task("video-segmentation", ColorStages(), root, SMALL, context)
     assert calls == [(i, 12) for i in range(1, 13)]
     names = ["J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay"]
     names += ["J&F/ball_1", "J&F/ball_2", "J&F/box_1", "J&F/box_2"]

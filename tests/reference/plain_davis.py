@@ -9,14 +9,16 @@ import cv2
 import numpy as np
 
 
-def region(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """J of two boolean masks."""
-    union = np.sum(truth | prediction)
-    return 1.0 if union == 0 else np.sum(truth & prediction) / union
+def region(truth: np.ndarray, prediction: np.ndarray, void: np.ndarray | None = None) -> float:
+    """J of two boolean masks, apart from void pixels."""
+    counted = ~np.zeros_like(truth) if void is None else ~void
+    union = np.sum((truth | prediction) & counted)
+    return 1.0 if union == 0 else np.sum(truth & prediction & counted) / union
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """A pixel is on the boundary when its east, south or south-east neighbour differs."""
+    """A pixel is on the boundary when its east, south or south-east neighbour differs; any positive number is in."""
+    mask = np.where(mask > 0, 1, 0).astype(bool)
     east, south, south_east = mask.copy(), mask.copy(), mask.copy()
     east[:, :-1] = mask[:, 1:]
     south[:-1] = mask[1:]
@@ -33,12 +35,13 @@ def tolerance(shape: tuple[int, int]) -> int:
     return math.ceil(0.008 * np.linalg.norm(shape))
 
 
-def boundary_measure(truth: np.ndarray, prediction: np.ndarray) -> float:
-    """F of two boolean masks."""
+def boundary_measure(truth: np.ndarray, prediction: np.ndarray, void: np.ndarray | None = None) -> float:
+    """F of two boolean masks, apart from void pixels."""
+    counted = ~np.zeros_like(truth) if void is None else ~void
     radius = tolerance(truth.shape)
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disk = (x * x + y * y <= radius * radius).astype(np.uint8)
-    true, predicted = boundary(truth), boundary(prediction)
+    true, predicted = boundary(truth * counted), boundary(prediction * counted)
     near_true = cv2.dilate(true.astype(np.uint8), disk)
     near_predicted = cv2.dilate(predicted.astype(np.uint8), disk)
     return harmonic(np.sum(predicted * near_true), np.sum(predicted), np.sum(true * near_predicted), np.sum(true))
@@ -61,14 +64,26 @@ def harmonic(num_precise: int, num_predicted: int, num_recalled: int, num_true: 
     return 0.0 if precision + recall == 0 else 2 * precision * recall / (precision + recall)
 
 
+def objects_apart(labels: np.ndarray, num_objects: int) -> np.ndarray:
+    """Label maps [T, H, W] as one boolean mask an object [O, T, H, W]."""
+    numbers = np.ones((num_objects, *labels.shape)) * np.arange(1, num_objects + 1)[:, None, None, None]
+    return numbers == labels
+
+
 def score_video(truths: list[np.ndarray], predictions: list[np.ndarray]) -> list[tuple[list[float], list[float]]]:
     """J and F by frame of every object; label maps of all frames, the first and the last of which are not scored."""
-    num_objects = max(label for label in np.unique(truths[0]) if label != 255)
-    scores = []
-    for label in range(1, num_objects + 1):
-        pairs = [(t == label, p == label) for t, p in zip(truths[1:-1], predictions[1:-1], strict=True)]
-        scores.append(([region(*pair) for pair in pairs], [boundary_measure(*pair) for pair in pairs]))
-    return scores
+    true_labels, predicted_labels = (np.stack(labels).astype(np.float64) for labels in (truths, predictions))
+    true_labels[true_labels == 255] = 0
+    num_objects = int(true_labels[0].max())
+    true, predicted = (objects_apart(labels[1:-1], num_objects) for labels in (true_labels, predicted_labels))
+    void = np.zeros_like(true[0])
+    return [
+        (
+            [region(*of_frame) for of_frame in zip(*of_object, void, strict=True)],
+            [boundary_measure(*of_frame) for of_frame in zip(*of_object, void, strict=True)],
+        )
+        for of_object in zip(true, predicted, strict=True)
+    ]
 
 
 def statistics(values: list[float]) -> tuple[float, float, float]:
