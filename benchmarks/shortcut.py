@@ -19,7 +19,6 @@ without the term, and a backbone alone, have only these.
 
 import argparse
 import json
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +31,6 @@ from jaxtyping import Float, Int64
 from PIL import Image, ImageOps
 from rich.console import Console
 from rich.table import Table
-from scipy.cluster.vq import kmeans2
 from torch import Tensor, nn
 
 from selfpatch import checkpoint
@@ -42,6 +40,7 @@ from selfpatch.commands.devices import find_device
 from selfpatch.config import rows_columns
 from selfpatch.data.image_folder import ImageFolder, read_spread
 from selfpatch.evaluation.features import normalized
+from selfpatch.evaluation.k_means import k_means, nearest_center
 from selfpatch.objectives.selfpatch import SelfPatch, find_positives
 from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
 from selfpatch.settings_file import read_yaml
@@ -50,7 +49,7 @@ from selfpatch.tokens import Tokens
 Positions = Literal["kept", "shuffled", "zeroed"]
 POSITIONS: tuple[Positions, ...] = ("kept", "shuffled", "zeroed")
 NUM_SHUFFLES = 5
-FITTED_TOKENS = 20_000  # k-means sees so many at most
+MAX_FITTED_TOKENS = 50_000  # that k-means looks at
 # Patches to a probability for each prototype.
 Assign = Callable[[Tokens], Float[Tensor, "B N K"]]
 
@@ -249,15 +248,10 @@ def targets_of(student_teacher: StudentTeacher, tokens: Tokens, step: int) -> Fl
 
 
 def cluster(tokens: Float[Tensor, "B N D"], num_clusters: int, *, seed: int) -> Int64[Tensor, "B N"]:
-    """k-means over unit vectors, fitted to a spread subset of them; the nearest centre of every patch."""
-    unit = F.normalize(tokens, dim=-1)
-    rows = unit.flatten(0, 1)
-    chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:FITTED_TOKENS]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="One of the clusters is empty")
-        centres, _ = kmeans2(rows[chosen].double().numpy(), num_clusters, minit="++", seed=seed)
-    centre_rows = torch.from_numpy(centres).to(unit.dtype)
-    return (unit @ centre_rows.T - centre_rows.square().sum(dim=-1) / 2).argmax(dim=-1)
+    """The nearest k-means centre of every patch, by the direction of its token."""
+    rows = F.normalize(tokens, dim=-1).flatten(0, 1)
+    centers = k_means(rows, num_clusters, num_restarts=3, num_iterations=100, max_points=MAX_FITTED_TOKENS, seed=seed)
+    return nearest_center(rows, centers)[0].unflatten(0, tokens.shape[:2])
 
 
 def measure(model: Model, pixels: np.ndarray, *, batch_size: int, num_clusters: int, seed: int = 0) -> dict[str, Any]:
@@ -266,12 +260,12 @@ def measure(model: Model, pixels: np.ndarray, *, batch_size: int, num_clusters: 
     figures |= {"size": pixels.shape[1], "num_clusters": num_clusters}
     for mode in POSITIONS:
         batches = encode(model.backbone, pixels, mode, batch_size, seed=seed)
-        tokens = torch.cat([batch.patch_tokens.float().cpu() for batch in batches])
+        tokens = torch.cat([batch.patch_tokens.float() for batch in batches])
         clusters = PlaceInformation(seed=seed)
         for part in cluster(tokens, num_clusters, seed=seed).split(batch_size):
             clusters.add(F.one_hot(part, num_clusters).float())
         figures[mode] = {
-            "variance": variance_shares(tokens)._asdict(),
+            "variance": variance_shares(tokens.cpu())._asdict(),
             "clusters": clusters.shares()._asdict(),
         }
         if model.student_teacher is not None and model.step is not None:
