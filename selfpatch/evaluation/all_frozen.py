@@ -63,7 +63,7 @@ def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Cont
     if not metrics:
         raise ValueError("\n".join(refused))
     say(f"features: {cached.num_encoded} times encoded, {cached.num_found} times found in {folder}")
-    return Outcome(metrics, {"protocol_of": protocols, "notes": refused})
+    return Outcome(metrics, {"notes": refused}, {"protocol_of": protocols})
 
 
 def find_tasks(root: Path, wanted: tuple[str, ...]) -> list[Planned]:

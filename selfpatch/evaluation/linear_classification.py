@@ -84,7 +84,7 @@ def run(backbone: Backbone, root: Path, protocol: LinearClassification, context:
     confusion = class_confusion(joined[best].predicted, labels, data.num_classes)
     draw_confusion(confusion, data.class_names, context.pictures / "confusion_matrix.png")
     vector, lr = layers.grid[best]
-    return Outcome(metrics, data.facts() | {"vectors_scored": list(vectors), "best_vector": vector, "best_lr": lr})
+    return Outcome(metrics, data.facts(), {"vectors_scored": list(vectors), "best_vector": vector, "best_lr": lr})
 
 
 class Answers(NamedTuple):

@@ -63,14 +63,14 @@ def run(backbone: StagedBackbone, root: Path, protocol: MaskRCNN, context: Conte
     for kind in KINDS:
         name = f"{kind}/AP"
         write_class_bars(metrics, context.pictures, score=name, mean=name, file=f"class_{kind}_ap.png")
-    met = {
+    details = {
         "steps": steps,
         "stages": detector.stages,
         "strides_px": detector.strides,
         "num_heads": getattr(detector.backbone, "num_heads", None),
         "num_parameters": sum(parameter.numel() for parameter in detector.parameters()),
     }
-    return Outcome(metrics, data.facts() | met)
+    return Outcome(metrics, data.facts(), details)
 
 
 def num_steps(data: CocoDetection, protocol: MaskRCNN) -> int:

@@ -100,8 +100,8 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Conte
             done += len(data.val)
             context.report(done, total)
         metrics |= {f"mIoU/K={name}": float(np.mean(scores)), f"spread/K={name}": float(np.std(scores))}
-    met = data.facts() | {"num_patches": num_patches, "num_components_kept": components.shape[1]}
-    return Outcome(metrics, met)
+    details = {"num_patches": num_patches, "num_components_kept": components.shape[1]}
+    return Outcome(metrics, data.facts(), details)
 
 
 class Batch(NamedTuple):

@@ -49,17 +49,20 @@ def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Conte
         ValueError: the data are not complete and consistent, or do not fit the model or the protocol.
     """
     start = time.monotonic()
+    settings = to_dict(protocol)
     outcome = RUN[task](backbone, data, protocol, context)
     # Not with the protocol: what is said of the data does not make it another one.
     met = {name: value for name, value in outcome.met.items() if name != "notes"}
+    assert not met.keys() & settings.keys(), "a fact of the data would hide a setting of the same name"
     result = Result(
         task=task,
-        protocol={"name": protocol_name(task, protocol)} | to_dict(protocol) | met,
+        protocol={"name": protocol_name(task, protocol)} | settings | met,
         metrics=outcome.metrics,
         model=context.model,
         data=str(data),
         seconds=time.monotonic() - start,
         versions=versions(),
+        details=outcome.details,
         notes=[*getattr(backbone, "notes", ()), *outcome.met.get("notes", ())],
     )
     result.write(context.out / "result.json")

@@ -44,12 +44,12 @@ def test_every_family_goes_through(family, data, tmp_path):
 
     protocol = KnnClassification(resize_size=70, image_size=64, num_neighbours=(2,))
     outcome = RUN["knn-classification"](backbone, data / "classes", protocol, Context(tmp_path))
-    assert outcome.met["vector_scored"] == ("class_token" if has_class_token else "mean")
+    assert outcome.details["vector_scored"] == ("class_token" if has_class_token else "mean")
 
     protocol = LinearClassification(resize_size=70, image_size=64, lrs=(0.1,), steps=1, batch_size=2)
     outcome = RUN["linear-classification"](backbone, data / "classes", protocol, Context(tmp_path))
     both = ["class_token", "class_token_and_mean"]
-    assert outcome.met["vectors_scored"] == (both if has_class_token else ["mean"])
+    assert outcome.details["vectors_scored"] == (both if has_class_token else ["mean"])
 
     # Neither side is square nor whole patches of 14, 16 or 32.
     outcome = RUN["object-discovery"](backbone, data / "boxes", ObjectDiscovery(), Context(tmp_path))

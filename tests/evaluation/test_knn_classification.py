@@ -68,7 +68,7 @@ def test_a_backbone_that_sees_the_classes_scores_1_and_a_blind_one_does_not(tmp_
     outcome = knn(root, tmp_path, report=lambda *call: calls.append(call))
     assert list(outcome.metrics) == ["top-1", "top-5", "top-1/k=1", "top-5/k=1", "top-1/k=3", "top-5/k=3"]
     assert set(outcome.metrics.values()) == {1.0}
-    assert outcome.met["vector_scored"] == "mean" and outcome.met["best_num_neighbours"] == 1
+    assert outcome.details["vector_scored"] == "mean" and outcome.details["best_num_neighbours"] == 1
     assert calls[-1] == (35, 35)
     for name in ("confusion_matrix", "nearest_images"):
         with Image.open(tmp_path / "pictures" / f"{name}.png") as picture:

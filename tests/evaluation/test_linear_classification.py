@@ -86,7 +86,7 @@ def test_a_backbone_that_sees_the_classes_scores_1_and_a_blind_one_does_not(tmp_
     ]  # fmt: skip
     assert outcome.metrics["top-1"] == outcome.metrics["top-1/mean/lr=1"] == 1
     assert outcome.metrics["top-1/mean/lr=0.01"] < 1
-    assert (outcome.met["vectors_scored"], outcome.met["best_vector"], outcome.met["best_lr"]) == (["mean"], "mean", 1)
+    assert outcome.details == {"vectors_scored": ["mean"], "best_vector": "mean", "best_lr": 1}
     assert calls == [(35, 35), (14, 14)]  # checked, scored
     with Image.open(tmp_path / "seeing/pictures/confusion_matrix.png") as picture:
         assert min(picture.size) > 300

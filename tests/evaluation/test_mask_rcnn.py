@@ -68,7 +68,7 @@ def test_a_run_writes_detections_pictures_and_what_it_met(name, root, tmp_path):
     assert reports == [(i, 4) for i in range(1, 5)]
     assert {"box/AP", "box/AP50", "box/AP75", "mask/AP", "mask/AP50", "mask/AP75"} <= outcome.metrics.keys()
     assert all(0 <= value <= 1 for value in outcome.metrics.values()) and next(iter(outcome.metrics)) == "box/AP"
-    assert (outcome.met["steps"], outcome.met["num_val_images"], outcome.met["num_classes"]) == (4, 4, 3)
+    assert (outcome.details["steps"], outcome.met["num_val_images"], outcome.met["num_classes"]) == (4, 4, 3)
     results = json.loads((tmp_path / "detections.json").read_text())
     assert {entry["image_id"] for entry in results} <= {5, 15, 25, 35} and len(results) > 0
     assert {entry["category_id"] for entry in results} <= {3, 7, 44}
@@ -121,7 +121,7 @@ def test_a_fine_tune_killed_half_way_goes_on(root, tmp_path, monkeypatch):
     again = run(
         small_vit("class token"), root, dataclasses.replace(protocol, max_boxes=3), Context(tmp_path / "broken")
     )
-    assert again.met == resumed.met
+    assert (again.met, again.details) == (resumed.met, resumed.details)
     with pytest.raises(ValueError, match=r"holds a head that was trained otherwise[\s\S]*protocol.lr: 0.001 -> 0.002"):
         run(small_vit("class token"), root, dataclasses.replace(protocol, lr=2e-3), Context(tmp_path / "broken"))
 

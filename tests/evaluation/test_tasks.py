@@ -73,7 +73,7 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
         backbone = small_vit("class token") if name in FINE_TUNED else ColorBackbone()
     result = run_task(name, backbone, root, SMALL[name], Context(out, model="colours"))
     written = json.loads((out / "result.json").read_text())
-    assert list(written) == ["task", "protocol", "metrics", "model", "data", "seconds", "versions", "notes"]
+    assert list(written) == ["task", "protocol", "metrics", "model", "data", "seconds", "versions", "details", "notes"]
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))
     assert (written["task"], written["model"], written["data"]) == (name, "colours", str(root))
     settings = dataclasses.asdict(SMALL[name])

@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import UInt8
 
 from selfpatch.data.image_folder import ENDINGS
+from selfpatch.evaluation.datasets.coco import VAL, CocoSplit
 from selfpatch.evaluation.datasets.labelled_images import files_by_stem, listed, read_name_list, read_named, spread
 from selfpatch.evaluation.datasets.readable import check_readable
 from selfpatch.evaluation.task import Report, no_report
 
 LAYOUTS = """
   JPEGImages/NAME.jpg  Annotations/NAME.xml  ImageSets/Main/SPLIT.txt   (Pascal VOC, or a folder that holds VOC2007 ...)
+  SPLIT/NAME.jpg       annotations/instances_SPLIT.json                 (COCO)
   images/NAME.jpg      annotations/NAME.xml                             (with VOC's kind of XML)"""
 LISTS = Path("ImageSets") / "Main"
 VOC_SPLIT = "trainval"
@@ -25,7 +27,11 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; t
 
 def recognises(root: Path) -> bool:
     """Whether there are images and files of boxes where a layout has them."""
-    return bool(voc_folders(root)) or ((root / "images").is_dir() and any((root / "annotations").glob("*.xml")))
+    return (
+        bool(voc_folders(root))
+        or is_coco(root)
+        or ((root / "images").is_dir() and any((root / "annotations").glob("*.xml")))
+    )
 
 
 class BoxImage(NamedTuple):
@@ -37,11 +43,12 @@ class BoxImage(NamedTuple):
 class BoxFolder:
     """The images of one split that have objects to be found, with their boxes.
 
-    All objects count, or with skip_hard those that are called neither difficult nor truncated. Pixels are counted from
-    1 in VOC's XML, and the last one is inside.
+    Of VOC's XML all objects count, or with skip_hard those that are called neither difficult nor truncated; its pixels
+    are counted from 1, and the last one is inside. Of COCO crowds do not count, and boxes are rounded to whole pixels.
 
     Args:
-        split: the name of a list in ImageSets/Main; None: trainval. The plain layout has no splits.
+        split: the name of a list in ImageSets/Main, None: trainval; or of COCO's folder, None: val2017. The plain
+            layout has no splits.
         max_images: at most so many, spread evenly over the names; only these are checked.
 
     Raises:
@@ -59,13 +66,16 @@ class BoxFolder:
         max_images: int | None = None,
         report: Report = no_report,
     ):
-        self.layout, pairs = find_pairs(root, split)
-        pairs = spread(pairs, max_images)
-        sizes = check_readable(root, [image for image, _ in pairs], report)
-        items = [
-            BoxImage(image, size, read_boxes(annotation, size, skip_hard=skip_hard))
-            for (image, annotation), size in zip(pairs, sizes, strict=True)
-        ]
+        if is_coco(root):
+            self.layout, items = coco_images(root, split, skip_hard=skip_hard, max_images=max_images)
+        else:
+            self.layout, pairs = find_pairs(root, split)
+            pairs = spread(pairs, max_images)
+            sizes = check_readable(root, [image for image, _ in pairs], report)
+            items = [
+                BoxImage(image, size, read_boxes(annotation, size, skip_hard=skip_hard))
+                for (image, annotation), size in zip(pairs, sizes, strict=True)
+            ]
         self.images = [item for item in items if item.boxes]
         self.num_left_out = len(items) - len(self.images)
         if not self.images:
@@ -86,6 +96,28 @@ class BoxFolder:
 
     def read_image(self, item: BoxImage) -> UInt8[np.ndarray, "H W 3"]:
         return read_named(item.path)
+
+
+def is_coco(root: Path) -> bool:
+    return any((root / "annotations").glob("instances_*.json"))
+
+
+def coco_images(
+    root: Path, split: str | None, *, skip_hard: bool, max_images: int | None
+) -> tuple[str, list[BoxImage]]:
+    """How the layout is called, and the images of the split, those without objects too."""
+    if skip_hard:
+        raise ValueError("skip-hard goes by what Pascal VOC says of its objects, which COCO does not; leave it out")
+    name = split or VAL
+    images = [
+        BoxImage(
+            image.path,
+            image.size,
+            tuple(tuple(float(round(side)) for side in item.box) for item in image.instances if not item.is_crowd),
+        )
+        for image in CocoSplit(root, name, needs_masks=False, max_images=max_images).images
+    ]
+    return f"COCO, {name}", images
 
 
 def find_pairs(root: Path, split: str | None) -> tuple[str, list[tuple[Path, Path]]]:

@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import numpy as np
@@ -6,6 +7,7 @@ from PIL import Image
 
 from selfpatch.evaluation.datasets.box_folder import BoxFolder
 from tests.evaluation.boxed_scenes import OBJECT, annotation, write_plain, write_voc
+from tests.evaluation.coco_scenes import write_coco
 
 
 def test_reads_vocs_layout(tmp_path):
@@ -54,6 +56,27 @@ def test_what_other_tools_write(tmp_path):
     text = annotation([(0, 0, 8, 8)], (0, 0)).replace(">8<", ">8.7<").replace("<difficult>0</difficult>", "")
     (root / "annotations/000000.xml").write_text(text)
     assert BoxFolder(root).images[0].boxes == ((0, 0, 8, 8),)
+
+
+def test_reads_coco(tmp_path):
+    root = write_coco(tmp_path / "coco")
+    file = root / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        entry["bbox"] = [side + 0.3 for side in entry["bbox"]]  # right and bottom: 0.6 beyond
+        entry.pop("segmentation")
+    file.write_text(json.dumps(content))
+    data = BoxFolder(root)
+    # The last of four images has nothing on it, and the first one has a crowd.
+    assert (len(data.images), data.num_left_out, data.layout) == (3, 1, "COCO, val2017")
+    of_first = [e["bbox"] for e in content["annotations"] if e["image_id"] == 5 and not e["iscrowd"]]
+    expected = [tuple(round(side) for side in (x, y, x + w, y + h)) for x, y, w, h in of_first]
+    assert list(data.images[0].boxes) == expected
+    assert len(BoxFolder(root, split="train2017").images) == 4
+    with pytest.raises(ValueError, match="train2014 and .*instances_train2014.json not found; .*COCO comes from"):
+        BoxFolder(root, split="train2014")
+    with pytest.raises(ValueError, match="skip-hard goes by what Pascal VOC says of its objects, which COCO does not"):
+        BoxFolder(root, skip_hard=True)
 
 
 def rewrite(text: str):
