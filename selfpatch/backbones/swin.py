@@ -93,6 +93,10 @@ class Swin(nn.Module):
         """Stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""
         set_drop_path([block for layer in self.model.layers for block in layer.blocks], rate)
 
+    def remove_final_norm(self) -> None:
+        """For who reads stages only: no parameter is left without a gradient, which distributed training refuses."""
+        self.model.norm = nn.Identity()
+
     def set_image_size(self, image_size: tuple[int, int]) -> None:
         """Nothing to do: its positions are relative, within a window."""
 

@@ -106,6 +106,30 @@ class ViT(nn.Module):
         """Stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""
         set_drop_path(list(self.model.blocks), rate)
 
+    def set_num_heads(self, num_heads: int) -> None:
+        """Cut queries, keys and values into another number of heads than they were trained in.
+
+        Raises:
+            ValueError: the width is no multiple of it, or position embeddings are made for the width of a head (RoPE).
+        """
+        if self.embed_dim % num_heads:
+            raise ValueError(
+                f"a width of {self.embed_dim} cannot be cut into {num_heads} attention heads; choose a divisor"
+            )
+        if not isinstance(self.model, VisionTransformer):
+            raise ValueError(
+                f"the position embeddings of {self.architecture.name} are made for its own {self.num_heads} attention "
+                "heads; only transformers as DINO trained them can be cut into others"
+            )
+        self.num_heads = num_heads
+        for block in self.model.blocks:
+            block.attn.num_heads, block.attn.head_dim = num_heads, self.embed_dim // num_heads
+            block.attn.scale = block.attn.head_dim**-0.5
+
+    def remove_final_norm(self) -> None:
+        """For who reads stages only: no parameter is left without a gradient, which distributed training refuses."""
+        self.model.norm = nn.Identity()
+
     def set_image_size(self, image_size: tuple[int, int]) -> None:
         """Resample a learned position embedding for good, to the grid of images of (rows, columns) in pixels.
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfpatch.evaluation.datasets import davis, segmentation
+from selfpatch.evaluation.datasets import box_folder, class_folder, davis, segmentation
 from selfpatch.evaluation.feature_cache import CachedBackbone
 from selfpatch.evaluation.features import StagedBackbone
 from selfpatch.evaluation.protocols import TASKS
@@ -17,7 +17,11 @@ from selfpatch.metric_logger import say
 FITS: dict[str, Callable[[Path], bool]] = {
     "in-context-segmentation": segmentation.recognises,
     "linear-segmentation": segmentation.recognises,
+    "overclustering": segmentation.recognises,
     "video-segmentation": davis.recognises,
+    "object-discovery": box_folder.recognises,
+    "knn-classification": class_folder.recognises,
+    "linear-classification": class_folder.recognises,
 }
 
 RunTask = Callable[[str, Any, Path, Any, Context], Result]
@@ -59,7 +63,7 @@ def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Cont
     if not metrics:
         raise ValueError("\n".join(refused))
     say(f"features: {cached.num_encoded} times encoded, {cached.num_found} times found in {folder}")
-    return Outcome(metrics, {"protocol_of": protocols, "notes": refused})
+    return Outcome(metrics, {"notes": refused}, {"protocol_of": protocols})
 
 
 def find_tasks(root: Path, wanted: tuple[str, ...]) -> list[Planned]:

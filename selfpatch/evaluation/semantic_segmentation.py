@@ -140,8 +140,8 @@ def run(
     scores = score(segmenter, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
-    met = {"stages": segmenter.stages, "num_parameters": sum(p.numel() for p in segmenter.parameters())}
-    return Outcome(scores.metrics, data.facts() | met)
+    details = {"stages": segmenter.stages, "num_parameters": sum(p.numel() for p in segmenter.parameters())}
+    return Outcome(scores.metrics, data.facts(), details)
 
 
 def train(

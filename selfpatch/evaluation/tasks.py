@@ -8,7 +8,12 @@ from typing import Any
 from selfpatch.evaluation import (
     all_frozen,
     in_context_segmentation,
+    knn_classification,
+    linear_classification,
     linear_segmentation,
+    mask_rcnn,
+    object_discovery,
+    overclustering,
     semantic_segmentation,
     video_segmentation,
 )
@@ -21,7 +26,12 @@ from selfpatch.versions import versions
 # (backbone, folder of data, protocol, context) -> outcome
 RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
     "in-context-segmentation": in_context_segmentation.run,
+    "knn-classification": knn_classification.run,
+    "linear-classification": linear_classification.run,
     "linear-segmentation": linear_segmentation.run,
+    "mask-rcnn": mask_rcnn.run,
+    "object-discovery": object_discovery.run,
+    "overclustering": overclustering.run,
     "semantic-fpn": semantic_segmentation.run_semantic_fpn,
     "upernet": semantic_segmentation.run_upernet,
     "video-segmentation": video_segmentation.run,
@@ -39,17 +49,20 @@ def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Conte
         ValueError: the data are not complete and consistent, or do not fit the model or the protocol.
     """
     start = time.monotonic()
+    settings = to_dict(protocol)
     outcome = RUN[task](backbone, data, protocol, context)
     # Not with the protocol: what is said of the data does not make it another one.
     met = {name: value for name, value in outcome.met.items() if name != "notes"}
+    assert not met.keys() & settings.keys(), "a fact of the data would hide a setting of the same name"
     result = Result(
         task=task,
-        protocol={"name": protocol_name(task, protocol)} | to_dict(protocol) | met,
+        protocol={"name": protocol_name(task, protocol)} | settings | met,
         metrics=outcome.metrics,
         model=context.model,
         data=str(data),
         seconds=time.monotonic() - start,
         versions=versions(),
+        details=outcome.details,
         notes=[*getattr(backbone, "notes", ()), *outcome.met.get("notes", ())],
     )
     result.write(context.out / "result.json")

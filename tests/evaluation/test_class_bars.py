@@ -23,6 +23,16 @@ def test_bars_are_as_long_as_their_numbers(tmp_path):
     assert bar / (bar + track) == pytest.approx(0.5, abs=0.02)
 
 
+def test_bars_of_another_score(tmp_path):
+    metrics = {"box/AP": 0.5, "box/AP50": 1.0, "box/AP/full": 1.0, "box/AP/none": 0.0, "mask/AP/other": 1.0}
+    path = write_class_bars(metrics, tmp_path, score="box/AP", mean="box/AP", file="class_box_ap.png")
+    assert path.name == "class_box_ap.png"
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    bar, track = ((pixels == colour).all(axis=-1).sum() for colour in ((78, 121, 167), (238, 238, 238)))
+    assert bar / (bar + track) == pytest.approx(0.5, abs=0.02)
+
+
 def test_long_names_are_cut():
     assert shortened("wall") == "wall"
     assert shortened("a" * 30) == "a" * 23 + "…"

@@ -5,7 +5,11 @@ import pytest
 
 from selfpatch.evaluation.protocols import TASKS, protocol_name
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
+from selfpatch.evaluation.protocols.knn_classification import KnnClassification
+from selfpatch.evaluation.protocols.linear_classification import LinearClassification
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
+from selfpatch.evaluation.protocols.overclustering import Overclustering
 from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
 from selfpatch.evaluation.protocols.upernet import UPerNet
 
@@ -81,6 +85,28 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
         (UPerNet, {"auxiliary_level": 4}, "auxiliary-level is 4; there are levels 0 to 3"),
         (UPerNet, {"batch_size": 1}, "batch-size is 1, but batch norm of a map pooled to one place needs two images"),
         (LinearSegmentation, {"steps": 100}, "warmup-steps is 1500 with steps 100; make it shorter than the training"),
+        (
+            KnnClassification,
+            {"image_size": 300},
+            "resize-size is 256, less than image-size 300, which is cut out of it",
+        ),
+        (KnnClassification, {"num_neighbours": (5, 0)}, r"num-neighbours is \(5, 0\); give one number at least, all"),
+        (KnnClassification, {"num_neighbours": (5, 5)}, r"num-neighbours is \(5, 5\); give each number once"),
+        (LinearClassification, {"lrs": ()}, "lrs is empty; give one at least"),
+        (LinearClassification, {"lrs": (0.1, 0.0)}, r"lrs is \(0.1, 0.0\); all must be above 0"),
+        (LinearClassification, {"vectors": ("mean", "mean")}, r"vectors is \('mean', 'mean'\); give each once"),
+        (
+            LinearClassification,
+            {"crop_scale": (0.5, 1.5)},
+            r"crop-scale is \(0.5, 1.5\); 0 < low <= high <= 1 is needed",
+        ),
+        (LinearClassification, {"momentum": 1.0}, r"momentum is 1.0; it must be in \[0, 1\)"),
+        (ObjectDiscovery, {"num_candidates": 0}, "num-candidates is 0; it must be above 0"),
+        (ObjectDiscovery, {"min_iou": 0.0}, r"min-iou is 0.0; it must be in \(0, 1\]"),
+        (Overclustering, {"num_seeds": 0}, "num-seeds is 0; it must be above 0"),
+        (Overclustering, {"num_clusters": ()}, "num-clusters is empty; give one K at least, or classes"),
+        (Overclustering, {"num_clusters": (5, 5)}, r"num-clusters is \(5, 5\); give each K once"),
+        (Overclustering, {"num_clusters": ("classes", 1)}, r"num-clusters is \('classes', 1\); two clusters are the"),
     ],
 )
 def test_ranges(protocol, settings, message):

@@ -82,7 +82,7 @@ def test_it_learns_what_colours_say(tmp_path, task):
     protocol = tiny(steps=60, lr=3e-3, distort_colors=False, scale=(1.0, 1.0))
     outcome = run(tiny_vit(), root, protocol, Context(tmp_path / "out"))
     assert outcome.metrics["mIoU"] > 0.8 and outcome.metrics["aAcc"] > 0.9
-    assert outcome.met["num_train_images"] == 24 and outcome.met["stages"] == [0, 0, 1, 1]
+    assert outcome.met["num_train_images"] == 24 and outcome.details["stages"] == [0, 0, 1, 1]
     assert {path.name for path in (tmp_path / "out/pictures").iterdir()} == {"predictions_1.png", "class_iou.png"}
 
 
