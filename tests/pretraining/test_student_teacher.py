@@ -53,7 +53,8 @@ def test_an_accumulated_batch_is_the_same_step():
     torch.testing.assert_close(metrics_of_parts["loss"], metrics["loss"], rtol=1e-5, atol=1e-6)
     for (name, a), b in zip(whole.state_dict().items(), parts.state_dict().values(), strict=True):
         if not name.endswith(("attn.k.bias", "qkv.bias")):  # keys' biases have rounding noise for a gradient
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            # Adam's first step is lr * sign(gradient) but for tiny gradients, whose rounding shows.
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}")
 
 
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
