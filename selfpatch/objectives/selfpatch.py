@@ -35,7 +35,7 @@ class SelfPatch(Objective):
         super().__init__()
         self.config = config
         self.weight = config.weight
-        self.teacher_crops = config.crops
+        self.teacher_crops = self.student_crops = config.crops
         self.head = ProjectionHead(dim, config.head)
         self.teacher_head = without_gradient(copy.deepcopy(self.head))
         self.distillation = SelfDistillation(

@@ -30,7 +30,9 @@ class StudentTeacher(nn.Module):
         self.student = encoder
         self.teacher = without_gradient(copy.deepcopy(encoder))
         self.objectives = nn.ModuleDict(objectives)
+        # Nothing is encoded that no term reads.
         self._teacher_sees_local = any(term.teacher_crops == "all" for term in objectives.values())
+        self._student_sees_local = any(term.student_crops == "all" for term in objectives.values())
         disable_stochastic_depth(self.teacher)
 
     def forward(
@@ -42,7 +44,7 @@ class StudentTeacher(nn.Module):
         """The weighted sum of the terms, and all signals named "term/signal". Crops are normalised images."""
         with torch.no_grad():
             teacher = encode(self.teacher, global_crops, local_crops if self._teacher_sees_local else None)
-        student = encode(self.student, global_crops, local_crops)
+        student = encode(self.student, global_crops, local_crops if self._student_sees_local else None)
         metrics = {}
         loss = torch.zeros((), device=global_crops.device)
         for name, term in self.terms.items():
