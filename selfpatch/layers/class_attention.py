@@ -55,8 +55,8 @@ class ClassAttention(nn.Module):
     def _scores(self, q: Float[Tensor, "#B h 1 d"], patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B h 1 N"]:
         """Of one query with every patch.
 
-        q . (K x + b) = (transpose(K) q) . x + q . b. With the key matrix taken into the query a patch costs h D products
-        instead of D^2, and no keys are held.
+        q . (K x + b) = (transpose(K) q) . x + q . b. With the key matrix taken into the query a patch costs h D
+        products instead of D^2, and no keys are held.
         """
         matrix, bias = (part.unflatten(0, (self.num_heads, -1)) for part in (self.k.weight, self.k.bias))
         absorbed = torch.einsum("bhqd,hdc->bhc", q, matrix)
@@ -68,8 +68,8 @@ class ClassAttention(nn.Module):
     ) -> Float[Tensor, "B h 1 d"]:
         """The weighted sum of all patches' values.
 
-        sum of w (V x + b) = V (sum of w x) + b (sum of w). With the value matrix after the sum it is applied once a head
-        instead of once a patch, and no values are held.
+        sum of w (V x + b) = V (sum of w x) + b (sum of w). With the value matrix after the sum it is applied once a
+        head instead of once a patch, and no values are held.
         """
         matrix, bias = (part.unflatten(0, (self.num_heads, -1)) for part in (self.v.weight, self.v.bias))
         mean_tokens = weights.squeeze(2) @ patch_tokens  # [B, h, D]
