@@ -81,6 +81,7 @@ class StudentTeacher(nn.Module):
         A backbone without a norm of its own takes the aggregator's, which its patch tokens go through in training.
         """
         backbone = copy.deepcopy(self.teacher.backbone).eval()
+        backbone.compile_blocks(None)  # images of all sizes will come
         aggregator = self.teacher.aggregator
         if isinstance(backbone.model.norm, nn.Identity) and isinstance(aggregator, Aggregator):
             backbone.model.norm = copy.deepcopy(aggregator.norm)
