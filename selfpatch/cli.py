@@ -104,6 +104,20 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Put results of several models and tasks into one table, a row a model; two protocols never share a column."""
+
+    # result.json files, or folders that have some below them
+    results: Annotated[Positional[tuple[Path, ...]], arg(metavar="RESULT")]
+    # which numbers are shown; none: the headline of every task; "all": every one
+    metrics: tuple[str, ...] = ()
+    # give each protocol of a task its own columns, instead of refusing the second
+    split_protocols: bool = False
+    # a file to write the table to: .md or .csv
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
 class Demo:
     """Make up scenes, train a tiny vision transformer on them for a few CPU minutes, and show what it learned."""
 
@@ -175,8 +189,13 @@ def evaluate(arguments: list[str]) -> int:
     given = _parse(Evaluate, arguments, "evaluate")
 
     from selfpatch.commands.evaluate import evaluate
+    from selfpatch.evaluation.head_training import StoppedError
 
-    evaluate(**{name: value for name, value in vars(given).items() if name != "preset"})
+    try:
+        evaluate(**{name: value for name, value in vars(given).items() if name != "preset"})
+    except StoppedError as stopped:
+        print(stopped)
+        return 128 + stopped.number
     return 0
 
 
@@ -216,6 +235,15 @@ def check(arguments: list[str]) -> int:
     return 0
 
 
+def compare(arguments: list[str]) -> int:
+    given = _parse(Compare, arguments, "compare")
+
+    from selfpatch.commands.compare import compare
+
+    compare(**vars(given))
+    return 0
+
+
 def demo(arguments: list[str]) -> int:
     given = _parse(Demo, arguments, "demo")
 
@@ -230,6 +258,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "check": (check, "read every image of a folder and say what training would meet"),
     "pretrain": (pretrain, "train on a folder of unlabeled images"),
     "evaluate": (evaluate, "score the patches of a model on labelled images"),
+    "compare": (compare, "put results of several models and tasks into one table"),
     "visualize": (visualize, "draw what the patches of a model see"),
     "embed": (embed, "write the vectors that a model makes of images"),
     "export": (export, "write a model as a file that timm loads"),

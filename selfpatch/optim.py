@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from selfpatch.distributed import any_rank
+
 
 def parameter_groups(module: nn.Module) -> list[dict]:
     """Two groups: weight decay on matrices and larger; none on biases and 1-D tensors. As DINO's get_params_groups.
@@ -41,6 +43,33 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norms: Float[Tensor, " P"
         norms = norms.norm().expand_as(norms)
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], list(factors.unbind()))
+
+
+def optimizer_step(
+    optimizer: torch.optim.Optimizer,
+    loss: Float[Tensor, ""],
+    *,
+    max_norm: float,
+    by: str = "global",
+    frozen: Iterable[nn.Parameter] = (),
+) -> bool:
+    """Clip the gradients that are there, step, and forget them; False, and no change, if the step was skipped.
+
+    A step whose loss or gradient is not finite on any rank is skipped on all of them. Gradients of `frozen` parameters
+    count when clipping and are then dropped.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norms = gradient_norms(parameters)
+    finite = bool(torch.isfinite(norms).all() & torch.isfinite(loss))
+    if any_rank(not finite, loss.device):
+        optimizer.zero_grad(set_to_none=True)
+        return False
+    clip_gradients(parameters, norms, max_norm=max_norm, by=by)
+    for parameter in frozen:
+        parameter.grad = None
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return True
 
 
 @torch.no_grad()

@@ -61,6 +61,8 @@ def evaluate(
         context = Context(Path(out), found_device, report)
         result = run_task(task, backbone, Path(data), protocol, context, model=str(model))
     console.print(table(result))
+    for note in result.notes[len(backbone.notes) :]:  # those of the model have been printed
+        console.print(note, highlight=False, markup=False)
     console.print(f"{Path(out) / 'result.json'}  {Path(out) / 'pictures'}", highlight=False, soft_wrap=True)
     return result
 

@@ -21,14 +21,14 @@ from selfpatch.data.plan import Plan
 from selfpatch.export import export_timm
 from selfpatch.metric_logger import MetricLogger, TrainingProgress, say
 from selfpatch.objectives.selfpatch import neighbourhood
-from selfpatch.pretraining.loop import Every, train
 from selfpatch.pretraining.run_folder import RunFolder
-from selfpatch.pretraining.stop_signal import StopSignal
 from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
-from selfpatch.pretraining.update import build_optimizer, build_schedules
+from selfpatch.pretraining.update import Pretraining, build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
 from selfpatch.recipes.derive import Derived, Facts, derive
 from selfpatch.settings_file import with_settings
+from selfpatch.training.loop import Every, train
+from selfpatch.training.stop_signal import StopSignal
 from selfpatch.versions import installed_version
 
 
@@ -104,12 +104,23 @@ def pretrain(
             say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
 
         # 4. Train.
-        def save(student_teacher: StudentTeacher, step: int) -> dict[str, float]:
+        trainee = Pretraining(
+            student_teacher,
+            optimizer,
+            config,
+            schedules=schedules,
+            steps_per_epoch=plan.steps_per_epoch,
+            device=device,
+            note_bad_images=lambda bad: refuse_bad_images(run.note_bad_images(bad), len(folder), config, run),
+            files_of_step=lambda step: [folder.path(int(i)) for i in plan.indices(step)],
+        )
+
+        def save(step: int) -> dict[str, float]:
             run.save(step, student_teacher, optimizer, folder, config)
-            write_backbone(student_teacher, step)
+            write_backbone(step)
             return {}
 
-        def write_backbone(student_teacher: StudentTeacher, step: int) -> str:
+        def write_backbone(step: int) -> str:
             metadata = {"recipe": config.recipe, "step": str(step)}
             return export_timm(student_teacher.deployed_backbone(), run.backbone_file, metadata=metadata)
 
@@ -129,20 +140,17 @@ def pretrain(
                     pin_memory=device.type == "cuda",
                 )
                 steps_done = train(
-                    student_teacher,
-                    optimizer,
+                    trainee,
                     batches,
-                    config,
-                    schedules=schedules,
                     first_step=first_step,
                     num_steps=num_steps,
-                    steps_per_epoch=plan.steps_per_epoch,
+                    seed=config.seed,
+                    log_every=config.run.log_every,
+                    max_skipped=config.run.max_skipped,
                     device=device,
                     logger=logger,
                     progress=progress,
-                    callbacks=[*watch.callbacks(), Every(save_every, save, at_stop=True)],
-                    note_bad_images=lambda bad: refuse_bad_images(run.note_bad_images(bad), len(folder), config, run),
-                    files_of_step=lambda step: [folder.path(int(i)) for i in plan.indices(step)],
+                    callbacks=[*watch.callbacks(student_teacher), Every(save_every, save, at_stop=True)],
                     should_stop=lambda done: signal.received is not None or done == config.run.stop_after_steps,
                 )
         result = PretrainResult(
@@ -151,7 +159,7 @@ def pretrain(
             num_steps=num_steps,
             scores=watch.scores(),
             backbone_file=run.backbone_file,
-            load_line=write_backbone(student_teacher, steps_done),
+            load_line=write_backbone(steps_done),
             stopped_by=signal.received,
         )
     if result.stopped_by:

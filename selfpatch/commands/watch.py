@@ -1,19 +1,20 @@
 """What is looked at while a run trains: scores of the teacher's patches, pictures, curves."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.data.image_folder import ImageFolder, read_spread
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.in_context_segmentation import InContextEvaluator
 from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.metric_logger import TrainingProgress, read_metrics
-from selfpatch.pretraining.loop import Every
 from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.training.loop import Every
 from selfpatch.visualization.curves import draw_curves
 from selfpatch.visualization.pictures import visualize
 
@@ -47,7 +48,7 @@ class Watch:
             )
         self._evaluator = None
         if settings.data is not None:
-            self._data = SegmentationFolder(settings.data, max_images=settings.max_images)
+            self._data = read_segmentation(settings.data, max_images=settings.max_images)
             protocol = InContextSegmentation(
                 image_size=self._image_size,
                 resize="keep_aspect",
@@ -57,10 +58,10 @@ class Watch:
             )
             self._evaluator = InContextEvaluator(self._data, protocol, patch_size=patch_size)
 
-    def callbacks(self) -> Iterator[Every]:
+    def callbacks(self, student_teacher: StudentTeacher) -> Iterator[Every]:
         if self._evaluator is not None:
-            yield Every(self._every, self.score, at_start=True)
-        yield Every(self._every, self.picture, at_start=True)
+            yield Every(self._every, partial(self.score, student_teacher), at_start=True)
+        yield Every(self._every, partial(self.picture, student_teacher), at_start=True)
 
     def score(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
         """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions."""

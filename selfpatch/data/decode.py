@@ -16,6 +16,8 @@ MAX_PIXELS = 178_956_970
 # No image of MAX_PIXELS needs more: four channels of 16 bits, uncompressed.
 MAX_BYTES = 8 * MAX_PIXELS
 
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
+
 _EXIF_ORIENTATION = 0x0112
 
 
@@ -48,6 +50,27 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
         raise UnreadableImage(f"{format_} with a damaged header or an unusual kind of pixels") from error
     except Exception as error:  # decoders raise nearly anything at damaged bytes, from SyntaxError to struct.error
         raise UnreadableImage(f"damaged {format_} ({_first_line(error)})") from error
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(rows, columns) of what `read_image` gives, from the header alone: damaged pixels go unnoticed.
+
+    Raises:
+        UnreadableImage: there is no such header.
+    """
+    try:
+        # Before it is opened: opening a named pipe would wait for ever.
+        if not path.is_file():
+            raise UnreadableImage("not a regular file" if path.exists() else "no such file")
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            _check_size(image.height, image.width)
+            # Of a TIFF, Pillow gives the size that it will have when it is turned.
+            lies = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)
+            return (image.width, image.height) if lies else (image.height, image.width)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # as many kinds as for damaged pixels
+        raise UnreadableImage(f"no header of a {', '.join(FORMATS)} file ({_first_line(error)})") from error
 
 
 def _read_regular_file(path: Path) -> bytes:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from selfpatch.evaluation.datasets.segmentation_folder import LabelledImage, SegmentationFolder
+from selfpatch.evaluation.datasets.labelled_images import LabelledImage
+from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.features import (
     Backbone,
     Cached,
@@ -32,7 +33,7 @@ MAX_CHUNK = 2**26  # numbers that the nearest-patch search holds at once: 256 Mi
 
 
 def run(backbone: Backbone, root: Path, protocol: InContextSegmentation, context: Context) -> Outcome:
-    data = SegmentationFolder(root, max_images=protocol.max_images)
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     evaluator = InContextEvaluator(data, protocol, patch_size=backbone.patch_size)
     scores = evaluator(backbone, device=context.device, report=context.report)
     write_prediction_sheets(scores.predictions, data, context.pictures)
@@ -61,7 +62,7 @@ class InContextEvaluator:
     neighbours are exact; scored at the original size of the masks.
     """
 
-    def __init__(self, data: SegmentationFolder, protocol: InContextSegmentation, *, patch_size: tuple[int, int]):
+    def __init__(self, data: SegmentationData, protocol: InContextSegmentation, *, patch_size: tuple[int, int]):
         self.data, self.protocol, self.patch_size = data, protocol, patch_size
         per_image = protocol.memory_size // len(data.train)
         if per_image == 0:

@@ -1,7 +1,7 @@
 """Segmentation by one linear layer on frozen patch tokens: how far apart the classes are without any help."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from selfpatch.data.plan import Plan, sample_rng
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.data.plan import sample_rng
+from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
+from selfpatch.evaluation.feature_cache import uncached
 from selfpatch.evaluation.features import (
     Backbone,
     Cached,
@@ -22,20 +23,27 @@ from selfpatch.evaluation.features import (
     read_ahead,
     resize_image,
 )
-from selfpatch.evaluation.metrics import IGNORED
+from selfpatch.evaluation.head_training import identity_of, seeded, train_head
+from selfpatch.evaluation.leopart_segmentation import evaluate_leopart
+from selfpatch.evaluation.metrics import IGNORED, mean_cross_entropy
 from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
-from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.evaluation.protocols.linear_segmentation import LeopartSegmentation, LinearSegmentation
 from selfpatch.evaluation.segmentation_scores import Scorer, SegmentationScores
 from selfpatch.evaluation.sliding_window import sliding_window
-from selfpatch.evaluation.task import Context, Outcome, Report, no_report
+from selfpatch.evaluation.task import Context, Outcome
 from selfpatch.evaluation.training_crops import distort_colors, random_crop, short_side_size
+
+Sample = tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]  # image and mask
 
 WARMUP_START = 1e-6  # share of the learning rate at step 0, of both protocols
 
 
-def run(backbone: Backbone, root: Path, protocol: LinearSegmentation, context: Context) -> Outcome:
-    data = SegmentationFolder(root, max_images=protocol.max_images)
-    scores = evaluate_linear_segmentation(backbone, data, protocol, device=context.device, report=context.report)
+def run(
+    backbone: Backbone, root: Path, protocol: LinearSegmentation | LeopartSegmentation, context: Context
+) -> Outcome:
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
+    evaluate = evaluate_leopart if isinstance(protocol, LeopartSegmentation) else evaluate_linear_segmentation
+    scores = evaluate(backbone, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     return Outcome(scores.metrics, data.facts())
 
@@ -56,21 +64,16 @@ class LinearHead(nn.Module):
 
 
 def evaluate_linear_segmentation(
-    backbone: Backbone,
-    data: SegmentationFolder,
-    protocol: LinearSegmentation,
-    *,
-    device: torch.device | str = "cpu",
-    report: Report = no_report,
+    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: Context
 ) -> SegmentationScores:
     """Train the layer on the training images, score it on the validation images at their own size.
 
     Source: facebookresearch/dinov3 eval/segmentation; facebookresearch/dinov2 for its preset.
     """
-    device = torch.device(device)
+    device = context.device
     window = fit_to_patches(protocol.image_size, backbone.patch_size)
     with evaluating(backbone):
-        head = train_head(backbone, data, protocol, device=device, report=report)
+        head = train_layer(backbone, data, protocol, context)
 
         @torch.no_grad()
         def predict(windows: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B C h w"]:
@@ -87,60 +90,50 @@ def evaluate_linear_segmentation(
             )
             logits = F.interpolate(logits[None], size=truth.shape, mode="bilinear")[0]
             scorer.add(item, truth, logits.argmax(dim=0))
-            report(protocol.steps + done, protocol.steps + len(data.val))
+            context.report(done, len(data.val))
     return scorer.scores()
 
 
-def train_head(
-    backbone: Backbone,
-    data: SegmentationFolder,
-    protocol: LinearSegmentation,
-    *,
-    device: torch.device,
-    report: Report,
+def train_layer(
+    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: Context
 ) -> LinearHead:
-    """The trained layer, in eval mode. Its random numbers follow from the seed; the global ones stay as they were."""
+    """The trained layer, in eval mode; call it within `evaluating`."""
     read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
     size = fit_to_patches(protocol.image_size, backbone.patch_size)
 
-    def sample(place: tuple[int, int]) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-        epoch, index = place
+    def sample(epoch: int, index: int) -> Sample:
         rng = sample_rng(protocol.seed, epoch, index)
         image, mask = read(data.train[index])
         image, mask = random_crop(image, mask, rng, protocol, size=size)
         return (distort_colors(image, rng) if protocol.distort_colors else image), mask
 
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(protocol.seed)
-        head = LinearHead(backbone.embed_dim, data.num_classes, dropout=protocol.dropout).to(device)
-        optimizer = torch.optim.AdamW(head.parameters(), weight_decay=protocol.weight_decay)
-        for step, samples in enumerate(read_ahead(sample, training_places(len(data.train), protocol))):
-            images, masks = assemble(samples, size, backbone.mean, backbone.std, device=device)
-            logits = F.interpolate(head(patch_features(backbone, images)), size=size, mode="bilinear")
-            # Not the mean that cross_entropy takes: of a batch without one scored pixel that is nan.
-            loss = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum")
-            loss = loss / (masks != IGNORED).sum().clamp(min=1)
-            optimizer.zero_grad()
-            loss.backward()
-            if protocol.clip_norm:
-                nn.utils.clip_grad_norm_(head.parameters(), protocol.clip_norm)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, protocol)
-            optimizer.step()
-            report(step + 1, protocol.steps + len(data.val))
-    return head.eval()
+    def losses(samples: list[Sample]) -> dict[str, Float[Tensor, ""]]:
+        images, masks = assemble(samples, size, backbone.mean, backbone.std, device=context.device)
+        logits = F.interpolate(head(patch_features(uncached(backbone), images)), size=size, mode="bilinear")
+        return {"segmentation": mean_cross_entropy(logits, masks)}
 
-
-def training_places(num_images: int, protocol: LinearSegmentation) -> Iterator[list[tuple[int, int]]]:
-    """(epoch, index) of the images of every step. Batches run on over the ends of epochs, so images may be few."""
-    plan = Plan(num_images, 1, protocol.seed)
-    for step in range(protocol.steps):
-        positions = range(step * protocol.batch_size, (step + 1) * protocol.batch_size)
-        yield [(plan.epoch(position), int(plan.indices(position)[0])) for position in positions]
+    with seeded(protocol.seed, context.device):
+        head = LinearHead(backbone.embed_dim, data.num_classes, dropout=protocol.dropout).to(context.device)
+    train_head(
+        head,
+        torch.optim.AdamW(head.parameters(), weight_decay=protocol.weight_decay),
+        losses,
+        sample,
+        num_samples=len(data.train),
+        batch_size=protocol.batch_size,
+        steps=protocol.steps,
+        lr=lambda step: learning_rate(step, protocol),
+        clip_norm=protocol.clip_norm,
+        seed=protocol.seed,
+        identity=identity_of("linear-segmentation", protocol, data.facts(), backbone),
+        context=context,
+        precision="float32",
+    )
+    return head
 
 
 def assemble(
-    samples: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]],
+    samples: Sequence[Sample],
     size: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],

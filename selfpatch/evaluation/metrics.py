@@ -1,9 +1,10 @@
-"""Scores of semantic segmentation, all from one confusion matrix over the pixels of a split."""
+"""Semantic segmentation: scores from one confusion matrix over the pixels of a split, and the loss beside them."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64, UInt8
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -56,3 +57,9 @@ def iou_of_pairs(counts: Float[np.ndarray, "C C"]) -> Float[np.ndarray, "C C"]:
     """IoU of every true class (rows) with every predicted class (columns); 0 where neither occurs."""
     union = counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True) - counts
     return counts / np.maximum(union, 1)
+
+
+def mean_cross_entropy(logits: Float[Tensor, "B C H W"], masks: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
+    """Over the scored pixels; 0 where a batch has none, for which torch's own mean is nan."""
+    loss = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum")
+    return loss / (masks != IGNORED).sum().clamp(min=1)

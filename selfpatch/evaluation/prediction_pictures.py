@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.features import resize_image, resize_mask
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.segmentation_scores import Prediction
@@ -50,7 +50,7 @@ def class_color(index: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def write_prediction_sheets(predictions: Sequence[Prediction], data: SegmentationFolder, out_dir: Path) -> list[Path]:
+def write_prediction_sheets(predictions: Sequence[Prediction], data: SegmentationData, out_dir: Path) -> list[Path]:
     """OUT_DIR/predictions_1.png, predictions_2.png, ...; ROWS_PER_SHEET images on each."""
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -61,7 +61,7 @@ def write_prediction_sheets(predictions: Sequence[Prediction], data: Segmentatio
     return paths
 
 
-def prediction_sheet(predictions: Sequence[Prediction], data: SegmentationFolder) -> Image.Image:
+def prediction_sheet(predictions: Sequence[Prediction], data: SegmentationData) -> Image.Image:
     font = ImageFont.load_default(FONT_SIZE)
     small_font = ImageFont.load_default(FONT_SIZE - 3)
     line = FONT_SIZE + MARGIN
@@ -98,7 +98,7 @@ def prediction_sheet(predictions: Sequence[Prediction], data: SegmentationFolder
     return sheet
 
 
-def panels(prediction: Prediction, data: SegmentationFolder) -> list[Image.Image]:
+def panels(prediction: Prediction, data: SegmentationData) -> list[Image.Image]:
     """Image, truth and prediction, of one size that fits into a panel."""
     height, width = prediction.truth.shape
     scale = min(PANEL_WIDTH / width, MAX_PANEL_HEIGHT / height)

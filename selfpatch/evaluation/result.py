@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ class Result:
         protocol: the protocol's name, its every setting, and what it met: numbers of images and classes, the split.
         metrics: shares in [0, 1]; of segmentation also each class as "IoU/NAME", left out where it does not occur.
         model, data: as the user named them.
+        notes: what should be known of the weights and of the data.
     """
 
     task: str
@@ -25,6 +26,7 @@ class Result:
     data: str
     seconds: float
     versions: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
         """Whole or not at all: a reader never sees half of it."""

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from selfpatch.evaluation.datasets.segmentation_folder import LabelledImage, SegmentationFolder, spread
+from selfpatch.evaluation.datasets.labelled_images import LabelledImage, spread
+from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.metrics import confusion_matrix, segmentation_metrics
 
 NUM_SHOWN = 8
@@ -29,7 +30,7 @@ class SegmentationScores(NamedTuple):
 class Scorer:
     """Counts pixels image by image."""
 
-    def __init__(self, data: SegmentationFolder, device: torch.device):
+    def __init__(self, data: SegmentationData, device: torch.device):
         self._data = data
         self._confusion = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=device)
         self._shown: dict[LabelledImage, Prediction | None] = dict.fromkeys(spread(data.val, NUM_SHOWN))

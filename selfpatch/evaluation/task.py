@@ -38,7 +38,8 @@ class Outcome:
 
     Args:
         metrics: name -> number; shares are in [0, 1]. The first one is the task's headline.
-        met: what the protocol met in the data, for result.json: the split, numbers of images and classes.
+        met: what the protocol met in the data, for result.json: the split, numbers of images and classes; under
+            "notes", a list of what should be known of scores on them.
     """
 
     metrics: dict[str, float]

@@ -31,14 +31,17 @@ def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Conte
     """
     start = time.monotonic()
     outcome = RUN[task](backbone, data, protocol, context)
+    # Not with the protocol: what is said of the data does not make it another one.
+    met = {name: value for name, value in outcome.met.items() if name != "notes"}
     result = Result(
         task=task,
-        protocol={"name": protocol_name(task, protocol)} | dataclasses.asdict(protocol) | outcome.met,
+        protocol={"name": protocol_name(task, protocol)} | dataclasses.asdict(protocol) | met,
         metrics=outcome.metrics,
         model=model,
         data=str(data),
         seconds=time.monotonic() - start,
         versions=versions(),
+        notes=[*getattr(backbone, "notes", ()), *outcome.met.get("notes", ())],
     )
     result.write(context.out / "result.json")
     return result

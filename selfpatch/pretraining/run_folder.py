@@ -3,12 +3,8 @@
 Where a run starts: (1) OUT's own newest valid checkpoint, (2) `--resume PATH`, (3) `--init-from WEIGHTS`, (4) scratch.
 """
 
-import fcntl
-import json
-import os
-import socket
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -18,6 +14,7 @@ from selfpatch.config import METHOD, PretrainConfig
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.settings_file import differences, read_yaml, to_dict, write_yaml
+from selfpatch.training.folder_lock import FolderLock
 
 
 class RunFolder:
@@ -31,7 +28,7 @@ class RunFolder:
         self.backbone_file = path / "backbone.safetensors"
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
-        self._lock: IO[str] | None = None
+        self._lock = FolderLock(path)
         self._bad_images: dict[str, str] = {}
 
     def check(self, config: PretrainConfig) -> None:
@@ -48,7 +45,7 @@ class RunFolder:
             )
         if self.config_file.exists():
             self.refuse_other_method(method_of(to_dict(read_yaml(self.config_file))), config, self.path)
-            self._take_lock()  # from here on nobody else writes what this run is about to read
+            self._lock.take()  # from here on nobody else writes what this run is about to read
 
     def open(self, config: PretrainConfig, *, header: str) -> None:
         """Take the folder for this process, and write config.yaml.
@@ -57,8 +54,7 @@ class RunFolder:
             ValueError: another process is running in it (its host and number are said).
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if self._lock is None:
-            self._take_lock()
+        self._lock.take()
         with checkpoint.replacing(self.config_file) as file:
             write_yaml(config, file, header=header)
         if self.bad_images_file.exists():
@@ -66,9 +62,7 @@ class RunFolder:
             self._bad_images = dict(line.split("\t", 1) for line in lines if "\t" in line)
 
     def close(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def newest_checkpoint(self, images: ImageFolder) -> tuple[Checkpoint | None, list[str]]:
         """OUT's own newest valid checkpoint, and why newer ones were passed over.
@@ -118,24 +112,6 @@ class RunFolder:
                 f"{where} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this "
                 "run, or the settings of then to go on"
             )
-
-    def _take_lock(self) -> None:
-        # Held by the kernel for as long as this process lives: a lock cannot be left behind.
-        lock = (self.path / ".lock").open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            owner: dict[str, Any] = json.loads(lock.read() or "{}")
-            lock.close()
-            raise ValueError(
-                f"{self.path} is in use by process {owner.get('pid', '?')} on {owner.get('host', 'this host')}; wait "
-                "for it, stop it, or give another folder"
-            ) from None
-        lock.truncate(0)
-        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, lock)
-        lock.flush()
-        self._lock = lock
 
 
 def method_of(values: dict[str, Any]) -> dict[str, Any]:

@@ -1,19 +1,22 @@
-"""One optimizer step: gradients of a batch, then everything that changes when the step is accepted."""
+"""One optimizer step of pretraining: views, gradients of a batch, then all that changes when the step is accepted."""
 
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from selfpatch.config import OptimConfig, TeacherConfig
-from selfpatch.distributed import any_rank
-from selfpatch.optim import clip_gradients, gradient_norms, parameter_groups, set_schedules
+from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig
+from selfpatch.data.loader import Batch
+from selfpatch.data.multi_crop import normalize
+from selfpatch.optim import optimizer_step, parameter_groups, set_schedules
 from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.schedules import Schedule, warmup_cosine
+from selfpatch.training.loop import Update, autocast_for
 
 
 class Schedules(NamedTuple):
@@ -22,6 +25,102 @@ class Schedules(NamedTuple):
     lr: Schedule
     weight_decay: Schedule
     momentum: Schedule
+
+
+class Pretraining:
+    """What the loop trains: student, teacher and terms of the loss, on batches of crops.
+
+    Args:
+        note_bad_images: told what could not be read; returns how many images have turned out unreadable so far.
+        files_of_step: names the images of a step, for the message when it diverges.
+    """
+
+    def __init__(
+        self,
+        student_teacher: StudentTeacher,
+        optimizer: torch.optim.Optimizer,
+        config: PretrainConfig,
+        *,
+        schedules: Schedules,
+        steps_per_epoch: int,
+        device: torch.device,
+        note_bad_images: Callable[[list[tuple[Path, str]]], int],
+        files_of_step: Callable[[int], list[Path]],
+    ):
+        assert config.optim.batch_size is not None  # derived by now
+        self.batch_size = config.optim.batch_size
+        self._student_teacher, self._optimizer, self._config = student_teacher, optimizer, config
+        self._schedules, self._steps_per_epoch, self._device = schedules, steps_per_epoch, device
+        self._note_bad_images, self._files_of_step = note_bad_images, files_of_step
+        self._autocast = autocast_for(config.efficiency.precision, device)
+        self._num_images = self._num_bad_images = self._num_upscaled = 0
+        self._said_upscaled = False
+
+    def train_mode(self) -> None:
+        self._student_teacher.train()
+
+    def update(self, batch: Batch, step: int) -> Update:
+        assert batch.step == step
+        self._num_bad_images = self._note_bad_images(batch.bad_images)
+        self._num_images += batch.global_crops.shape[1]
+        self._num_upscaled += batch.num_upscaled
+
+        # 1. Views: the crops of this step, normalised on the device.
+        parts = [
+            (self._views(global_crops), None if local_crops is None else self._views(local_crops))
+            for global_crops, local_crops in split(batch, self._config.optim.accumulate)
+        ]
+
+        # 2. Loss and gradients, over the parts of the batch.
+        metrics = accumulate_gradients(self._student_teacher, parts, step, self._autocast)
+
+        # 3. Clip, optimizer, teacher, centres; or nothing at all, if something is not finite on any rank.
+        accepted = apply_gradients(
+            self._student_teacher,
+            self._optimizer,
+            metrics["loss"],
+            step,
+            schedules=self._schedules,
+            optim=self._config.optim,
+        )
+        return Update(metrics, accepted)
+
+    def state(self, step: int) -> dict[str, float]:
+        return {
+            "epoch": (step + 1) / self._steps_per_epoch,
+            "lr": self._schedules.lr(step),
+            "weight_decay": self._schedules.weight_decay(step),
+            "momentum": self._schedules.momentum(step),
+            "bad_images": self._num_bad_images,
+            "upscaled_images": self._num_upscaled,
+        }
+
+    def note(self) -> str | None:
+        if not self._num_upscaled or self._said_upscaled:
+            return None
+        self._said_upscaled = True
+        return (
+            f"warning: {self._num_upscaled} of {self._num_images} images so far were smaller than a global crop "
+            f"({self._config.crops.global_size} px) and enlarged: their crops are blurred. A smaller crop "
+            "(crops.global-size) shows them as they are"
+        )
+
+    def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:
+        shown = ", ".join(map(str, self._files_of_step(step)[:4]))
+        return (
+            f"Its images begin with {shown}. A lower learning rate (optim.lr), a longer warm-up (optim.warmup-epochs) "
+            "or float32 (efficiency.precision float32) most often helps; the last checkpoint is from before"
+        )
+
+    def _views(self, crops: Tensor) -> Tensor:
+        return normalize(crops.to(self._device, non_blocking=True), self._config.crops.mean, self._config.crops.std)
+
+
+def split(batch: Batch, num_parts: int) -> list[tuple[Tensor, Tensor | None]]:
+    """The crops of `num_parts` equal parts of the images."""
+    global_parts = batch.global_crops.chunk(num_parts, dim=1)
+    local_parts = [None] * num_parts if batch.local_crops is None else batch.local_crops.chunk(num_parts, dim=1)
+    return list(zip(global_parts, local_parts, strict=True))
 
 
 def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: int, steps_per_epoch: int) -> Schedules:
@@ -76,18 +175,10 @@ def apply_gradients(
     A step whose loss or gradient is not finite on any rank is skipped on all of them: weights, teachers and centres
     stay as they were.
     """
-    parameters = [p for p in student_teacher.parameters() if p.requires_grad]
-    norms = gradient_norms(parameters)
-    finite = bool(torch.isfinite(norms).all() & torch.isfinite(loss))
-    if any_rank(not finite, loss.device):
-        optimizer.zero_grad(set_to_none=True)
+    set_schedules(optimizer, lr=schedules.lr(step), weight_decay=schedules.weight_decay(step))
+    frozen = student_teacher.frozen_parameters(step)
+    if not optimizer_step(optimizer, loss, max_norm=optim.clip_norm, by=optim.clip, frozen=frozen):
         student_teacher.discard()
         return False
-    clip_gradients(parameters, norms, max_norm=optim.clip_norm, by=optim.clip)
-    for parameter in student_teacher.frozen_parameters(step):
-        parameter.grad = None
-    set_schedules(optimizer, lr=schedules.lr(step), weight_decay=schedules.weight_decay(step))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     student_teacher.commit(schedules.momentum(step))
     return True

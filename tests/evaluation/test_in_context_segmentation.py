@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from selfpatch.evaluation import in_context_segmentation
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.features import resize_image, resize_mask
 from selfpatch.evaluation.in_context_segmentation import (
     InContextEvaluator,
@@ -21,7 +21,7 @@ from tests.reference import plain_segmentation_metrics as plain_metrics
 
 def evaluator(root, **settings) -> InContextEvaluator:
     protocol = InContextSegmentation(**{"image_size": 32, "memory_size": 10_000, "num_neighbours": 3, **settings})
-    return InContextEvaluator(SegmentationFolder(root), protocol, patch_size=(8, 8))
+    return InContextEvaluator(read_segmentation(root), protocol, patch_size=(8, 8))
 
 
 # 1. The whole against a restatement with loops.
@@ -44,7 +44,7 @@ def test_equals_a_restatement_with_loops(tmp_path):
             pixels = rng.integers(0, 256, (24, 40, 3), np.uint8)
             labels = np.where(rng.random(mask.shape) < 0.1, 0, mask + 1).astype(np.uint8)  # one in ten is not scored
             save_pair(tmp_path / f"images/{split}/{i}.png", tmp_path / f"annotations/{split}/{i}.png", labels, pixels)
-    data = SegmentationFolder(tmp_path)
+    data = read_segmentation(tmp_path)
     backbone = RandomBackbone()
     scores = evaluator(tmp_path, num_neighbours=4, temperature=0.1)(backbone)
 
@@ -202,7 +202,7 @@ def test_upsampled_argmax_with_classes_that_are_absent():
 
 def test_ignored_pixels_of_the_validation_do_not_count(tmp_path):
     root = write_ade20k(tmp_path, size=(32, 32), cell=(32, 8))
-    data = SegmentationFolder(root)
+    data = read_segmentation(root)
     for item in data.val:
         mask = data.read_mask(item) + 1
         mask[:16] = 0

@@ -1,18 +1,17 @@
 import pytest
 import torch
 
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.linear_segmentation import (
     LinearHead,
     assemble,
     evaluate_linear_segmentation,
     learning_rate,
-    train_head,
-    training_places,
+    train_layer,
 )
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
-from selfpatch.evaluation.task import no_report
+from selfpatch.evaluation.task import Context
 from tests.evaluation.labelled_scenes import COLORS, BlindBackbone, ColorBackbone, write_ade20k
 
 
@@ -32,40 +31,33 @@ def quick(**settings) -> LinearSegmentation:
 
 
 def test_colours_are_separable_and_a_blind_backbone_is_not(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path, size=(64, 96), cell=(32, 32)))
+    data = read_segmentation(write_ade20k(tmp_path, size=(64, 96), cell=(32, 32)))
     backbone = ColorBackbone()
     # Channel dropout on three channels takes whole colours away.
-    seeing = evaluate_linear_segmentation(backbone, data, quick(dropout=0.0))
+    seeing = evaluate_linear_segmentation(backbone, data, quick(dropout=0.0), Context(tmp_path / "seeing"))
     assert seeing.metrics["mIoU"] > 0.9 and seeing.metrics["aAcc"] > 0.95
     assert [shown.prediction.shape for shown in seeing.predictions] == [(64, 96)] * 3
     assert backbone.training and not backbone.frozen.training
-    blind = evaluate_linear_segmentation(BlindBackbone(), data, quick(steps=10, warmup_steps=0))
+    protocol = quick(steps=10, warmup_steps=0)
+    blind = evaluate_linear_segmentation(BlindBackbone(), data, protocol, Context(tmp_path / "blind"))
     assert blind.metrics["mIoU"] < 0.3
 
 
 def test_the_same_seed_gives_the_same_head_and_global_random_numbers_stay(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path))
+    data = read_segmentation(write_ade20k(tmp_path))
 
-    def weights(**settings):
+    def weights(out, **settings):
         protocol = quick(steps=4, warmup_steps=1, **settings)
-        return train_head(ColorBackbone(), data, protocol, device=torch.device("cpu"), report=no_report).state_dict()
+        return train_layer(ColorBackbone(), data, protocol, Context(tmp_path / out)).state_dict()
 
     torch.manual_seed(0)
     expected_next = torch.rand(3)
     torch.manual_seed(0)
-    first = weights()
+    first = weights("1")
     assert torch.equal(torch.rand(3), expected_next)
-    second, other = weights(), weights(seed=1)
+    second, other = weights("2"), weights("3", seed=1)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["linear.weight"], other["linear.weight"])
-
-
-def test_every_image_is_seen_once_an_epoch_though_batches_are_larger():
-    places = [place for batch in training_places(5, quick(steps=4, batch_size=8, warmup_steps=0)) for place in batch]
-    assert [epoch for epoch, _ in places] == [i // 5 for i in range(32)]
-    orders = [[index for e, index in places if e == epoch] for epoch in range(6)]
-    assert all(sorted(order) == list(range(5)) for order in orders)
-    assert len({tuple(order) for order in orders}) > 1
 
 
 def test_small_crops_are_filled_with_the_mean_colour_and_labels_that_do_not_count():
@@ -78,11 +70,9 @@ def test_small_crops_are_filled_with_the_mean_colour_and_labels_that_do_not_coun
 
 def test_training_survives_batches_without_a_scored_pixel(tmp_path):
     root = write_ade20k(tmp_path, num_train=1)
-    data = SegmentationFolder(root)
+    data = read_segmentation(root)
     data.read_mask = lambda item: torch.full(item.size, IGNORED, dtype=torch.uint8).numpy()
-    head = train_head(
-        ColorBackbone(), data, quick(steps=2, warmup_steps=0), device=torch.device("cpu"), report=no_report
-    )
+    head = train_layer(ColorBackbone(), data, quick(steps=2, warmup_steps=0), Context(tmp_path / "out"))
     assert head.linear.weight.isfinite().all()
 
 
@@ -105,10 +95,9 @@ def test_head_drops_whole_channels_and_starts_small():
     assert (dropped.std(dim=-1) == 0).all() and 0.4 < (dropped[..., 0] == 0).float().mean() < 0.6
 
 
-def test_progress_counts_steps_and_then_images(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path))
+def test_progress_counts_images(tmp_path):
     calls = []
-    evaluate_linear_segmentation(
-        ColorBackbone(), data, quick(steps=2, warmup_steps=0), report=lambda *call: calls.append(call)
-    )
-    assert calls == [(i, 5) for i in range(1, 6)]
+    context = Context(tmp_path / "out", report=lambda *call: calls.append(call))
+    data = read_segmentation(write_ade20k(tmp_path / "data"))
+    evaluate_linear_segmentation(ColorBackbone(), data, quick(steps=2, warmup_steps=0), context)
+    assert calls == [(1, 3), (2, 3), (3, 3)]

@@ -1,6 +1,6 @@
 import numpy as np
 
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.prediction_pictures import (
     NOT_SCORED,
@@ -16,7 +16,7 @@ from selfpatch.evaluation.segmentation_scores import Prediction
 from tests.evaluation.labelled_scenes import write_ade20k
 
 
-def predictions_of(data: SegmentationFolder) -> list[Prediction]:
+def predictions_of(data: SegmentationData) -> list[Prediction]:
     return [Prediction(item, data.read_mask(item), np.zeros(item.size, np.uint8)) for item in data.val]
 
 
@@ -28,7 +28,7 @@ def test_colours_are_fixed_and_all_different():
 
 
 def test_panels_show_image_truth_and_prediction(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path, size=(40, 90), cell=(10, 10)))
+    data = read_segmentation(write_ade20k(tmp_path, size=(40, 90), cell=(10, 10)))
     prediction = predictions_of(data)[0]
     prediction.truth[:5] = IGNORED
     image, truth, predicted = (np.asarray(panel) for panel in panels(prediction, data))
@@ -40,7 +40,7 @@ def test_panels_show_image_truth_and_prediction(tmp_path):
 
 
 def test_a_sheet_holds_four_images_and_a_legend_of_what_occurs(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path, num_val=5))
+    data = read_segmentation(write_ade20k(tmp_path, num_val=5))
     paths = write_prediction_sheets(predictions_of(data), data, tmp_path / "out")
     assert [path.name for path in paths] == ["predictions_1.png", "predictions_2.png"]
     one = prediction_sheet(predictions_of(data)[:1], data)
@@ -49,7 +49,7 @@ def test_a_sheet_holds_four_images_and_a_legend_of_what_occurs(tmp_path):
 
 
 def test_share_correct_leaves_out_what_is_not_scored(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path))
+    data = read_segmentation(write_ade20k(tmp_path))
     truth = np.array([[0, 1], [IGNORED, IGNORED]], np.uint8)
     assert share_correct(Prediction(data.val[0], truth, np.zeros((2, 2), np.uint8))) == "50% of pixels correct"
     truth[:] = IGNORED

@@ -14,6 +14,7 @@ from selfpatch import checkpoint
 from selfpatch.commands.pretrain import pretrain
 from selfpatch.data.scenes import write_scenes
 from selfpatch.metric_logger import read_metrics
+from selfpatch.pretraining import update
 from selfpatch.settings_file import write_yaml
 from tests.small_models import tiny_config
 
@@ -72,9 +73,7 @@ def test_stopped_at_every_step(step, scenes, unbroken, tmp_path):
 @pytest.mark.parametrize("step", range(NUM_STEPS))
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_signal_at_any_step_saves_and_the_same_command_goes_on(step, number, scenes, unbroken, tmp_path, monkeypatch):
-    from selfpatch.pretraining import loop
-
-    apply_gradients = loop.apply_gradients
+    apply_gradients = update.apply_gradients
 
     def signalled(student_teacher, optimizer, loss, at, **settings):
         if at == step:
@@ -82,7 +81,7 @@ def test_a_signal_at_any_step_saves_and_the_same_command_goes_on(step, number, s
         return apply_gradients(student_teacher, optimizer, loss, at, **settings)
 
     with monkeypatch.context() as context:
-        context.setattr(loop, "apply_gradients", signalled)
+        context.setattr(update, "apply_gradients", signalled)
         result = run(scenes, tmp_path / "run")
     assert result.steps_done == step + 1
     assert result.stopped_by == number

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from selfpatch.evaluation.protocols import in_context_segmentation, linear_segmentation
 
-LABELLED_IMAGES = "labelled images: ADE20K's layout, or images/ and masks/"
+LABELLED_IMAGES = "labelled images: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/"
 
 
 class Task(NamedTuple):

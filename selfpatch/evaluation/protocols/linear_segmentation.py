@@ -64,9 +64,46 @@ class LinearSegmentation:
         )
 
 
+@dataclass(frozen=True)
+class LeopartSegmentation:
+    """One 1x1 convolution on frozen tokens that are first resized to 100 x 100, and scored there."""
+
+    # side of the square input in pixels, rounded down to a multiple of the patch size
+    image_size: int = 448
+    # side of the maps on which the layer is trained and scored
+    mask_size: int = 100
+    # share of the area of training crops, uniform between the two; their aspect ratio is 3/4 to 4/3
+    crop_area: tuple[float, float] = (0.8, 1.0)
+    # of a mirror image
+    flip_prob: float = 0.5
+    # passes over the training images
+    epochs: int = 25
+    # epochs after which the learning rate is a tenth
+    drop_at: int = 20
+    # training crops a step
+    batch_size: int = 60
+    # of the optimizer, SGD with momentum 0.9
+    lr: float = 0.01
+    # on weights and biases alike
+    weight_decay: float = 1e-4
+    # of the layer's start, the order of the images and their crops
+    seed: int = 0
+    # at most so many images of each split, spread evenly over it; None: all
+    max_images: int | None = None
+
+    def __post_init__(self):
+        check_positive(self, "image_size", "mask_size", "epochs", "drop_at", "batch_size", "lr", "max_images")
+        low, high = self.crop_area
+        check(0 < low <= high <= 1, f"crop-area is ({low}, {high}); 0 < low <= high <= 1 is needed")
+        check(0 <= self.flip_prob <= 1, f"flip-prob is {self.flip_prob}; it is a probability in [0, 1]")
+        for name in ("weight_decay", "seed"):
+            check(getattr(self, name) >= 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
+
+
 PRESETS = {
     "dinov3": LinearSegmentation(),
     "dinov2": LinearSegmentation(dropout=0.0, weight_decay=1e-4, clip_norm=0.0, schedule="poly"),
+    "leopart": LeopartSegmentation(),
     # nobody's protocol: for trials, minutes on a CPU
     "quick": LinearSegmentation(image_size=224, stride=149, steps=500, batch_size=8, warmup_steps=50, max_images=200),
 }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfpatch.evaluation.datasets.segmentation_folder import SegmentationFolder
+from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.metrics import IGNORED
 
 MASK = np.array([[0, 1, 2], [2, 255, 0]], np.uint8)
@@ -35,7 +35,7 @@ def write_plain(root: Path, count: int = 10) -> Path:
 
 
 def test_ade20k_layout_leaves_label_0_out_and_counts_from_1(tmp_path):
-    data = SegmentationFolder(write_ade20k(tmp_path))
+    data = read_segmentation(write_ade20k(tmp_path))
     assert data.class_names == ["1", "2"]
     assert [item.image.name for item in data.train] == ["training.jpg"]
     assert [item.image.name for item in data.val] == ["validation.jpg"]
@@ -46,7 +46,7 @@ def test_ade20k_layout_leaves_label_0_out_and_counts_from_1(tmp_path):
 
 
 def test_plain_layout_counts_from_0(tmp_path):
-    data = SegmentationFolder(write_plain(tmp_path))
+    data = read_segmentation(write_plain(tmp_path))
     assert data.class_names == ["0", "1", "2"]
     assert data.read_mask(data.train[0]).tolist() == MASK.tolist()
     assert (len(data.train), len(data.val)) == (8, 2)
@@ -57,12 +57,12 @@ def test_plain_layout_with_folders_for_the_splits(tmp_path):
     for split in ("training", "validation"):
         save(tmp_path / f"images/{split}/a.jpg", PIXELS)
         save(tmp_path / f"masks/{split}/a.png", MASK)
-    data = SegmentationFolder(tmp_path)
+    data = read_segmentation(tmp_path)
     assert data.num_classes == 3 and data.layout == "images + masks, split by folder"
 
 
 def test_the_split_by_name_is_the_same_everywhere_and_hardly_moves_with_more_images(tmp_path):
-    few, more = (SegmentationFolder(write_plain(tmp_path / str(n), n)) for n in (50, 60))
+    few, more = (read_segmentation(write_plain(tmp_path / str(n), n)) for n in (50, 60))
     val_few, val_more = ({item.image.stem for item in data.val} for data in (few, more))
     assert not val_few & {item.image.stem for item in few.train}
     assert len(val_few) == 10 and len(val_few & val_more) >= 8
@@ -70,8 +70,8 @@ def test_the_split_by_name_is_the_same_everywhere_and_hardly_moves_with_more_ima
 
 
 def test_at_most_so_many_images_spread_evenly(tmp_path):
-    data = SegmentationFolder(write_plain(tmp_path, 50), max_images=4)
-    everything = SegmentationFolder(tmp_path)
+    data = read_segmentation(write_plain(tmp_path, 50), max_images=4)
+    everything = read_segmentation(tmp_path)
     assert data.train == [everything.train[i] for i in (0, 10, 20, 30)]
     assert len(data.val) == 4
 
@@ -84,7 +84,7 @@ def test_class_names_from_a_file(tmp_path, name):
     }
     write_ade20k(tmp_path)
     (tmp_path / name).write_text(lines[name], encoding="utf-8")
-    assert SegmentationFolder(tmp_path).class_names == ["sky (1)", "car", "sky (3)"]
+    assert read_segmentation(tmp_path).class_names == ["sky (1)", "car", "sky (3)"]
 
 
 # 2. Kinds of files.
@@ -98,7 +98,7 @@ def test_palette_one_bit_and_16_bit_masks_are_read_as_numbers(tmp_path):
     save(tmp_path / "masks/photo-1.png", MASK.astype(np.uint16))
     save(tmp_path / "images/photo-2.png", PIXELS)
     save(tmp_path / "masks/photo-2.png", MASK == 1)
-    data = SegmentationFolder(tmp_path)
+    data = read_segmentation(tmp_path)
     masks = {item.mask.stem: data.read_mask(item).tolist() for item in data.train + data.val}
     assert masks["photo-0"] == masks["photo-1"] == MASK.tolist()
     assert masks["photo-2"] == (MASK == 1).astype(int).tolist()
@@ -109,11 +109,11 @@ def test_a_mask_fits_the_rotated_image(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # stored lying, shown upright
     lying = save(tmp_path / "images/photo-1.jpg", PIXELS.swapaxes(0, 1), exif=exif)
-    data = SegmentationFolder(tmp_path)
+    data = read_segmentation(tmp_path)
     assert {data.read_image(item).shape for item in data.train + data.val} == {(2, 3, 3)}
     save(lying, PIXELS, exif=exif)
     with pytest.raises(ValueError, match=r"photo-1.jpg 2 x 3, its mask 3 x 2.*rotation"):
-        SegmentationFolder(tmp_path)
+        read_segmentation(tmp_path)
 
 
 def test_hidden_and_other_files_do_not_count(tmp_path):
@@ -121,7 +121,7 @@ def test_hidden_and_other_files_do_not_count(tmp_path):
     (tmp_path / "images/.DS_Store").touch()
     (tmp_path / "images/._photo-1.jpg").touch()
     (tmp_path / "masks/readme.txt").touch()
-    assert len(SegmentationFolder(tmp_path).train) == 8
+    assert len(read_segmentation(tmp_path).train) == 8
 
 
 # 3. What is wrong, in words.
@@ -257,4 +257,4 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
 def test_what_is_wrong_is_said(tmp_path, spoil, message):
     root = spoil(tmp_path)
     with pytest.raises(ValueError, match=message):
-        SegmentationFolder(root)
+        read_segmentation(root)

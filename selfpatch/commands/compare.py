@@ -1,0 +1,65 @@
+"""`selfpatch compare`: results of several models and tasks in one table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from selfpatch.evaluation.comparison import (
+    Comparison,
+    as_csv,
+    as_markdown,
+    best_of,
+    find_results,
+    percent,
+    read_result,
+)
+from selfpatch.evaluation.comparison import compare as compare_results
+
+WRITERS = {".md": as_markdown, ".csv": as_csv}
+
+
+def compare(
+    results: Sequence[Path | str],
+    *,
+    metrics: Sequence[str] = (),
+    split_protocols: bool = False,
+    out: Path | str | None = None,
+) -> Comparison:
+    """Print results side by side, a row a model; and write them to `out`, a .md or .csv file.
+
+    Args:
+        results: files result.json, or folders that have some below them.
+        metrics: which numbers are shown; none: the headline of every task; "all".
+        split_protocols: give each protocol of a task its own columns, instead of refusing the second.
+
+    Raises:
+        ValueError: there is no result, or two of one task have different protocols or met different data.
+    """
+    out = None if out is None else Path(out)
+    if out is not None and out.suffix not in WRITERS:
+        raise ValueError(f"{out} must end in .md (a table in Markdown) or .csv (numbers in full)")
+    files = dict.fromkeys(path for place in results for path in find_results(Path(place)))
+    comparison = compare_results(
+        [(path, read_result(path)) for path in files], metrics=metrics, split_protocols=split_protocols
+    )
+    Console().print(as_table(comparison))
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(WRITERS[out.suffix](comparison), encoding="utf-8")
+    return comparison
+
+
+def as_table(comparison: Comparison) -> Table:
+    table = Table("model", caption="in %")
+    for column in comparison.columns:
+        table.add_column(f"{column.task}\n{column.protocol}\n{column.metric}", justify="right")
+    best = best_of(comparison)
+    for row, values in zip(comparison.rows, comparison.values, strict=True):
+        cells = [
+            f"[bold]{percent(value)}[/bold]" if value is not None and value == top else percent(value)
+            for value, top in zip(values, best, strict=True)
+        ]
+        table.add_row(row.replace("[", r"\["), *cells)
+    return table

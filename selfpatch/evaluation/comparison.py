@@ -1,0 +1,168 @@
+"""Several results side by side: a row a model, a column a task and protocol; two protocols never share a column."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selfpatch.evaluation.result import Result
+from selfpatch.settings_file import differences
+
+LARGEST_RESULT = 50_000_000  # bytes; a result of 80 classes has a few thousand
+
+
+class Column(NamedTuple):
+    task: str
+    protocol: str  # its name in the header
+    metric: str
+
+    def __str__(self) -> str:
+        return f"{self.task} ({self.protocol}) {self.metric}"
+
+
+class Comparison(NamedTuple):
+    rows: list[str]  # models
+    columns: list[Column]
+    values: list[list[float | None]]  # of every row, in the order of the columns; None: not scored
+
+
+def find_results(place: Path) -> list[Path]:
+    """The result.json that `place` is, has, or has below it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if place.is_file():
+        return [place]
+    if (place / "result.json").is_file():
+        return [place / "result.json"]
+    found = sorted(place.glob("**/result.json")) if place.is_dir() else []
+    if not found:
+        raise ValueError(
+            f"{place} is no result and has none below it; give a result.json, or the folder that `selfpatch evaluate` "
+            "wrote to (--out)"
+        )
+    return found
+
+
+def read_result(path: Path) -> Result:
+    """
+    Raises:
+        ValueError: it is not what `selfpatch evaluate` writes.
+    """
+    try:
+        if path.stat().st_size > LARGEST_RESULT:
+            raise ValueError(f"it has {path.stat().st_size / 1e6:.0f} MB")
+        result = Result(**json.loads(path.read_text(encoding="utf-8")))
+        numbers = all(isinstance(value, int | float) for value in result.metrics.values())
+        if not (
+            isinstance(result.protocol["name"], str) and isinstance(result.task, str) and result.metrics and numbers
+        ):
+            raise ValueError("its task, protocol or metrics are not of the right kind")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not a result of `selfpatch evaluate`: {error}; give the result.json that it wrote"
+        ) from error
+    return result
+
+
+def compare(
+    results: Sequence[tuple[Path, Result]], *, metrics: Sequence[str] = (), split_protocols: bool = False
+) -> Comparison:
+    """
+    Args:
+        metrics: which numbers are shown; none: the headline of every task. "all" shows all of them.
+        split_protocols: give each protocol of a task its own columns, numbered, instead of refusing the second.
+
+    Raises:
+        ValueError: two results of one task have different protocols, or met different data; or no result has a metric.
+    """
+    # 1. One protocol a task, or one each.
+    protocols: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
+    place: dict[Path, int] = {}
+    for path, result in results:
+        known = protocols.setdefault(result.task, [])
+        place[path] = next((i for i, (_, other) in enumerate(known) if other == result.protocol), len(known))
+        if place[path] < len(known):
+            continue
+        if known and not split_protocols:
+            lines = "\n  ".join(differences(known[0][1], result.protocol)[:12])
+            raise ValueError(
+                f"{known[0][0]} and {path} score {result.task} by different protocols, and their numbers cannot stand "
+                f"in one column:\n  {lines}\nScore them alike, compare them apart, or give each its own column "
+                "(--split-protocols)"
+            )
+        known.append((path, result.protocol))
+
+    # 2. Columns, in the order in which results come.
+    columns: list[Column] = []
+    cells: dict[tuple[str, Column], float] = {}
+    names = row_names(results)
+    for path, result in results:
+        shown = list(result.metrics) if "all" in metrics else metrics or list(result.metrics)[:1]
+        several = len(protocols[result.task]) > 1
+        protocol = f"{result.protocol['name']} #{place[path] + 1}" if several else result.protocol["name"]
+        for metric in shown:
+            if metric in result.metrics:
+                column = Column(result.task, protocol, metric)
+                if column not in columns:
+                    columns.append(column)
+                cells[names[path], column] = result.metrics[metric]
+    if not columns:
+        known_metrics = sorted({name for _, result in results for name in result.metrics if "/" not in name})
+        raise ValueError(f"no result has a metric {', '.join(metrics)}; there are: {', '.join(known_metrics)}")
+    rows = list(dict.fromkeys(names.values()))
+    return Comparison(rows, columns, [[cells.get((row, column)) for column in columns] for row in rows])
+
+
+def row_names(results: Sequence[tuple[Path, Result]]) -> dict[Path, str]:
+    """The model of every result; where one model has several results of one task and protocol, their folders tell."""
+    seen: dict[tuple[str, str, str], Path] = {}
+    twice: set[str] = set()
+    for path, result in results:
+        key = result.model, result.task, json.dumps(result.protocol, sort_keys=True)
+        if seen.setdefault(key, path) != path:
+            twice.add(result.model)
+    return {
+        path: f"{result.model} [{path.parent}]" if result.model in twice else result.model for path, result in results
+    }
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """A table of percentages, the best of every column in bold."""
+    lines = [["model", *map(str, comparison.columns)], ["---", *["---:"] * len(comparison.columns)]]
+    best = best_of(comparison)
+    for row, values in zip(comparison.rows, comparison.values, strict=True):
+        cells = [
+            f"**{percent(value)}**" if value is not None and value == top else percent(value)
+            for value, top in zip(values, best, strict=True)
+        ]
+        lines.append([row, *cells])
+    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def as_csv(comparison: Comparison) -> str:
+    """Shares in [0, 1] with all their digits; empty where a model was not scored."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", *map(str, comparison.columns)])
+    for row, values in zip(comparison.rows, comparison.values, strict=True):
+        writer.writerow([row, *("" if value is None else repr(value) for value in values)])
+    return text.getvalue()
+
+
+def best_of(comparison: Comparison) -> list[float | None]:
+    """The highest value of every column with several; None for measures of which less is better."""
+    best = []
+    for column, values in zip(comparison.columns, zip(*comparison.values, strict=True), strict=True):
+        known = [value for value in values if value is not None]
+        lower_is_better = "decay" in column.metric.lower() or "spread" in column.metric.lower()
+        best.append(max(known) if len(known) > 1 and not lower_is_better else None)
+    return best
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"

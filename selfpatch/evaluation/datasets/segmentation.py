@@ -1,0 +1,125 @@
+"""Images with one label a pixel, in whichever layout a folder has; checked before anything is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from selfpatch.evaluation.datasets import ade20k, cityscapes, images_and_masks, voc
+from selfpatch.evaluation.datasets.images_and_masks import numbered_classes
+from selfpatch.evaluation.datasets.labelled_images import (
+    UNKNOWN,
+    LabelledImage,
+    Layout,
+    check_pairs,
+    read_labels,
+    read_named,
+    spread,
+)
+from selfpatch.evaluation.metrics import IGNORED
+from selfpatch.evaluation.task import Report, no_report
+
+# Those with the most telling names first.
+READERS = (voc, cityscapes, ade20k, images_and_masks)
+LAYOUTS = "".join(f"\n  {reader.LAYOUT}" for reader in READERS)
+
+
+class SegmentationData:
+    """The training and validation images of a data set, and how their masks are read.
+
+    Args:
+        layout: its `class_names` are known by now.
+    """
+
+    def __init__(self, train: list[LabelledImage], val: list[LabelledImage], layout: Layout):
+        self.train, self.val = train, val
+        self.layout = layout.name
+        self.class_names = layout.class_names
+        self.notes = layout.notes
+        self._layout = layout
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def facts(self) -> dict[str, Any]:
+        """What a protocol met here, for result.json."""
+        return {
+            "split": self.layout,
+            "num_train_images": len(self.train),
+            "num_val_images": len(self.val),
+            "num_classes": self.num_classes,
+            "notes": list(self.notes),
+        }
+
+    def read_image(self, item: LabelledImage) -> UInt8[np.ndarray, "H W 3"]:
+        return read_named(item.image)
+
+    def read_mask(self, item: LabelledImage) -> UInt8[np.ndarray, "H W"]:
+        """Classes 0 to C - 1, or IGNORED.
+
+        Raises:
+            ValueError: a label that the data set does not have; of large sets not every mask was checked before.
+        """
+        labels = read_labels(item.mask)
+        classes = self._layout.class_of[labels]
+        if (classes == UNKNOWN).any():
+            raise ValueError(unknown_label(item, int(labels[classes == UNKNOWN].max()), self._layout))
+        return classes.astype(np.uint8)
+
+
+def read_segmentation(root: Path, *, max_images: int | None = None, report: Report = no_report) -> SegmentationData:
+    """What a folder holds: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/.
+
+    Args:
+        max_images: at most so many of each split, spread evenly over it; only these are checked.
+        report: told how many images are checked.
+
+    Raises:
+        ValueError: the folder is not complete and consistent; the message names files.
+    """
+    # 1. Which layout it is, and its images and masks by name.
+    layout = find_layout(root)
+    train, val = spread(layout.train, max_images), spread(layout.val, max_images)
+
+    # 2. Their sizes and labels.
+    items, has_label = check_pairs(train + val, every_mask=not layout.class_names, report=report)
+    for item, own in zip(items, has_label, strict=True):
+        if len(unknown := np.flatnonzero(own & (layout.class_of == UNKNOWN))):
+            raise ValueError(unknown_label(item, int(unknown.max()), layout))
+
+    # 3. As many classes as there are names, or labels.
+    if not layout.class_names:
+        layout = count_classes(layout, [int(np.flatnonzero(own[:IGNORED]).max(initial=0)) for own in has_label])
+    if len(layout.class_names) < 2:
+        last = int(np.flatnonzero((layout.class_of >= 0) & (layout.class_of != IGNORED)).max(initial=0))
+        first = int(layout.class_of[0] == IGNORED)
+        raise ValueError(
+            f"the masks in {root} know fewer than two classes: apart from pixels that are not scored, the highest "
+            f"label is {last}; labels are class numbers, not grey levels: write {first}, {first + 1}, ... into the "
+            "masks"
+        )
+    return SegmentationData(items[: len(train)], items[len(train) :], layout)
+
+
+def find_layout(root: Path) -> Layout:
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root}; give the folder that holds the labelled images:{LAYOUTS}")
+    for reader in READERS:
+        if (folder := reader.find(root)) is not None:
+            return reader.read(folder, layouts=LAYOUTS)
+    found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
+    raise ValueError(f"{root} holds {found}; labelled images are expected in one of these layouts:{LAYOUTS}")
+
+
+def count_classes(layout: Layout, highest_labels: list[int]) -> Layout:
+    """Classes named by their labels, up to the highest one."""
+    first = int(layout.class_of[0] == IGNORED)
+    last = max(highest_labels)
+    names = [str(label) for label in range(first, last + 1)]
+    return layout._replace(class_names=names, class_of=numbered_classes(first, last))
+
+
+def unknown_label(item: LabelledImage, label: int, layout: Layout) -> str:
+    return f"{item.mask} has a pixel labelled {label}, but {layout.labels_are}"

@@ -1,0 +1,105 @@
+"""What a backbone makes of images, kept on disk, so that tasks that see the same pixels encode them once."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from selfpatch.checkpoint import replacing
+from selfpatch.evaluation.features import StagedBackbone
+from selfpatch.evaluation.fingerprint import fingerprint
+from selfpatch.tokens import Tokens
+
+SPARE_SHARE = 0.05  # of the disk, which is left free
+Encoded = dict[str, Tensor]  # of one image or of a batch
+
+
+class CachedBackbone:
+    """A backbone in evaluation mode with a memory: image by image, one file each.
+
+    A file's name is the SHA-256 of the weights, of what was asked for (tokens, keys, which stages) and of the very
+    pixels as the backbone gets them; so another size, crop or normalisation is another file, and nothing has to be
+    cleared when weights or settings change. Numbers are kept in float32: scores are what they would be without.
+
+    Args:
+        folder: made if needed; several processes may share it.
+        max_bytes: nothing is written beyond so many bytes below `folder`, nor when the disk is nearly full.
+    """
+
+    def __init__(self, backbone: StagedBackbone, folder: Path, *, max_bytes: float):
+        self.uncached = backbone
+        self.patch_size, self.embed_dim, self.stages = backbone.patch_size, backbone.embed_dim, backbone.stages
+        self.mean, self.std = backbone.mean, backbone.std
+        self.num_found = self.num_encoded = 0
+        self._folder, self._max_bytes = folder, max_bytes
+        self._weights = f"{fingerprint(backbone)} {getattr(backbone, 'position_resampling', '')}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._num_bytes = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
+
+    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
+        def encode(images: Float[Tensor, "B 3 H W"]) -> Encoded:
+            tokens = self.uncached(images)
+            return {"patch": tokens.patch_tokens} | ({} if tokens.cls_token is None else {"cls": tokens.cls_token})
+
+        encoded = self._cached("tokens", images, encode)
+        grid_size = images.shape[2] // self.patch_size[0], images.shape[3] // self.patch_size[1]
+        return Tokens(encoded.get("cls"), encoded["patch"], grid_size)
+
+    def stage_maps(self, images: Float[Tensor, "B 3 H W"], stages: Sequence[int]) -> list[Float[Tensor, "B D R S"]]:
+        def encode(images: Float[Tensor, "B 3 H W"]) -> Encoded:
+            return {str(i): x for i, x in enumerate(self.uncached.stage_maps(images, stages))}
+
+        encoded = self._cached(f"stages {[stage % len(self.stages) for stage in stages]}", images, encode)
+        return [encoded[str(i)] for i in range(len(stages))]
+
+    def last_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+        return self._cached("keys", images, lambda images: {"keys": self.uncached.last_keys(images)})["keys"]
+
+    @torch.no_grad()
+    def _cached(
+        self, what: str, images: Float[Tensor, "B 3 H W"], encode: Callable[[Float[Tensor, "B 3 H W"]], Encoded]
+    ) -> Encoded:
+        files = [self._file(what, image) for image in images.detach().float().cpu()]
+        kept = {i: found for i, file in enumerate(files) if (found := self._read(file)) is not None}
+        self.num_found += len(kept)
+        if missing := [i for i in range(len(files)) if i not in kept]:
+            encoded = {name: value.float() for name, value in encode(images[missing]).items()}
+            for place, i in enumerate(missing):
+                kept[i] = {name: value[place] for name, value in encoded.items()}
+                self._write(files[i], kept[i])
+            self.num_encoded += len(missing)
+        return {name: torch.stack([kept[i][name].to(images.device) for i in range(len(files))]) for name in kept[0]}
+
+    def _file(self, what: str, image: Float[Tensor, "3 H W"]) -> Path:
+        digest = hashlib.sha256(f"{self._weights} {what} {tuple(image.shape)}".encode())
+        digest.update(image.contiguous().numpy())
+        name = digest.hexdigest()
+        return self._folder / name[:2] / f"{name}.safetensors"
+
+    def _read(self, file: Path) -> Encoded | None:
+        try:
+            return load_file(file) if file.exists() else None
+        except (SafetensorError, OSError):  # damaged, or just removed: it is made again
+            return None
+
+    def _write(self, file: Path, encoded: Encoded) -> None:
+        num_bytes = sum(value.nbytes for value in encoded.values())
+        disk = shutil.disk_usage(self._folder)
+        if self._num_bytes + num_bytes > self._max_bytes or disk.free - num_bytes < SPARE_SHARE * disk.total:
+            return
+        file.parent.mkdir(exist_ok=True)
+        with replacing(file) as temporary:
+            save_file({name: value.cpu().contiguous() for name, value in encoded.items()}, temporary)
+        self._num_bytes += num_bytes
+
+
+def uncached(backbone: Any) -> Any:
+    """The backbone itself: for training crops, no two of which are alike."""
+    return getattr(backbone, "uncached", backbone)

@@ -1,0 +1,227 @@
+"""Training of evaluation heads, alone or with the backbone below them, in the package's own loop."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from selfpatch import checkpoint
+from selfpatch.data.plan import Plan
+from selfpatch.evaluation.features import read_ahead
+from selfpatch.evaluation.fingerprint import fingerprint
+from selfpatch.evaluation.task import Context
+from selfpatch.metric_logger import MetricLogger, TrainingProgress, say
+from selfpatch.optim import optimizer_step
+from selfpatch.schedules import Schedule
+from selfpatch.settings_file import differences, to_dict
+from selfpatch.training.folder_lock import FolderLock
+from selfpatch.training.loop import Every, Update, autocast_for, train
+from selfpatch.training.stop_signal import StopSignal
+
+LOG_EVERY = 10
+MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient
+KEPT_CHECKPOINTS = 2
+
+# The samples of one step, or of a part of it, to the terms of the loss: scalars, each a mean over the samples.
+Losses = Callable[[list[Any]], dict[str, Tensor]]
+
+
+class StoppedError(Exception):
+    """A signal ended the training before its time; it is saved, and the same command goes on."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+def train_head(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: Losses,
+    sample: Callable[[int, int], Any],
+    *,
+    num_samples: int,
+    batch_size: int,
+    steps: int,
+    lr: Schedule,
+    clip_norm: float = 0.0,
+    seed: int,
+    identity: dict[str, Any],
+    context: Context,
+    precision: str = "auto",
+    accumulate: int = 1,
+) -> None:
+    """Train `model` in place, and leave it in eval mode; called again, it goes on where it was, bit for bit.
+
+    Writes OUT/checkpoints and OUT/metrics.jsonl. Random numbers of torch (dropout, stochastic depth) follow from the
+    seed and the step, and are afterwards what they were before.
+
+    Args:
+        model: all that is trained. Its state before the first step is part of its identity.
+        optimizer: its groups may carry "lr_scale", a factor on the learning rate, which is set at every step.
+        losses: called under autocast; the sum of its terms is minimised.
+        sample: (epoch, index) -> one training sample, on threads; a pure function of these and of the seed.
+        num_samples: how many there are. Batches run on over the ends of epochs, so they may be fewer than a batch.
+        clip_norm: largest norm of the gradient over all parameters; 0 leaves it alone.
+        identity: plain values that a checkpoint in OUT must agree in to be gone on from: settings, data, weights.
+        precision: "auto" is bf16 on a GPU that has it, else float32.
+        accumulate: parts a batch is cut into, one after another on the device; batch norm sees one at a time.
+
+    Raises:
+        ValueError: OUT holds the training of something else, or another process is at it.
+        StoppedError: a signal came; the training so far is saved.
+        DivergenceError: step after step was not finite.
+    """
+    identity = identity | {"initial_weights": fingerprint(model)}
+    folder = context.out / "checkpoints"
+    context.out.mkdir(parents=True, exist_ok=True)
+    with closing(FolderLock(context.out)) as lock, torch.random.fork_rng(_cuda(context.device)):
+        lock.take()
+        first_step = _restore(model, optimizer, identity, context)
+
+        def save(step: int) -> dict[str, float]:
+            tensors = {"model": model.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
+            checkpoint.save(folder, step, tensors, {"step": step, "identity": identity}, keep=KEPT_CHECKPOINTS)
+            return {}
+
+        trainee = _Head(
+            model,
+            optimizer,
+            losses,
+            batch_size=batch_size,
+            lr=lr,
+            clip_norm=clip_norm,
+            precision=precision,
+            accumulate=accumulate,
+            device=context.device,
+        )
+        if first_step < steps:
+            with StopSignal() as signal, closing(TrainingProgress(first_step, steps)) as progress:
+                done = train(
+                    trainee,
+                    _batches(sample, num_samples, batch_size, seed, range(first_step, steps)),
+                    first_step=first_step,
+                    num_steps=steps,
+                    seed=seed,
+                    log_every=LOG_EVERY,
+                    max_skipped=MAX_SKIPPED,
+                    device=context.device,
+                    logger=MetricLogger(context.out / "metrics.jsonl", first_step=first_step),
+                    progress=progress,
+                    callbacks=[Every(min(max(steps // 10, 1), 1000), save, at_stop=True)],
+                    should_stop=lambda done: signal.received is not None,
+                )
+            if signal.received is not None and done < steps:
+                raise StoppedError(
+                    signal.received,
+                    f"stopped after {done} of {steps} steps, saved; the same command goes on from there",
+                )
+    model.eval()
+
+
+class _Head:
+    """What the loop trains: any module by the sum of its losses."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        losses: Losses,
+        *,
+        batch_size: int,
+        lr: Schedule,
+        clip_norm: float,
+        precision: str,
+        accumulate: int,
+        device: torch.device,
+    ):
+        self.batch_size = batch_size
+        self._model, self._optimizer, self._losses = model, optimizer, losses
+        self._lr, self._clip_norm, self._accumulate = lr, clip_norm, accumulate
+        self._autocast = autocast_for(precision, device)
+
+    def train_mode(self) -> None:
+        self._model.train()
+
+    def update(self, batch: list[Any], step: int) -> Update:
+        # 1. Losses and gradients, over the parts of the batch.
+        sums: dict[str, Tensor] = {}
+        size = -(-len(batch) // self._accumulate)
+        for part in (batch[start : start + size] for start in range(0, len(batch), size)):
+            with self._autocast():
+                terms = self._losses(part)
+            loss = torch.stack([term.float() for term in terms.values()]).sum()
+            share = len(part) / len(batch)
+            (loss * share).backward()
+            metrics = {f"{name}/loss": term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
+            for name, value in ({"loss": loss.detach()} | metrics).items():
+                sums[name] = sums.get(name, 0) + value * share
+
+        # 2. Clip and step.
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._lr(step) * group.get("lr_scale", 1.0)
+        return Update(sums, optimizer_step(self._optimizer, sums["loss"], max_norm=self._clip_norm))
+
+    def state(self, step: int) -> dict[str, float]:
+        return {"lr": self._lr(step)}
+
+    def note(self) -> str | None:
+        return None
+
+    def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:
+        return (
+            "A lower learning rate (lr), a longer warm-up (warmup-steps) or float32 (precision float32) most often "
+            "helps; the last checkpoint is from before"
+        )
+
+
+def _batches(
+    sample: Callable[[int, int], Any], num_samples: int, batch_size: int, seed: int, steps: range
+) -> Iterator[list[Any]]:
+    """The samples of every step. Batches run on over the ends of epochs, so samples may be few."""
+    plan = Plan(num_samples, 1, seed)
+
+    def places() -> Iterator[list[tuple[int, int]]]:
+        for step in steps:
+            positions = range(step * batch_size, (step + 1) * batch_size)
+            yield [(plan.epoch(position), int(plan.indices(position)[0])) for position in positions]
+
+    return read_ahead(lambda place: sample(*place), places())
+
+
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], context: Context) -> int:
+    """Load what OUT holds; returns the number of steps done."""
+    found, passed_over = checkpoint.newest_valid(context.out / "checkpoints")
+    for reason in passed_over:
+        say(f"warning: {reason}; an older checkpoint is used")
+    if found is None:
+        return 0
+    if lines := differences(found.state.get("identity"), identity):
+        shown = "\n  ".join(lines[:20])
+        raise ValueError(
+            f"{context.out} holds a head that was trained otherwise (then -> now):\n  {shown}\nGive a new folder, or "
+            "the settings, data and model of then to go on"
+        )
+    model.load_state_dict(found.tensors["model"])
+    checkpoint.load_optimizer_tensors(optimizer, found.tensors["optimizer"])
+    say(f"going on from {found.path} at step {found.state['step']}")
+    return found.state["step"]
+
+
+def identity_of(task: str, protocol: Any, facts: dict[str, Any], backbone: Any) -> dict[str, Any]:
+    """What a checkpoint must agree in: the task, its settings, what it met in the data, and the model's weights."""
+    return {"task": task, "protocol": to_dict(protocol), "data": facts, "model": fingerprint(backbone)}
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of torch follow from the seed inside, and are afterwards what they were before."""
+    with torch.random.fork_rng(_cuda(device)):
+        torch.manual_seed(seed)
+        yield
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []

@@ -1,0 +1,202 @@
+"""The training loop, in numbered steps, of pretraining and of evaluation heads alike.
+
+What is trained (losses, how a step changes weights) and what is done meanwhile (scores, pictures, saving) is handed in.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from selfpatch.distributed import any_rank, rank
+from selfpatch.metric_logger import MetricLogger, TrainingProgress
+from selfpatch.training.memory import peak_memory_mb
+
+
+class DivergenceError(RuntimeError):
+    """Step after step without a finite loss and gradient."""
+
+
+class Update(NamedTuple):
+    """What one optimizer step came to."""
+
+    metrics: dict[str, Tensor]  # scalars without gradient: "loss", its terms ("NAME/loss"), signals
+    accepted: bool  # False: something was not finite on some rank, and nothing has changed
+
+
+@runtime_checkable
+class Trainee(Protocol):
+    """What the loop trains: it knows its losses, and how a step changes its weights."""
+
+    batch_size: int  # images a step, over all ranks
+
+    def train_mode(self) -> None:
+        """Dropout and its like on."""
+        ...
+
+    def update(self, batch: Any, step: int) -> Update:
+        """One optimizer step, or nothing at all, if something is not finite on any rank."""
+        ...
+
+    def state(self, step: int) -> dict[str, float]:
+        """What the log shows as it stands after this step: learning rate, counts."""
+        ...
+
+    def note(self) -> str | None:
+        """Something that should be said on the terminal with a line of the log."""
+        ...
+
+    def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:
+        """What to say, and what to do, when step after step was not finite."""
+        ...
+
+
+# Something done now and then, after so many steps; what it returns is logged.
+Callback = Callable[[int], dict[str, float]]
+
+
+class Every(NamedTuple):
+    """When a callback is called: every so many steps and after the last; also at the start or when stopped, if said."""
+
+    steps: int
+    callback: Callback
+    at_start: bool = False
+    at_stop: bool = False
+
+
+def train(
+    trainee: Trainee,
+    batches: Iterator[Any],
+    *,
+    first_step: int,
+    num_steps: int,
+    seed: int,
+    log_every: int,
+    max_skipped: int,
+    device: torch.device,
+    logger: MetricLogger,
+    progress: TrainingProgress,
+    callbacks: Sequence[Every] = (),
+    should_stop: Callable[[int], bool] = lambda done: False,
+) -> int:
+    """Train from `first_step` to `num_steps`, or until `should_stop(steps done)`; returns the number of steps done.
+
+    Random numbers of torch (stochastic depth, dropout) are drawn anew from (seed, step, rank) at every step, so that a
+    run that goes on sees the same ones.
+
+    Raises:
+        DivergenceError: `max_skipped` steps in a row were not finite; the weights are as they were before them.
+    """
+    interval = Interval(trainee.batch_size)
+    skipped = skipped_in_a_row = 0
+    trainee.train_mode()
+
+    def call(callback: Callback, done: int) -> None:
+        if values := callback(done):
+            logger.log(done, values)
+        trainee.train_mode()
+
+    if first_step == 0:
+        for every in callbacks:
+            if every.at_start:
+                call(every.callback, 0)
+
+    for step in range(first_step, num_steps):
+        # 1. The batch of this step, made while the step before was computed.
+        with interval.waiting():
+            batch = next(batches)
+
+        # 2. Losses, gradients, and everything that a step changes; or nothing, if something is not finite on any rank.
+        torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank())
+        metrics, accepted = trainee.update(batch, step)
+
+        # 3. Steps that were not finite are counted; many in a row end the run.
+        if accepted:
+            interval.add(metrics)
+            skipped_in_a_row = 0
+        else:
+            skipped += 1
+            skipped_in_a_row += 1
+            progress.say(
+                f"step {step + 1}: the loss or a gradient is not finite; the step is skipped ({skipped} so far)"
+            )
+            if skipped_in_a_row >= max_skipped:
+                raise DivergenceError(
+                    f"{skipped_in_a_row} steps in a row were skipped, the last is step {step} (seed {seed}): "
+                    f"{not_finite(metrics)}. {trainee.diverged(step, metrics)}"
+                )
+
+        # 4. Log.
+        done = step + 1
+        progress.step(step)
+        if (done % log_every == 0 or done == num_steps or done == first_step + 1) and interval.count:
+            means = interval.means() | trainee.state(step)
+            means |= {"skipped_steps": skipped, "memory_mb": peak_memory_mb(device)}
+            logger.log(done, means)
+            progress.show(step, means)
+            if note := trainee.note():
+                progress.say(note)
+            interval = Interval(trainee.batch_size)
+
+        # 5. Now and then: scores, pictures, checkpoints. On a signal every rank stops at the same step, and saves.
+        stop = any_rank(should_stop(done), device)
+        for every in callbacks:
+            if done % every.steps == 0 or done == num_steps or (stop and every.at_stop):
+                with interval.paused():
+                    call(every.callback, done)
+        if stop:
+            return done
+    return num_steps
+
+
+class Interval:
+    """Means over the steps between two lines of the log, and what share of the time went into waiting for data."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._sums: dict[str, Tensor] = {}
+        self._start = time.perf_counter()
+        self._waited = 0.0
+        self.count = 0
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.count += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens inside is waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside does not count."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
+
+    def means(self) -> dict[str, float]:
+        values = torch.stack([value.float() for value in self._sums.values()]).div(self.count).tolist()
+        seconds = time.perf_counter() - self._start
+        rates = {"images_per_second": self.count * self._batch_size / seconds, "data_wait": self._waited / seconds}
+        return dict(zip(self._sums, values, strict=True)) | rates
+
+
+def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """bf16 where it was asked for, or where "auto" finds a GPU that has it; losses cast themselves to float32."""
+    if precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        precision = "bf16"
+    if precision == "bf16":
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext
+
+
+def not_finite(metrics: dict[str, Tensor]) -> str:
+    terms = [name for name, value in metrics.items() if name.endswith("loss") and not torch.isfinite(value)]
+    return f"these are not finite: {', '.join(terms)}" if terms else "the losses are finite, a gradient is not"

@@ -1,0 +1,97 @@
+import csv
+import json
+
+import pytest
+
+from selfpatch.cli import main
+from selfpatch.evaluation.comparison import as_csv, as_markdown, compare, read_result
+from selfpatch.evaluation.result import Result
+
+
+def write(folder, *, model, task="linear-segmentation", metrics=None, **protocol):
+    protocol = {"name": "dinov3", "steps": 40_000, "num_val_images": 7} | protocol
+    Result(task, protocol, metrics or {"mIoU": 0.5, "aAcc": 0.7}, model, "data", 1.0, {}).write(folder / "result.json")
+    return folder / "result.json"
+
+
+def read(*paths):
+    return [(path, read_result(path)) for path in paths]
+
+
+@pytest.fixture
+def four(tmp_path):
+    return [
+        write(tmp_path / "a1", model="a", metrics={"mIoU": 0.25, "aAcc": 0.5}),
+        write(tmp_path / "b1", model="b", metrics={"mIoU": 0.3, "aAcc": 0.4}),
+        write(tmp_path / "b2", model="b", task="video-segmentation", name="dino", metrics={"J&F-Mean": 0.6}),
+        write(tmp_path / "c2", model="c", task="video-segmentation", name="dino", metrics={"J&F-Mean": 1 / 3}),
+    ]
+
+
+def test_a_row_a_model_and_a_column_a_task(four):
+    table = compare(read(*four))
+    assert table.rows == ["a", "b", "c"]
+    assert [str(c) for c in table.columns] == [
+        "linear-segmentation (dinov3) mIoU",
+        "video-segmentation (dino) J&F-Mean",
+    ]
+    assert table.values == [[0.25, None], [0.3, 0.6], [None, 1 / 3]]
+    assert [c.metric for c in compare(read(*four), metrics=["all"]).columns] == ["mIoU", "aAcc", "J&F-Mean"]
+    assert compare(read(*four), metrics=["aAcc"]).values == [[0.5], [0.4], [None]]
+
+
+def test_markdown_and_csv(four):
+    table = compare(read(*four))
+    lines = as_markdown(table).splitlines()
+    assert lines[2:] == ["| a | 25.00 |  |", "| b | **30.00** | **60.00** |", "| c |  | 33.33 |"]
+    rows = list(csv.reader(as_csv(table).splitlines()))
+    assert rows[3] == ["c", "", repr(1 / 3)] and len(rows[0]) == 3
+
+
+@pytest.mark.parametrize(("setting", "value"), [("steps", 500), ("num_val_images", 8), ("name", "custom")])
+def test_two_protocols_never_share_a_column(four, tmp_path, setting, value):
+    other = write(tmp_path / "d", model="d", **{setting: value})
+    with pytest.raises(ValueError, match=f"linear-segmentation by different protocols(.|\n)*{setting}: .* -> {value}"):
+        compare(read(*four, other))
+    table = compare(read(*four, other), split_protocols=True)
+    assert len(table.columns) == 3 and len({(c.task, c.protocol) for c in table.columns}) == 3
+    assert table.values[3] == [None, None, 0.5]
+
+
+def test_several_results_of_one_model_are_told_apart(four, tmp_path):
+    other = write(tmp_path / "a3", model="a", metrics={"mIoU": 0.26})
+    assert compare(read(*four, other)).rows == [f"a [{four[0].parent}]", "b", "c", f"a [{other.parent}]"]
+
+
+def test_the_command(four, tmp_path, capsys):
+    assert main(["compare", str(tmp_path), "--out", str(tmp_path / "t.md")]) == 0
+    printed = capsys.readouterr().out
+    assert "30.00" in printed and "dinov3" in printed
+    assert (tmp_path / "t.md").read_text().count("\n") == 5
+    write(tmp_path / "d", model="d", steps=3)
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "different protocols" in capsys.readouterr().err
+
+
+def test_bad_input(four, tmp_path, capsys):
+    broken = tmp_path / "broken.json"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for text in (
+        "{",
+        "[]",
+        "{}",
+        json.dumps(json.loads(four[0].read_text()) | {"metrics": {"mIoU": "high"}}),
+        "[" * 100_000,
+    ):
+        broken.write_text(text)
+        assert main(["compare", str(broken)]) == 2
+        assert "is not a result of `selfpatch evaluate`" in capsys.readouterr().err
+    for place in (empty, tmp_path / "nowhere"):
+        assert main(["compare", str(place)]) == 2
+        assert "has none below it" in capsys.readouterr().err
+    assert main(["compare", str(four[0]), "--metrics", "mIuO"]) == 2
+    assert "no result has a metric mIuO; there are: aAcc, mIoU" in capsys.readouterr().err
+    assert main(["compare", str(four[0]), "--out", str(tmp_path / "t.txt")]) == 2
+    assert "must end in .md" in capsys.readouterr().err
+    assert main(["compare"]) == 2
