@@ -347,6 +347,12 @@ class EfficiencyConfig:
     # keep only the input of each block of the student and compute the rest again on the way back: about half the
     # memory, a fifth more time
     recompute: bool = False
+    # compile the blocks of student and teacher by torch.compile, one graph a crop size: the first steps take minutes,
+    # a GPU is then used better. It needs a C++ compiler, on a GPU Triton
+    compile: bool = False
+    # where colours are changed and blurred: by the processes that read and crop, or in batches on the device; "auto":
+    # on the device if it is a GPU. The same changes, within rounding
+    light: Literal["auto", "workers", "device"] = "auto"
 
     def __post_init__(self):
         check(

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 class SkippingBlock(nn.Module):
     """A pre-norm block, x + attention(x), then x + mlp(x), whose branches see only the samples that keep them.
 
-    Stochastic depth multiplies a sample's branch by 0 or by 1 / (share kept). timm computes what is multiplied by 0 too.
-    No branch mixes samples, so leaving those out gives the same outputs and gradients.
+    Stochastic depth multiplies a sample's branch by 0 or by 1 / (share kept); timm computes it in either case. No
+    branch mixes samples, so leaving out what is multiplied by 0 gives the same outputs and gradients.
     """
 
     branches: tuple[Callable[..., Tensor], Callable[..., Tensor]]
@@ -91,7 +91,7 @@ SKIPPING = {Block: SkippingViTBlock, EvaBlock: SkippingEvaBlock}
 
 
 def skip_dropped_samples(blocks: Iterable[nn.Module]) -> None:
-    """Let timm's blocks skip what stochastic depth drops, in place; weights and names stay. Other kinds are left alone."""
+    """Let timm's blocks skip what stochastic depth drops, in place; weights and names stay. Others are left alone."""
     for block in blocks:
         # The subclass changes nothing but `forward`.
         block.__class__ = SKIPPING.get(type(block), type(block))

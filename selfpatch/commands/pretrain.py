@@ -22,7 +22,7 @@ from selfpatch.export import export_timm
 from selfpatch.metric_logger import MetricLogger, TrainingProgress, say
 from selfpatch.objectives.selfpatch import neighbourhood
 from selfpatch.pretraining.run_folder import RunFolder
-from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
+from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher, make_efficient
 from selfpatch.pretraining.update import Pretraining, build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
 from selfpatch.recipes.derive import Derived, Facts, derive
@@ -82,7 +82,7 @@ def pretrain(
         backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
         check_crops(config, backbone.patch_size)
         student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
-        student_teacher.student.backbone.model.set_grad_checkpointing(config.efficiency.recompute)
+        make_efficient(student_teacher, config.efficiency)
         optimizer = build_optimizer(student_teacher)
         if config.optim.warmup_epochs and config.optim.warmup_epochs * plan.steps_per_epoch >= num_steps:
             say(

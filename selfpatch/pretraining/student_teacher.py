@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.backbones.vit import ViT
-from selfpatch.config import ObjectivesConfig, PretrainConfig
+from selfpatch.config import EfficiencyConfig, ObjectivesConfig, PretrainConfig
 from selfpatch.layers.class_attention import Aggregator
 from selfpatch.objectives.dino import DINO
 from selfpatch.objectives.objective import EncodedViews, Encoder, Objective, without_gradient
@@ -112,6 +112,14 @@ def build_objectives(config: ObjectivesConfig, dim: int, *, steps_per_epoch: int
 def build_student_teacher(backbone: ViT, config: PretrainConfig, *, steps_per_epoch: int) -> StudentTeacher:
     objectives = build_objectives(config.objectives, backbone.embed_dim, steps_per_epoch=steps_per_epoch)
     return StudentTeacher(Encoder(backbone, config.aggregator), objectives)
+
+
+def make_efficient(student_teacher: StudentTeacher, config: EfficiencyConfig) -> None:
+    """What changes speed and memory of student and teacher, and not what they compute."""
+    student_teacher.student.backbone.model.set_grad_checkpointing(config.recompute)
+    if config.compile:
+        for encoder in (student_teacher.student, student_teacher.teacher):
+            encoder.backbone.compile_blocks()
 
 
 def disable_stochastic_depth(module: nn.Module) -> None:
