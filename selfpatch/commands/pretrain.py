@@ -14,6 +14,7 @@ from selfpatch.commands.cores import num_cores
 from selfpatch.commands.devices import find_device
 from selfpatch.commands.watch import Watch
 from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.data.copy_ahead import copied_ahead
 from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.loader import training_batches
 from selfpatch.data.multi_crop import MultiCrop
@@ -133,7 +134,7 @@ def pretrain(
                 batches = training_batches(
                     folder,
                     plan,
-                    MultiCrop(config.crops),
+                    MultiCrop(config.crops, relights=not light_on_device(config.efficiency.light, device)),
                     first_step=first_step,
                     stop_step=num_steps,
                     num_workers=num_workers(config.efficiency.num_workers),
@@ -141,7 +142,7 @@ def pretrain(
                 )
                 steps_done = train(
                     trainee,
-                    batches,
+                    copied_ahead(batches, device),
                     first_step=first_step,
                     num_steps=num_steps,
                     seed=config.seed,
@@ -230,6 +231,10 @@ def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: 
             f"{config.run.max_bad_share:.0%}; they are listed in {run.bad_images_file}. Mend or remove them"
         )
     return count
+
+
+def light_on_device(given: str, device: torch.device) -> bool:
+    return given == "device" or (given == "auto" and device.type == "cuda")
 
 
 def num_workers(given: int | None) -> int:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig
+from selfpatch.data.device_light import relight_batch
 from selfpatch.data.loader import Batch
 from selfpatch.data.multi_crop import normalize
 from selfpatch.optim import optimizer_step, parameter_groups, set_schedules
@@ -65,10 +66,13 @@ class Pretraining:
         self._num_images += batch.global_crops.shape[1]
         self._num_upscaled += batch.num_upscaled
 
-        # 1. Views: the crops of this step, normalised on the device.
+        # 1. Views: the crops of this step, on the device, their colours changed there if not yet, normalised.
         parts = [
-            (self._views(global_crops), None if local_crops is None else self._views(local_crops))
-            for global_crops, local_crops in split(batch, self._config.optim.accumulate)
+            (
+                self._views(part.global_crops, part.global_lights),
+                None if part.local_crops is None else self._views(part.local_crops, part.local_lights),
+            )
+            for part in split(batch, self._config.optim.accumulate)
         ]
 
         # 2. Loss and gradients, over the parts of the batch.
@@ -112,15 +116,21 @@ class Pretraining:
             "or float32 (efficiency.precision float32) most often helps; the last checkpoint is from before"
         )
 
-    def _views(self, crops: Tensor) -> Tensor:
-        return normalize(crops.to(self._device, non_blocking=True), self._config.crops.mean, self._config.crops.std)
+    def _views(self, crops: Tensor, lights: Tensor | None) -> Tensor:
+        crops = crops.to(self._device, non_blocking=True)
+        if lights is not None:
+            crops = relight_batch(crops, lights)
+        return normalize(crops, self._config.crops.mean, self._config.crops.std)
 
 
-def split(batch: Batch, num_parts: int) -> list[tuple[Tensor, Tensor | None]]:
-    """The crops of `num_parts` equal parts of the images."""
-    global_parts = batch.global_crops.chunk(num_parts, dim=1)
-    local_parts = [None] * num_parts if batch.local_crops is None else batch.local_crops.chunk(num_parts, dim=1)
-    return list(zip(global_parts, local_parts, strict=True))
+def split(batch: Batch, num_parts: int) -> list[Batch]:
+    """Batches of `num_parts` equal parts of the images."""
+    names = ("global_crops", "local_crops", "global_lights", "local_lights")
+    chunks = {
+        name: [None] * num_parts if (whole := getattr(batch, name)) is None else whole.chunk(num_parts, dim=1)
+        for name in names
+    }
+    return [batch._replace(**{name: chunks[name][i] for name in names}) for i in range(num_parts)]
 
 
 def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: int, steps_per_epoch: int) -> Schedules:
