@@ -3,9 +3,9 @@
     python -m benchmarks.loading            (from the root of the repository)
 
 JPEGs of 500 x 375 pixels and about 110 KB become 2 crops of 224 and 8 of 96 pixels. Numbers of workers run by turns
-(1 2 4 1 2 4 ...); a ratio compares runs of one round, and its median is shown with its spread. Memory is what is resident
-and no file's. Paths are real: so many empty files are made in a temporary folder (TMPDIR chooses where), and listed by
-a process of its own, whose peak is compared with that of a process that lists one file.
+(1 2 4 1 2 4 ...); a ratio compares runs of one round, and its median is shown with its spread. Memory is what is
+resident and no file's. Paths are real: so many empty files are made in a temporary folder (TMPDIR chooses where), and
+listed by a process of its own, whose peak is compared with that of a process that lists one file.
 """
 
 import argparse
