@@ -1,7 +1,7 @@
 """`selfpatch pretrain`: from a folder of images to a trained backbone, with scores and pictures on the way."""
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import torch
 from selfpatch import checkpoint
 from selfpatch.backbones.pretrained import load_weights
 from selfpatch.backbones.vit import build_vit
-from selfpatch.commands.cores import num_cores
-from selfpatch.commands.devices import find_device
+from selfpatch.commands.advice import estimate, fit_batch_size, when_waiting
+from selfpatch.commands.cores import num_workers
+from selfpatch.commands.devices import find_device, light_on_device
 from selfpatch.commands.watch import Watch
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.data.copy_ahead import copied_ahead
@@ -31,6 +32,9 @@ from selfpatch.settings_file import with_settings
 from selfpatch.training.loop import Every, train
 from selfpatch.training.stop_signal import StopSignal
 from selfpatch.versions import installed_version
+
+# A shorter run is over before an estimate of it helps.
+ESTIMATED_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -71,19 +75,22 @@ def pretrain(
     config = with_settings(config or find_recipe(recipe), settings or {})
     device = find_device(config.run.device)
     folder = ImageFolder(Path(images))
-    config, derived = derive(config, Facts(num_images=len(folder), on_gpu=device.type == "cuda"))
+    facts = Facts(num_images=len(folder), on_gpu=device.type == "cuda")
+    config, fitted = fit_batch_size(config, facts, Path(out), device)
+    config, derived = derive(config, facts)
+    derived = fitted + derived
 
     with closing(RunFolder(Path(out))) as run:
         # 2. The parts. What cannot work is refused here, before anything is written.
         run.check(config)
-        assert config.optim.batch_size is not None  # derived by now
+        assert isinstance(config.optim.batch_size, int)  # derived by now
         plan = Plan(len(folder), config.optim.batch_size, config.seed)
         num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * plan.steps_per_epoch), 1)
         torch.manual_seed(config.seed)
         backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
         check_crops(config, backbone.patch_size)
         student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
-        make_efficient(student_teacher, config.efficiency)
+        make_efficient(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate
         optimizer = build_optimizer(student_teacher)
         if config.optim.warmup_epochs and config.optim.warmup_epochs * plan.steps_per_epoch >= num_steps:
             say(
@@ -104,6 +111,10 @@ def pretrain(
         if first_step >= num_steps:
             say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
 
+        elif num_steps - first_step >= ESTIMATED_STEPS:
+            say(estimate(student_teacher, config, num_steps - first_step, device))
+        make_efficient(student_teacher, config.efficiency)
+
         # 4. Train.
         trainee = Pretraining(
             student_teacher,
@@ -114,6 +125,7 @@ def pretrain(
             device=device,
             note_bad_images=lambda bad: refuse_bad_images(run.note_bad_images(bad), len(folder), config, run),
             files_of_step=lambda step: [folder.path(int(i)) for i in plan.indices(step)],
+            when_waiting=when_waiting(config, device),
         )
 
         def save(step: int) -> dict[str, float]:
@@ -231,14 +243,6 @@ def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: 
             f"{config.run.max_bad_share:.0%}; they are listed in {run.bad_images_file}. Mend or remove them"
         )
     return count
-
-
-def light_on_device(given: str, device: torch.device) -> bool:
-    return given == "device" or (given == "auto" and device.type == "cuda")
-
-
-def num_workers(given: int | None) -> int:
-    return min(num_cores(), 16) if given is None else given
 
 
 def announce(

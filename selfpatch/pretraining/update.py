@@ -19,6 +19,9 @@ from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.schedules import Schedule, warmup_cosine
 from selfpatch.training.loop import Update, autocast_for
 
+# The share of waiting for data above which something should be done.
+MUCH_WAITING = 0.2
+
 
 class Schedules(NamedTuple):
     """What changes with the step."""
@@ -34,6 +37,7 @@ class Pretraining:
     Args:
         note_bad_images: told what could not be read; returns how many images have turned out unreadable so far.
         files_of_step: names the images of a step, for the message when it diverges.
+        when_waiting: what to do when steps wait for data, said once.
     """
 
     def __init__(
@@ -47,8 +51,9 @@ class Pretraining:
         device: torch.device,
         note_bad_images: Callable[[list[tuple[Path, str]]], int],
         files_of_step: Callable[[int], list[Path]],
+        when_waiting: str = "",
     ):
-        assert config.optim.batch_size is not None  # derived by now
+        assert isinstance(config.optim.batch_size, int)  # derived by now
         self.batch_size = config.optim.batch_size
         self._student_teacher, self._optimizer, self._config = student_teacher, optimizer, config
         self._schedules, self._steps_per_epoch, self._device = schedules, steps_per_epoch, device
@@ -56,6 +61,8 @@ class Pretraining:
         self._autocast = autocast_for(config.efficiency.precision, device)
         self._num_images = self._num_bad_images = self._num_upscaled = 0
         self._said_upscaled = False
+        self._when_waiting = when_waiting
+        self._num_notes = 0
 
     def train_mode(self) -> None:
         self._student_teacher.train()
@@ -99,7 +106,12 @@ class Pretraining:
             "upscaled_images": self._num_upscaled,
         }
 
-    def note(self) -> str | None:
+    def note(self, means: dict[str, float]) -> str | None:
+        self._num_notes += 1
+        # Before the first line of the log workers were started.
+        if self._num_notes > 1 and means["data_wait"] > MUCH_WAITING and self._when_waiting:
+            advice, self._when_waiting = self._when_waiting, ""
+            return f"{means['data_wait']:.0%} of the time steps wait for data. {advice}"
         if not self._num_upscaled or self._said_upscaled:
             return None
         self._said_upscaled = True
@@ -135,7 +147,8 @@ def split(batch: Batch, num_parts: int) -> list[Batch]:
 
 def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: int, steps_per_epoch: int) -> Schedules:
     """Source: DINO's main_dino.py; the learning rate is given for 256 images a batch."""
-    assert optim.batch_size and optim.lr and optim.warmup_epochs is not None and teacher.momentum is not None  # derived
+    assert optim.lr and optim.warmup_epochs is not None and teacher.momentum is not None  # derived
+    assert isinstance(optim.batch_size, int)
     share = optim.batch_size / 256
     scale = {"linear": share, "sqrt": math.sqrt(share), "none": 1.0}[optim.lr_scaling]
     warmup_steps = min(round(optim.warmup_epochs * steps_per_epoch), num_steps)
