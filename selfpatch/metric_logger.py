@@ -61,6 +61,33 @@ def with_progress(items: Iterable[T], text: str, total: int) -> Iterable[T]:
     return track(items, text, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
+class ReportBar:
+    """A bar on stderr, if that is a terminal, from the first call to the one that says that all is done.
+
+    In between it is not there, so that several phases, each with a bar of its own, may follow each other.
+    """
+
+    def __init__(self, text: str):
+        self._text = text
+        self._bar: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            console = Console(stderr=True)
+            columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+            self._task = self._bar.add_task(self._text)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
 class TrainingProgress:
     """A bar with the terms of the loss, speed, share of time waiting for data, memory and time left.
 

@@ -1,7 +1,7 @@
 """Values that change while training, as functions of the step: learning rate, weight decay, momentum, temperature."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 Schedule = Callable[[int], float]
 
@@ -25,6 +25,25 @@ def warmup_cosine(peak: float, end: float, num_steps: int, warmup_steps: int = 0
     return value
 
 
+def warmup_poly(
+    peak: float, num_steps: int, warmup_steps: int = 0, *, start: float = 1e-6, power: float = 1.0
+) -> Schedule:
+    """`peak` times a power of the share of steps that are left, and in the warm-up times a line from `start` to 1.
+
+    Step 0 gives `start` times the peak, step `warmup_steps` is the first without the line; 0 would come at `num_steps`.
+
+    Source: mmcv's PolyLrUpdaterHook with a linear warm-up, as mmsegmentation trains transformers.
+    """
+
+    def value(step: int) -> float:
+        factor = (1 - min(step / num_steps, 1.0)) ** power
+        if step < warmup_steps:
+            factor *= start + (1 - start) * step / warmup_steps
+        return peak * factor
+
+    return value
+
+
 def linear_epochs(start: float, end: float, num_epochs: int, steps_per_epoch: int) -> Schedule:
     """From `start` to `end` in equal stairs, one an epoch, both included; then `end` (DINO's teacher temperature)."""
 
@@ -33,5 +52,20 @@ def linear_epochs(start: float, end: float, num_epochs: int, steps_per_epoch: in
         if epoch >= num_epochs:
             return end
         return start + (end - start) * epoch / max(num_epochs - 1, 1)
+
+    return value
+
+
+def warmup_stairs(
+    peak: float, *, milestones: Sequence[int], factor: float, warmup_steps: int = 0, start: float = 0.0
+) -> Schedule:
+    """Linear from `start` at step 0 to `peak` at step `warmup_steps`; times `factor` from each milestone on.
+
+    Source: mmdetection's step schedule with a linear warm-up, whose two parts are multiplied where they meet.
+    """
+
+    def value(step: int) -> float:
+        warmth = 1.0 if step >= warmup_steps else start / peak + (1 - start / peak) * step / warmup_steps
+        return peak * warmth * factor ** sum(step >= milestone for milestone in milestones)
 
     return value

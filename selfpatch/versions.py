@@ -3,7 +3,17 @@
 import importlib.metadata
 import platform
 
-PACKAGES = ("selfpatch", "torch", "timm", "numpy", "pillow", "opencv-python-headless", "scipy")
+PACKAGES = (
+    "selfpatch",
+    "torch",
+    "timm",
+    "numpy",
+    "pillow",
+    "opencv-python-headless",
+    "scipy",
+    "torchvision",
+    "faster-coco-eval",
+)
 
 
 def versions() -> dict[str, str]:

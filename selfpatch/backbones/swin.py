@@ -46,6 +46,7 @@ class Swin(nn.Module):
     """
 
     notes: tuple[str, ...] = ()
+    has_cls_token = False
 
     def __init__(
         self,
@@ -65,6 +66,9 @@ class Swin(nn.Module):
             Stage(info["num_chs"], (rows * 2**i, columns * 2**i)) for i, info in enumerate(self.model.feature_info)
         ]
         self.embed_dim, self.patch_size = self.stages[-1]
+        for layer in self.model.layers:
+            for block in layer.blocks:
+                block.register_forward_pre_hook(shift_between_windows)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
         self._refuse_other_sizes(images)
@@ -89,6 +93,17 @@ class Swin(nn.Module):
         """Stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""
         set_drop_path([block for layer in self.model.layers for block in layer.blocks], rate)
 
+    def remove_final_norm(self) -> None:
+        """For who reads stages only: no parameter is left without a gradient, which distributed training refuses."""
+        self.model.norm = nn.Identity()
+
+    def set_image_size(self, image_size: tuple[int, int]) -> None:
+        """Nothing to do: its positions are relative, within a window."""
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Whether blocks compute their activations again in the backward pass instead of keeping them."""
+        self.model.set_grad_checkpointing(recompute)
+
     def _refuse_other_sizes(self, images: Float[Tensor, "B 3 H W"]) -> None:
         rows, columns = images.shape[-2:]
         if rows % self.patch_size[0] or columns % self.patch_size[1]:
@@ -96,3 +111,16 @@ class Swin(nn.Module):
                 f"an image of {rows} x {columns} pixels has no whole number of places of {self.patch_size[0]} x "
                 f"{self.patch_size[1]} in the last stage; both sides must be multiples: crop, pad or resize it"
             )
+
+
+def shift_between_windows(block: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Before a block sees a map: along a side that one window covers, windows are not shifted.
+
+    So it was trained; with `ANY_SIZE` timm shifts them always, which changes the last stage at the size of training.
+    """
+    _, rows, columns, _ = inputs[0].shape
+    row_shift, column_shift = block.target_shift_size
+    block.shift_size = (
+        row_shift if rows > block.window_size[0] else 0,
+        column_shift if columns > block.window_size[1] else 0,
+    )

@@ -111,6 +111,51 @@ class ViT(nn.Module):
         """Compile every block when it next runs, one graph a crop size; None: run blocks as they are."""
         compile_blocks(self.model.blocks, backend)
 
+    def set_num_heads(self, num_heads: int) -> None:
+        """Cut queries, keys and values into another number of heads than they were trained in.
+
+        Raises:
+            ValueError: the width is no multiple of it, or position embeddings are made for the width of a head (RoPE).
+        """
+        if self.embed_dim % num_heads:
+            raise ValueError(
+                f"a width of {self.embed_dim} cannot be cut into {num_heads} attention heads; choose a divisor"
+            )
+        if not isinstance(self.model, VisionTransformer):
+            raise ValueError(
+                f"the position embeddings of {self.architecture.name} are made for its own {self.num_heads} attention "
+                "heads; only transformers as DINO trained them can be cut into others"
+            )
+        self.num_heads = num_heads
+        for block in self.model.blocks:
+            block.attn.num_heads, block.attn.head_dim = num_heads, self.embed_dim // num_heads
+            block.attn.scale = block.attn.head_dim**-0.5
+
+    def remove_final_norm(self) -> None:
+        """For who reads stages only: no parameter is left without a gradient, which distributed training refuses."""
+        self.model.norm = nn.Identity()
+
+    def set_image_size(self, image_size: tuple[int, int]) -> None:
+        """Resample a learned position embedding for good, to the grid of images of (rows, columns) in pixels.
+
+        What the network makes of such images stays the same; trained from here, every patch of theirs has a position
+        of its own, and those of other sizes are resampled from these.
+        """
+        model, grid_size = self.model, self.grid_size(image_size)
+        if getattr(model, "pos_embed", None) is None or grid_size == model.patch_embed.grid_size:
+            return
+        if self.position_resampling == "timm":
+            model.set_input_size(img_size=image_size)
+            return
+        prefix, patches = self._split_positions()
+        patches = resample_positions_dino(patches, model.patch_embed.grid_size, grid_size)
+        model.patch_embed.set_input_size(img_size=image_size)
+        model.pos_embed = nn.Parameter(torch.cat([prefix, patches], dim=1).detach())
+
+    def set_recompute(self, recompute: bool) -> None:
+        """Whether blocks compute their activations again in the backward pass instead of keeping them."""
+        self.model.set_grad_checkpointing(recompute)
+
     def _as_map(self, tokens: Float[Tensor, "B T D"], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
         return tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid_size)
@@ -133,20 +178,22 @@ class ViT(nn.Module):
         x = model.patch_embed(images)
         x = x.flatten(1, 2) if x.ndim == 4 else x  # [B, N, D]
         prefix = [t.expand(len(x), -1, -1) for t in (model.cls_token, model.reg_token) if t is not None]
-        num_positions_prefix = 0 if model.no_embed_class else self.num_prefix_tokens
-        prefix_positions, patch_positions = model.pos_embed.split(
-            [num_positions_prefix, model.pos_embed.shape[1] - num_positions_prefix], dim=1
-        )
+        prefix_positions, patch_positions = self._split_positions()
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
         x = x + resample_positions_dino(patch_positions, model.patch_embed.grid_size, grid_size)
         if prefix:
             prefix_tokens = torch.cat(prefix, dim=1)
-            if num_positions_prefix:
+            if prefix_positions.shape[1]:
                 prefix_tokens = prefix_tokens + prefix_positions
             x = torch.cat([prefix_tokens, x], dim=1)
         x = model.norm_pre(model.patch_drop(model.pos_drop(x)))
         x = checkpoint_seq(model.blocks, x) if model.grad_checkpointing else model.blocks(x)
         return model.norm(x)
+
+    def _split_positions(self) -> tuple[Float[Tensor, "1 T D"], Float[Tensor, "1 N D"]]:
+        """Position embeddings of the class token and registers, if they have any, and of the patches."""
+        num_prefix = 0 if self.model.no_embed_class else self.num_prefix_tokens
+        return self.model.pos_embed.tensor_split([num_prefix], dim=1)
 
 
 class Call(NamedTuple):
@@ -185,7 +232,8 @@ def set_drop_path(blocks: Sequence[nn.Module], rate: float) -> None:
     for i, block in enumerate(blocks):
         share = rate * i / max(len(blocks) - 1, 1)
         for name in ("drop_path1", "drop_path2"):
-            setattr(block, name, DropPath(share) if share > 0 else nn.Identity())
+            path = DropPath(share) if share > 0 else nn.Identity()
+            setattr(block, name, path.train(block.training))
 
 
 def resample_positions_dino(

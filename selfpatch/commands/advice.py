@@ -1,4 +1,4 @@
-"""What is chosen and said before a run, and while it waits: a batch that fits, memory and time, how data come faster."""
+"""What is chosen and said before a run and while it waits: a batch that fits, memory, time, how data come faster."""
 
 from dataclasses import replace
 from datetime import timedelta

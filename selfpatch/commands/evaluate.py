@@ -1,10 +1,10 @@
 """`selfpatch evaluate`: score the frozen patches of a model; result.json, pictures and a table."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from selfpatch.backbones.pretrained import load_backbone
@@ -14,6 +14,7 @@ from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import run_task
+from selfpatch.metric_logger import ReportBar
 
 
 def evaluate(
@@ -50,16 +51,9 @@ def evaluate(
     console = Console()
     for note in backbone.notes:
         console.print(note, highlight=False, markup=False)
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    stderr = Console(stderr=True)
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
-        bar = progress.add_task(task)
-
-        def report(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total)
-
-        context = Context(Path(out), found_device, report)
-        result = run_task(task, backbone, Path(data), protocol, context, model=str(model))
+    with closing(ReportBar(task)) as report:
+        context = Context(Path(out), found_device, report, str(model))
+        result = run_task(task, backbone, Path(data), protocol, context)
     console.print(table(result))
     for note in result.notes[len(backbone.notes) :]:  # those of the model have been printed
         console.print(note, highlight=False, markup=False)

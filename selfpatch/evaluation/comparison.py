@@ -36,8 +36,6 @@ def find_results(place: Path) -> list[Path]:
     """
     if place.is_file():
         return [place]
-    if (place / "result.json").is_file():
-        return [place / "result.json"]
     found = sorted(place.glob("**/result.json")) if place.is_dir() else []
     if not found:
         raise ValueError(
@@ -79,6 +77,9 @@ def compare(
     Raises:
         ValueError: two results of one task have different protocols, or met different data; or no result has a metric.
     """
+    # The sum of several tasks says nothing that they do not say themselves.
+    results = [(path, result) for path, result in results if result.task != "all-frozen"] or results
+
     # 1. One protocol a task, or one each.
     protocols: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     place: dict[Path, int] = {}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from selfpatch.evaluation.class_bars import write_class_bars
 from selfpatch.evaluation.datasets.labelled_images import LabelledImage
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.features import (
@@ -37,6 +38,7 @@ def run(backbone: Backbone, root: Path, protocol: InContextSegmentation, context
     evaluator = InContextEvaluator(data, protocol, patch_size=backbone.patch_size)
     scores = evaluator(backbone, device=context.device, report=context.report)
     write_prediction_sheets(scores.predictions, data, context.pictures)
+    write_class_bars(scores.metrics, context.pictures)
     return Outcome(scores.metrics, data.facts())
 
 

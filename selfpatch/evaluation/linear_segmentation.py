@@ -1,16 +1,16 @@
 """Segmentation by one linear layer on frozen patch tokens: how far apart the classes are without any help."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from selfpatch.data.plan import sample_rng
+from selfpatch.evaluation.class_bars import write_class_bars
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.feature_cache import uncached
 from selfpatch.evaluation.features import (
@@ -18,20 +18,17 @@ from selfpatch.evaluation.features import (
     Cached,
     evaluating,
     fit_to_patches,
-    normalized,
     patch_features,
-    read_ahead,
-    resize_image,
 )
 from selfpatch.evaluation.head_training import identity_of, seeded, train_head
 from selfpatch.evaluation.leopart_segmentation import evaluate_leopart
-from selfpatch.evaluation.metrics import IGNORED, mean_cross_entropy
+from selfpatch.evaluation.metrics import mean_cross_entropy
 from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.protocols.linear_segmentation import LeopartSegmentation, LinearSegmentation
-from selfpatch.evaluation.segmentation_scores import Scorer, SegmentationScores
+from selfpatch.evaluation.segmentation_scores import SegmentationScores, score_images
 from selfpatch.evaluation.sliding_window import sliding_window
 from selfpatch.evaluation.task import Context, Outcome
-from selfpatch.evaluation.training_crops import distort_colors, random_crop, short_side_size
+from selfpatch.evaluation.training_crops import assemble, distort_colors, random_crop
 
 Sample = tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]  # image and mask
 
@@ -45,6 +42,7 @@ def run(
     evaluate = evaluate_leopart if isinstance(protocol, LeopartSegmentation) else evaluate_linear_segmentation
     scores = evaluate(backbone, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
+    write_class_bars(scores.metrics, context.pictures)
     return Outcome(scores.metrics, data.facts())
 
 
@@ -70,7 +68,6 @@ def evaluate_linear_segmentation(
 
     Source: facebookresearch/dinov3 eval/segmentation; facebookresearch/dinov2 for its preset.
     """
-    device = context.device
     window = fit_to_patches(protocol.image_size, backbone.patch_size)
     with evaluating(backbone):
         head = train_layer(backbone, data, protocol, context)
@@ -79,19 +76,10 @@ def evaluate_linear_segmentation(
         def predict(windows: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B C h w"]:
             return F.interpolate(head(patch_features(backbone, windows)), size=window, mode="bilinear")
 
-        scorer = Scorer(data, device)
-        val = ([item] for item in data.val)
-        samples = read_ahead(lambda item: (data.read_image(item), data.read_mask(item)), val)
-        for done, (item, [(image, truth)]) in enumerate(zip(data.val, samples, strict=True), start=1):
-            resized = resize_image(image, short_side_size(truth.shape, protocol.image_size))
-            pixels = normalized(torch.from_numpy(resized)[None].to(device), backbone.mean, backbone.std)[0]
-            logits = sliding_window(
-                pixels, predict, window=window, stride=protocol.stride, batch_size=protocol.batch_size
-            )
-            logits = F.interpolate(logits[None], size=truth.shape, mode="bilinear")[0]
-            scorer.add(item, truth, logits.argmax(dim=0))
-            context.report(done, len(data.val))
-    return scorer.scores()
+        def logits_of(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "C H W"]:
+            return sliding_window(image, predict, window=window, stride=protocol.stride, batch_size=protocol.batch_size)
+
+        return score_images(data, backbone, protocol, logits_of, context)
 
 
 def train_layer(
@@ -130,24 +118,6 @@ def train_layer(
         precision="float32",
     )
     return head
-
-
-def assemble(
-    samples: Sequence[Sample],
-    size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    device: torch.device,
-) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B h w"]]:
-    """Crops as one batch; those that are smaller than `size` get the mean colour and IGNORED on the right and below."""
-    images = torch.zeros(len(samples), 3, *size, device=device)
-    masks = torch.full((len(samples), *size), IGNORED, device=device)
-    for i, (image, mask) in enumerate(samples):
-        rows, columns = mask.shape
-        images[i, :, :rows, :columns] = normalized(torch.from_numpy(image)[None].to(device), mean, std)[0]
-        masks[i, :rows, :columns] = torch.from_numpy(mask).to(device)
-    return images, masks
 
 
 def learning_rate(step: int, protocol: LinearSegmentation) -> float:

@@ -16,6 +16,7 @@ class Result:
         protocol: the protocol's name, its every setting, and what it met: numbers of images and classes, the split.
         metrics: shares in [0, 1]; of segmentation also each class as "IoU/NAME", left out where it does not occur.
         model, data: as the user named them.
+        details: what the model or its scores decided within the protocol.
         notes: what should be known of the weights and of the data.
     """
 
@@ -26,6 +27,7 @@ class Result:
     data: str
     seconds: float
     versions: dict[str, str]
+    details: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def write(self, path: Path) -> None:

@@ -1,15 +1,22 @@
 """What segmentation tasks come to: numbers over all validation images, and a few predictions to look at."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from selfpatch.evaluation.datasets.labelled_images import LabelledImage, spread
 from selfpatch.evaluation.datasets.segmentation import SegmentationData
+from selfpatch.evaluation.features import Backbone, normalized, read_ahead
 from selfpatch.evaluation.metrics import confusion_matrix, segmentation_metrics
+from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
+from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.training_crops import fitted_size, rescale
 
 NUM_SHOWN = 8
 
@@ -44,3 +51,24 @@ class Scorer:
     def scores(self) -> SegmentationScores:
         metrics = segmentation_metrics(self._confusion, self._data.class_names)
         return SegmentationScores(metrics, [shown for shown in self._shown.values() if shown is not None])
+
+
+@torch.no_grad()
+def score_images(
+    data: SegmentationData,
+    backbone: Backbone,
+    protocol: LinearSegmentation | DecoderTraining,
+    logits_of: Callable[[Float[Tensor, "3 H W"]], Float[Tensor, "C H W"]],
+    context: Context,
+) -> SegmentationScores:
+    """Every validation image, normalised, through `logits_of`; bilinear to its own size, and the likeliest class."""
+    scorer = Scorer(data, context.device)
+    samples = read_ahead(lambda item: (data.read_image(item), data.read_mask(item)), ([item] for item in data.val))
+    for i, (item, [(image, truth)]) in enumerate(zip(data.val, samples, strict=True), start=1):
+        size = fitted_size(truth.shape, protocol.image_size, protocol.long_side)
+        resized = rescale(image, size, antialias=protocol.antialias)
+        pixels = normalized(torch.from_numpy(resized)[None].to(context.device), backbone.mean, backbone.std)[0]
+        logits = F.interpolate(logits_of(pixels)[None], size=truth.shape, mode="bilinear")[0]
+        scorer.add(item, truth, logits.argmax(dim=0))
+        context.report(i, len(data.val))
+    return scorer.scores()

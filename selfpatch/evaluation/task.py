@@ -1,7 +1,7 @@
 """What every evaluation task is given, and what it gives back."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,13 @@ class Context(NamedTuple):
     Args:
         out: the folder of this evaluation. A task writes its pictures to out/pictures, and whatever else its users
             expect (masks, checkpoints of a head) beside them; result.json is written for it.
+        model: as the user named it.
     """
 
     out: Path
     device: torch.device = torch.device("cpu")
     report: Report = no_report
+    model: str = "unnamed"
 
     @property
     def pictures(self) -> Path:
@@ -39,8 +41,10 @@ class Outcome:
     Args:
         metrics: name -> number; shares are in [0, 1]. The first one is the task's headline.
         met: what the protocol met in the data, for result.json: the split, numbers of images and classes; under
-            "notes", a list of what should be known of scores on them.
+            "notes", a list of what should be known of scores on them. Results that differ in it are not compared.
+        details: what the model or its scores decided, for result.json: which vector, which learning rate was best.
     """
 
     metrics: dict[str, float]
     met: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)

@@ -1,46 +1,69 @@
-"""How labelled images are varied while a segmentation head trains: scale, crop, flip, colours.
+"""How labelled images are varied while a segmentation head trains, scale, crop, flip and colours, and made a batch.
 
 Source: mmsegmentation's pipeline for ADE20K, which DINOv2 and DINOv3 use for their linear layers too.
+Differs: labels are resized about the middles of pixels, where OpenCV takes their upper left corners.
 """
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
 
-from selfpatch.evaluation.features import resize_image, resize_mask
+from selfpatch.evaluation.features import normalized, resize_image, resize_mask
 from selfpatch.evaluation.metrics import IGNORED
+from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 
-CROP_TRIES = 10  # to find a crop in which no class has more than max_class_share
+CROP_TRIES = 10  # to find a crop in which no class has more than max_class_share; the next one is taken as it is
 MAX_BRIGHTNESS = 32  # added to or taken from the 256 levels
 CONTRAST = SATURATION = (0.5, 1.5)  # factors
 MAX_HUE = 18  # added or taken, of OpenCV's 180
 
 
-def short_side_size(image_size: tuple[int, int], short_side: int) -> tuple[int, int]:
-    """(rows, columns) with this short side and the aspect kept."""
-    height, width = (int(side * short_side / min(image_size) + 0.5) for side in image_size)
+def fitted_size(image_size: tuple[int, int], short_side: int, long_side: int | None = None) -> tuple[int, int]:
+    """The largest (rows, columns) with the aspect kept whose sides are at most these; None: as long as it is."""
+    factor = short_side / min(image_size)
+    if long_side is not None:
+        factor = min(factor, long_side / max(image_size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in image_size)
     return height, width
+
+
+def rescale(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], *, antialias: bool) -> UInt8[np.ndarray, "R S 3"]:
+    """Bilinear, to (rows, columns); without antialias as OpenCV does it, from the four nearest pixels."""
+    if antialias:
+        return resize_image(image, size)
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
 
 
 def random_crop(
     image: UInt8[np.ndarray, "H W 3"],
     mask: UInt8[np.ndarray, "H W"],
     rng: np.random.Generator,
-    protocol: LinearSegmentation,
+    protocol: LinearSegmentation | DecoderTraining,
     *,
     size: tuple[int, int],
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """A part of at most `size`, of the image with a short side of image_size times a random factor."""
-    scaled = short_side_size(mask.shape, int(protocol.image_size * rng.uniform(*protocol.scale)))
+    """A part of at most `size`, of the image made as large as the protocol says, times a random factor."""
+    factor = rng.uniform(*protocol.scale)
+    long_side = None if protocol.long_side is None else max(1, int(protocol.long_side * factor))
+    scaled = fitted_size(mask.shape, max(1, int(protocol.image_size * factor)), long_side)
     mask = resize_mask(mask, scaled)
-    for _ in range(CROP_TRIES if protocol.max_class_share < 1 else 1):
+
+    def random_part() -> tuple[slice, slice]:
         top, left = (int(rng.integers(max(whole - part, 0) + 1)) for whole, part in zip(scaled, size, strict=True))
-        part = (slice(top, top + size[0]), slice(left, left + size[1]))
+        return slice(top, top + size[0]), slice(left, left + size[1])
+
+    part = random_part()
+    for _ in range(CROP_TRIES if protocol.max_class_share < 1 else 0):
         counts = np.bincount(mask[part].ravel(), minlength=IGNORED + 1)[:IGNORED]
         if counts.max() < protocol.max_class_share * counts.sum():
             break
-    image, mask = resize_image(image, scaled)[part], mask[part]
+        part = random_part()
+    image, mask = rescale(image, scaled, antialias=protocol.antialias)[part], mask[part]
     if rng.random() < protocol.flip_prob:
         image, mask = image[:, ::-1], mask[:, ::-1]
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
@@ -54,14 +77,34 @@ def distort_colors(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) 
     contrast_comes_last = rng.random() < 0.5
     if not contrast_comes_last:
         image = as_levels(image * contrast)
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     if rng.random() < 0.5:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[..., 1] = as_levels(hsv[..., 1] * rng.uniform(*SATURATION))
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     if rng.random() < 0.5:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         hsv[..., 0] = (hsv[..., 0].astype(np.int16) + rng.integers(-MAX_HUE, MAX_HUE)) % 180
-    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return as_levels(image * contrast) if contrast_comes_last else image
 
 
 def as_levels(values: np.ndarray) -> np.ndarray:
     return values.clip(0, 255).astype(np.uint8)
+
+
+def assemble(
+    samples: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]],
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    device: torch.device,
+) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B h w"]]:
+    """Crops as one batch; those that are smaller than `size` get the mean colour and IGNORED on the right and below."""
+    images = torch.zeros(len(samples), 3, *size, device=device)
+    masks = torch.full((len(samples), *size), IGNORED, device=device)
+    for i, (image, mask) in enumerate(samples):
+        rows, columns = mask.shape
+        images[i, :, :rows, :columns] = normalized(torch.from_numpy(image)[None].to(device), mean, std)[0]
+        masks[i, :rows, :columns] = torch.from_numpy(mask).to(device)
+    return images, masks

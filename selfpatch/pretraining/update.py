@@ -62,7 +62,7 @@ class Pretraining:
         self._num_images = self._num_bad_images = self._num_upscaled = 0
         self._said_upscaled = False
         self._when_waiting = when_waiting
-        self._num_notes = 0
+        self._logged = False
 
     def train_mode(self) -> None:
         self._student_teacher.train()
@@ -106,20 +106,21 @@ class Pretraining:
             "upscaled_images": self._num_upscaled,
         }
 
-    def note(self, means: dict[str, float]) -> str | None:
-        self._num_notes += 1
-        # Before the first line of the log workers were started.
-        if self._num_notes > 1 and means["data_wait"] > MUCH_WAITING and self._when_waiting:
-            advice, self._when_waiting = self._when_waiting, ""
-            return f"{means['data_wait']:.0%} of the time steps wait for data. {advice}"
-        if not self._num_upscaled or self._said_upscaled:
-            return None
-        self._said_upscaled = True
-        return (
-            f"warning: {self._num_upscaled} of {self._num_images} images so far were smaller than a global crop "
-            f"({self._config.crops.global_size} px) and enlarged: their crops are blurred. A smaller crop "
-            "(crops.global-size) shows them as they are"
-        )
+    def note(self, means: dict[str, float], *, last: bool) -> str | None:
+        notes = []
+        if self._num_upscaled and (last or not self._said_upscaled):
+            self._said_upscaled = True
+            notes.append(
+                f"warning: {self._num_upscaled} of {self._num_images} images so far were smaller than a global crop "
+                f"({self._config.crops.global_size} px) and enlarged: their crops are blurred. A smaller crop "
+                "(crops.global-size) shows them as they are"
+            )
+        # The first line of the log does not count: before it workers were started.
+        if self._logged and means["data_wait"] > MUCH_WAITING and self._when_waiting:
+            notes.append(f"{means['data_wait']:.0%} of the time steps wait for data. {self._when_waiting}")
+            self._when_waiting = ""
+        self._logged = True
+        return "\n".join(notes) or None
 
     def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:
         shown = ", ".join(map(str, self._files_of_step(step)[:4]))

@@ -69,6 +69,22 @@ def test_dino_resampling_equals_plain(new_grid):
         torch.testing.assert_close(ours[0].unflatten(0, new_grid), plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("family", "resampling"), [(family, "timm") for family in FAMILIES] + [(family, "dino") for family in LEARNED]
+)
+def test_positions_resampled_for_good_give_the_same_tokens(family, resampling):
+    backbone = small_vit(family, position_resampling=resampling)
+    inputs, before = images(backbone, 3, 6), backbone.model.pos_embed
+    with torch.no_grad():
+        expected = backbone(inputs).patch_tokens
+        backbone.set_image_size((inputs.shape[2], inputs.shape[3]))
+        torch.testing.assert_close(backbone(inputs).patch_tokens, expected, rtol=1e-6, atol=1e-6)
+    assert backbone(images(backbone, 4, 4)).grid_size == (4, 4)
+    if before is not None:
+        assert backbone.model.pos_embed.shape[1] == before.shape[1] + 3 * 6 - 4 * 4
+        assert backbone.model.pos_embed.requires_grad and backbone.model.pos_embed.is_leaf
+
+
 @pytest.mark.parametrize("family", ["RoPE", "RoPE and positions"])
 def test_dino_resampling_is_refused_where_dino_has_none(family):
     with pytest.raises(ValueError, match="use position-resampling 'timm'"):

@@ -102,7 +102,7 @@ def test_waiting_is_said_once_and_not_for_starting_workers(monkeypatch):
         files_of_step=lambda step: [],
         when_waiting=advice.when_waiting(config, CPU),
     )
-    notes = [trainee.note({"data_wait": share}) for share in (0.9, 0.1, 0.3, 0.5)]
+    notes = [trainee.note({"data_wait": share}, last=False) for share in (0.9, 0.1, 0.3, 0.5)]
     assert [note is not None for note in notes] == [False, False, True, False]
     assert notes[2].startswith("30% of the time steps wait for data")
     assert "--efficiency.num-workers 8" in notes[2]

@@ -4,7 +4,6 @@ import torch
 from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.linear_segmentation import (
     LinearHead,
-    assemble,
     evaluate_linear_segmentation,
     learning_rate,
     train_layer,
@@ -12,7 +11,7 @@ from selfpatch.evaluation.linear_segmentation import (
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.task import Context
-from tests.evaluation.labelled_scenes import COLORS, BlindBackbone, ColorBackbone, write_ade20k
+from tests.evaluation.labelled_scenes import BlindBackbone, ColorBackbone, write_ade20k
 
 
 def quick(**settings) -> LinearSegmentation:
@@ -58,14 +57,6 @@ def test_the_same_seed_gives_the_same_head_and_global_random_numbers_stay(tmp_pa
     second, other = weights("2"), weights("3", seed=1)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["linear.weight"], other["linear.weight"])
-
-
-def test_small_crops_are_filled_with_the_mean_colour_and_labels_that_do_not_count():
-    image, mask = COLORS[[[0, 1], [2, 3]]], torch.tensor([[0, 1], [2, 3]], dtype=torch.uint8).numpy()
-    images, masks = assemble([(image, mask)], (3, 4), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), device=torch.device("cpu"))
-    assert masks[0].tolist() == [[0, 1, IGNORED, IGNORED], [2, 3, IGNORED, IGNORED], [IGNORED] * 4]
-    assert images[0, :, 2:].abs().max() == images[0, :, :, 2:].abs().max() == 0
-    assert images[0, :, 0, 1].tolist() == pytest.approx((COLORS[1] / 255 * 2 - 1).tolist(), abs=1e-6)
 
 
 def test_training_survives_batches_without_a_scored_pixel(tmp_path):

@@ -5,7 +5,13 @@ import pytest
 
 from selfpatch.evaluation.protocols import TASKS, protocol_name
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
+from selfpatch.evaluation.protocols.knn_classification import KnnClassification
+from selfpatch.evaluation.protocols.linear_classification import LinearClassification
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
+from selfpatch.evaluation.protocols.overclustering import Overclustering
+from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
+from selfpatch.evaluation.protocols.upernet import UPerNet
 
 
 def test_importing_them_needs_no_torch():
@@ -18,6 +24,24 @@ def test_presets_differ_where_their_sources_do():
     assert (dinov3.dropout, dinov3.weight_decay, dinov3.schedule) == (0.1, 1e-3, "one_cycle")
     assert (dinov2.dropout, dinov2.weight_decay, dinov2.schedule) == (0.0, 1e-4, "poly")
     assert (dinov2.lr, dinov2.steps, dinov2.batch_size, dinov2.warmup_steps) == (1e-3, 40_000, 16, 1500)
+
+
+def test_decoders_are_trained_as_published():
+    fpn, uper = TASKS["semantic-fpn"].presets["paper-40k"], TASKS["upernet"].presets["paper-160k"]
+    for protocol, steps in ((fpn, 40_000), (uper, 160_000)):
+        assert (protocol.steps, protocol.batch_size, protocol.lr, protocol.weight_decay) == (steps, 16, 6e-5, 0.01)
+        assert (protocol.warmup_steps, protocol.warmup_start, protocol.power) == (1500, 1e-6, 1.0)
+        assert (protocol.taps, protocol.drop_path, protocol.dropout) == ((2, 5, 8, 11), 0.1, 0.1)
+        assert (protocol.image_size, protocol.long_side, protocol.inference) == (512, 2048, "whole")
+        assert (protocol.scale, protocol.max_class_share, protocol.flip_prob) == ((0.5, 2.0), 0.75, 0.5)
+    assert (fpn.fpn_channels, fpn.head_channels) == (256, 128)
+    assert (uper.neck_scales, uper.head_channels, uper.pool_scales) == ((4, 2, 1, 0.5), 512, (1, 2, 3, 6))
+    assert (uper.auxiliary_weight, uper.auxiliary_channels) == (0.4, 256)
+
+
+def test_what_changes_no_number_changes_no_name():
+    assert protocol_name("semantic-fpn", SemanticFPN(recompute=True)) == "paper-40k"
+    assert protocol_name("semantic-fpn", SemanticFPN(inference="slide")) == "custom"
 
 
 def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
@@ -38,7 +62,51 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
         (LinearSegmentation, {"dropout": 1.0}, r"dropout is 1.0; it is a probability in \[0, 1\)"),
         (LinearSegmentation, {"max_class_share": 0.0}, r"max-class-share is 0.0; it must be in \(0, 1\]"),
         (LinearSegmentation, {"weight_decay": -0.1}, "weight-decay is -0.1; it cannot be negative"),
+        (LinearSegmentation, {"long_side": 0}, "long-side is 0; it must be above 0"),
+        (
+            SemanticFPN,
+            {"taps": (2, 5, 11, 8)},
+            r"taps is \(2, 5, 11, 8\); they are four of the blocks 0 to 11, in order",
+        ),
+        (SemanticFPN, {"taps": (2, 5, 8, 12)}, "they are four of the blocks 0 to 11"),
+        (SemanticFPN, {"long_side": 500}, "long-side is 500 with image-size 512, the short side; make it no smaller"),
+        (SemanticFPN, {"stride": 513}, "stride is 513 with windows of 512 px; at most 512 leaves no gaps"),
+        (SemanticFPN, {"drop_path": 1.0}, r"drop-path is 1.0; it is a probability in \[0, 1\)"),
+        (SemanticFPN, {"scale": (0.0, 1.0)}, r"scale is \(0.0, 1.0\); 0 < low <= high is needed"),
+        (SemanticFPN, {"flip_prob": -0.1}, r"flip-prob is -0.1; it is a probability in \[0, 1\]"),
+        (SemanticFPN, {"max_class_share": 1.1}, r"max-class-share is 1.1; it must be in \(0, 1\]"),
+        (SemanticFPN, {"warmup_start": 2.0}, r"warmup-start is 2.0; it is a share in \[0, 1\]"),
+        (SemanticFPN, {"clip_norm": -1.0}, "clip-norm is -1.0; it cannot be negative"),
+        (SemanticFPN, {"steps": 100}, "warmup-steps is 1500 with steps 100; make it shorter than the training"),
+        (SemanticFPN, {"fpn_channels": 0}, "fpn-channels is 0; it must be above 0"),
+        (UPerNet, {"neck_scales": (4, 2, 1, 0)}, r"neck-scales is \(4, 2, 1, 0\); they must be above 0"),
+        (UPerNet, {"pool_scales": ()}, r"pool-scales is \(\); one grid or more, of sides above 0, is needed"),
+        (UPerNet, {"auxiliary_weight": -0.4}, "auxiliary-weight is -0.4; it cannot be negative"),
+        (UPerNet, {"auxiliary_level": 4}, "auxiliary-level is 4; there are levels 0 to 3"),
+        (UPerNet, {"batch_size": 1}, "batch-size is 1, but batch norm of a map pooled to one place needs two images"),
         (LinearSegmentation, {"steps": 100}, "warmup-steps is 1500 with steps 100; make it shorter than the training"),
+        (
+            KnnClassification,
+            {"image_size": 300},
+            "resize-size is 256, less than image-size 300, which is cut out of it",
+        ),
+        (KnnClassification, {"num_neighbours": (5, 0)}, r"num-neighbours is \(5, 0\); give one number at least, all"),
+        (KnnClassification, {"num_neighbours": (5, 5)}, r"num-neighbours is \(5, 5\); give each number once"),
+        (LinearClassification, {"lrs": ()}, "lrs is empty; give one at least"),
+        (LinearClassification, {"lrs": (0.1, 0.0)}, r"lrs is \(0.1, 0.0\); all must be above 0"),
+        (LinearClassification, {"vectors": ("mean", "mean")}, r"vectors is \('mean', 'mean'\); give each once"),
+        (
+            LinearClassification,
+            {"crop_scale": (0.5, 1.5)},
+            r"crop-scale is \(0.5, 1.5\); 0 < low <= high <= 1 is needed",
+        ),
+        (LinearClassification, {"momentum": 1.0}, r"momentum is 1.0; it must be in \[0, 1\)"),
+        (ObjectDiscovery, {"num_candidates": 0}, "num-candidates is 0; it must be above 0"),
+        (ObjectDiscovery, {"min_iou": 0.0}, r"min-iou is 0.0; it must be in \(0, 1\]"),
+        (Overclustering, {"num_seeds": 0}, "num-seeds is 0; it must be above 0"),
+        (Overclustering, {"num_clusters": ()}, "num-clusters is empty; give one K at least, or classes"),
+        (Overclustering, {"num_clusters": (5, 5)}, r"num-clusters is \(5, 5\); give each K once"),
+        (Overclustering, {"num_clusters": ("classes", 1)}, r"num-clusters is \('classes', 1\); two clusters are the"),
     ],
 )
 def test_ranges(protocol, settings, message):

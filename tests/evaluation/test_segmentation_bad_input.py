@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from selfpatch import cli
 from selfpatch.export import export_timm
@@ -120,14 +121,33 @@ def test_lists(data_refused, tmp_path):
     data_refused(root, "1 of 2 names in .*val.txt are not in .*JPEGImages: 2011_000000.jpg")
 
 
-def test_notes_are_printed_and_kept(model, tmp_path, capsys):
-    """Of the data, and of the model."""
-    root = write_ade20k(tmp_path / "data")
-    out = tmp_path / "out"
-    arguments = ["evaluate", model, "--data", root, "--out", out, "--device", "cpu", "--image-size", 32]
+def test_notes_are_printed_and_kept(tmp_path, capsys):
+    """Of the model, and of the data."""
+    root, out, model = write_ade20k(tmp_path / "data"), tmp_path / "out", tmp_path / "original.pth"
+    torch.save(small_vit("class token").model.state_dict() | {"masked_embed": torch.zeros(1, 24)}, model)
+    arguments = [
+        "evaluate",
+        model,
+        "--data",
+        root,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--image-size",
+        32,
+        "--num-heads",
+        3,
+    ]
     assert cli.main([str(argument) for argument in arguments]) == 0
-    (first, second) = json.loads((out / "result.json").read_text())["notes"]
-    assert first.startswith("training has 2 of the 20,210 images")
+    result = json.loads((out / "result.json").read_text())
+    assert [note[:33] for note in result["notes"]] == [
+        "30 of 30 tensors match",
+        "read as iBOT",
+        "left out, as no part of the encod",
+        "training has 2 of the 20,210 imag",
+        "validation has 2 of the 2,000 ima",
+    ]
     said = " ".join(capsys.readouterr().out.split())
-    assert first in said and second in said
-    assert "notes" not in json.loads((out / "result.json").read_text())["protocol"]
+    assert all(said.count(note) == 1 for note in result["notes"])
+    assert "notes" not in result["protocol"]

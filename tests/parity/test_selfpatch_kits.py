@@ -1,12 +1,10 @@
 """Training steps of the authors' own program, replayed through our parts: converter, backbone, terms, optimizer, EMA.
 
-Every folder below SELFPATCH_PARITY_KITS (several are separated by ":") that holds a training kit is checked; without
-the variable, the kits beside this file. A kit is recognised by its files (see kits/README.md).
+Every training kit that `find_kits` knows of is checked.
 """
 
 import contextlib
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -32,14 +30,10 @@ from selfpatch.objectives.selfpatch import find_positives
 from selfpatch.optim import gradient_norms
 from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
 from selfpatch.pretraining.update import accumulate_gradients, apply_gradients, build_optimizer, build_schedules
+from tests.parity.kits import ROOTS, find_kits
 
-FILES = ("initial.safetensors", "crops.safetensors", "activations.safetensors", "expected.json", "final.safetensors")
-ROOTS = os.environ.get("SELFPATCH_PARITY_KITS", str(Path(__file__).parent / "kits")).split(":")
-KITS = sorted(
-    folder.parent
-    for root in ROOTS
-    for folder in Path(root).rglob("initial.safetensors")
-    if all((folder.parent / file).is_file() for file in FILES)
+KITS = find_kits(
+    "initial.safetensors", "crops.safetensors", "activations.safetensors", "expected.json", "final.safetensors"
 )
 
 

@@ -103,6 +103,11 @@ def read_segmentation(root: Path, *, max_images: int | None = None, report: Repo
     return SegmentationData(items[: len(train)], items[len(train) :], layout)
 
 
+def recognises(root: Path) -> bool:
+    """Whether a folder looks like labelled images, complete or not."""
+    return any(reader.find(root) is not None for reader in READERS)
+
+
 def find_layout(root: Path) -> Layout:
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}; give the folder that holds the labelled images:{LAYOUTS}")

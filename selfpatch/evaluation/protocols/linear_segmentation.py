@@ -14,6 +14,10 @@ class LinearSegmentation:
     # short side of the images in pixels; rounded down to a multiple of the patch size, also the side of training crops
     # and of test windows
     image_size: int = 512
+    # pixels that the long side has at most, before the random factor; None: as long as it is
+    long_side: int | None = None
+    # whether an image is shrunk by averaging over all its pixels; OpenCV, which mmsegmentation uses, does not
+    antialias: bool = True
     # pixels from one test window to the next
     stride: int = 341
     # factor on the short side of training images, uniform between the two
@@ -46,7 +50,7 @@ class LinearSegmentation:
     max_images: int | None = None
 
     def __post_init__(self):
-        check_positive(self, "image_size", "stride", "steps", "batch_size", "lr", "max_images")
+        check_positive(self, "image_size", "stride", "steps", "batch_size", "lr", "max_images", "long_side")
         check(
             self.stride <= self.image_size,
             f"stride is {self.stride} with windows of {self.image_size} px; at most {self.image_size} leaves no gaps",
@@ -102,7 +106,9 @@ class LeopartSegmentation:
 
 PRESETS = {
     "dinov3": LinearSegmentation(),
-    "dinov2": LinearSegmentation(dropout=0.0, weight_decay=1e-4, clip_norm=0.0, schedule="poly"),
+    "dinov2": LinearSegmentation(
+        long_side=2048, antialias=False, dropout=0.0, weight_decay=1e-4, clip_norm=0.0, schedule="poly"
+    ),
     "leopart": LeopartSegmentation(),
     # nobody's protocol: for trials, minutes on a CPU
     "quick": LinearSegmentation(image_size=224, stride=149, steps=500, batch_size=8, warmup_steps=50, max_images=200),

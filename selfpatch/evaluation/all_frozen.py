@@ -1,0 +1,85 @@
+"""All frozen tasks that a folder of data allows, one after another, on features that are encoded once."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from selfpatch.evaluation.datasets import box_folder, class_folder, davis, segmentation
+from selfpatch.evaluation.feature_cache import CachedBackbone
+from selfpatch.evaluation.features import StagedBackbone
+from selfpatch.evaluation.protocols import TASKS
+from selfpatch.evaluation.protocols.all_frozen import AllFrozen
+from selfpatch.evaluation.result import Result
+from selfpatch.evaluation.task import Context, Outcome
+from selfpatch.metric_logger import say
+
+# Whether a folder looks like what a task needs; whether it is complete is for the task to say.
+FITS: dict[str, Callable[[Path], bool]] = {
+    "in-context-segmentation": segmentation.recognises,
+    "linear-segmentation": segmentation.recognises,
+    "overclustering": segmentation.recognises,
+    "video-segmentation": davis.recognises,
+    "object-discovery": box_folder.recognises,
+    "knn-classification": class_folder.recognises,
+    "linear-classification": class_folder.recognises,
+}
+
+RunTask = Callable[[str, Any, Path, Any, Context], Result]
+
+
+class Planned(NamedTuple):
+    task: str
+    data: Path
+
+
+def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Context, *, run_task: RunTask) -> Outcome:
+    """Run each task into a folder of its own below OUT, and sum up: the headline of each.
+
+    A task whose data turn out not to be complete is left out, and why is said; the others are run.
+
+    Raises:
+        ValueError: no task fits the data, or one that was asked for does not.
+    """
+    plan = find_tasks(root, protocol.tasks)
+    folder = protocol.cache or context.out / "features"
+    cached = CachedBackbone(backbone, folder, max_bytes=protocol.cache_gb * 1e9)
+    metrics: dict[str, float] = {}
+    protocols: dict[str, dict[str, Any]] = {}
+    refused: list[str] = []
+    for place, (task, data) in enumerate(plan, start=1):
+        say(f"{place}/{len(plan)} {task} on {data}")
+        presets = TASKS[task].presets
+        settings = presets["quick"] if protocol.protocols == "quick" else next(iter(presets.values()))
+        try:
+            result = run_task(task, cached, data, settings, context._replace(out=context.out / task))
+        except ValueError as error:
+            refused.append(f"{task} was left out: {error}")
+            say(f"    {refused[-1]}")
+            continue
+        headline, value = next(iter(result.metrics.items()))
+        say(f"    {headline} {100 * value:.2f} %, {result.seconds:.0f} s")
+        metrics[f"{task}/{headline}"] = value
+        protocols[task] = result.protocol
+    if not metrics:
+        raise ValueError("\n".join(refused))
+    say(f"features: {cached.num_encoded} times encoded, {cached.num_found} times found in {folder}")
+    return Outcome(metrics, {"notes": refused}, {"protocol_of": protocols})
+
+
+def find_tasks(root: Path, wanted: tuple[str, ...]) -> list[Planned]:
+    """Every task with the first data set that fits it: `root` itself, or a folder in it."""
+    if not root.is_dir():
+        raise ValueError(f"there is no folder {root}; give a data set, or a folder that holds some")
+    if unknown := [task for task in wanted if task not in FITS]:
+        raise ValueError(f"unknown frozen task {unknown[0]!r}; there are: {', '.join(FITS)}")
+    folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    plan = [
+        Planned(task, data)
+        for task, fits in FITS.items()
+        if (not wanted or task in wanted) and (data := next(filter(fits, folders), None)) is not None
+    ]
+    missing = [task for task in wanted if task not in {planned.task for planned in plan}]
+    if missing or not plan:
+        needs = "".join(f"\n  {task}: {TASKS[task].data}" for task in missing or FITS)
+        raise ValueError(f"neither {root} nor a folder in it holds the data of{needs}")
+    return plan

@@ -1,0 +1,130 @@
+"""Images in one folder a class, as ImageNet has them, checked whole at the start."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from selfpatch.data.decode import UnreadableImage, read_image
+from selfpatch.data.image_folder import ImageFolder
+from selfpatch.evaluation.datasets.images_and_masks import VAL_SHARE, split_by_name
+from selfpatch.evaluation.datasets.labelled_images import listed, spread
+from selfpatch.evaluation.datasets.readable import check_readable
+from selfpatch.evaluation.task import Report, no_report
+
+LAYOUTS = """
+  train/CLASS/NAME.jpg  val/CLASS/NAME.jpg
+  CLASS/NAME.jpg                              (a part of every class is for validation)"""
+
+
+def recognises(root: Path) -> bool:
+    """Whether there are train/ and val/ with folders in both; the other layout is that of any folder of folders."""
+    return all(
+        (root / split).is_dir() and any(map(Path.is_dir, (root / split).iterdir())) for split in ("train", "val")
+    )
+
+
+class ClassImage(NamedTuple):
+    path: Path
+    label: int  # 0 to C - 1
+
+
+class ClassFolder:
+    """The training and validation images of a folder; classes are numbered in the order of their names.
+
+    All images below a class's folder are its own, in subfolders too. Without train/ and val/, the fifth of every
+    class's images whose names have the lowest SHA-256 is for validation.
+
+    Args:
+        max_images: at most so many of each split, as many of every class, spread evenly over its names; only these
+            are checked.
+        report: told how many images are checked.
+
+    Raises:
+        ValueError: no such folders, fewer than two classes, classes that are not in both splits, a class without
+            images, images that cannot be read; or max_images is less than an image a class.
+    """
+
+    def __init__(self, root: Path, *, max_images: int | None = None, report: Report = no_report):
+        self.root = root
+        if not root.is_dir():
+            raise ValueError(f"there is no folder {root}; give the folder that holds the classes:{LAYOUTS}")
+        has_split = {name: (root / name).is_dir() for name in ("train", "val")}
+        if not any(has_split.values()):
+            self.layout = f"a folder a class, {VAL_SHARE:.0%} of each for validation by the hash of the name"
+            self.class_names = find_classes(root)
+            splits = [split_by_name([(path, path) for path in images_of(root / name)]) for name in self.class_names]
+            train, val = ([[path for path, _ in of_class] for of_class in split] for split in zip(*splits, strict=True))
+        elif all(has_split.values()):
+            self.layout = "train + val, a folder a class"
+            self.class_names = find_classes(root / "train")
+            check_same_classes(root, self.class_names, find_classes(root / "val"))
+            train, val = ([images_of(root / split / name) for name in self.class_names] for split in has_split)
+        else:
+            there, missing = sorted(has_split, key=lambda name: not has_split[name])
+            raise ValueError(
+                f"{root} holds {there}/ but no {missing}/; add it, or leave both out (no class can be called {there}). "
+                f"The layouts are:{LAYOUTS}"
+            )
+        self.train, self.val = (labelled(split, max_images) for split in (train, val))
+        check_readable(root, [item.path for item in self.train + self.val], report)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def facts(self) -> dict[str, Any]:
+        """What a protocol met here, for result.json."""
+        return {
+            "split": self.layout,
+            "num_train_images": len(self.train),
+            "num_val_images": len(self.val),
+            "num_classes": self.num_classes,
+        }
+
+    def fingerprint(self) -> str:
+        """Changes when images are added, removed, renamed or moved to another class; not when the folder moves."""
+        lines = [f"{item.label} {item.path.relative_to(self.root)}\n" for item in self.train + self.val]
+        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+    def read_image(self, item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
+        try:
+            return read_image(item.path)
+        except UnreadableImage as error:
+            raise ValueError(f"the image {item.path} cannot be read: {error}; replace or remove it") from error
+
+
+def find_classes(folder: Path) -> list[str]:
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(names) < 2:
+        found = f"one class alone, {names[0]}" if names else "no folders"
+        raise ValueError(f"{folder} holds {found}; at least two classes are needed, a folder each:{LAYOUTS}")
+    return names
+
+
+def check_same_classes(root: Path, of_train: list[str], of_val: list[str]) -> None:
+    for split, there, other in (("train", of_train, of_val), ("val", of_val, of_train)):
+        if missing := sorted(set(other) - set(there)):
+            raise ValueError(
+                f"{root / split} lacks {len(missing)} of the classes that the other split has: {listed(missing)}; the "
+                "same classes must be in train/ and val/: add images of them, or remove their folders"
+            )
+
+
+def images_of(folder: Path) -> list[Path]:
+    images = ImageFolder(folder)
+    return [images.path(i) for i in range(len(images))]
+
+
+def labelled(paths_of_classes: list[list[Path]], max_images: int | None) -> list[ClassImage]:
+    num_classes = len(paths_of_classes)
+    if max_images is not None and max_images < num_classes:
+        raise ValueError(
+            f"max-images is {max_images}, less than one image for each of {num_classes} classes; make it larger"
+        )
+    per_class = None if max_images is None else max_images // num_classes
+    return [
+        ClassImage(path, label) for label, paths in enumerate(paths_of_classes) for path in spread(paths, per_class)
+    ]

@@ -1,0 +1,41 @@
+"""Image files are opened before all else: what cannot be read is better known at the start than after hours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from selfpatch.data.decode import UnreadableImage, read_image, read_size
+from selfpatch.evaluation.datasets.labelled_images import NUM_DECODED, listed, spread
+from selfpatch.evaluation.features import read_ahead
+from selfpatch.evaluation.task import Report
+
+READ_AT_ONCE = 64  # images
+
+
+def check_readable(root: Path, paths: Sequence[Path], report: Report) -> list[tuple[int, int]]:
+    """(rows, columns) of every image.
+
+    NUM_DECODED of them, spread evenly, are decoded; of the others the header is read.
+
+    Raises:
+        ValueError: some cannot be read; the first are named, as paths below root.
+    """
+    decoded = set(spread(range(len(paths)), NUM_DECODED))
+
+    def size_or_reason(i: int) -> tuple[int, int] | str:
+        try:
+            rows, columns = read_image(paths[i]).shape[:2] if i in decoded else read_size(paths[i])
+        except UnreadableImage as error:
+            return f"{paths[i].relative_to(root)} ({error})"
+        return rows, columns
+
+    sizes, damaged = [], []
+    batches = (range(start, min(start + READ_AT_ONCE, len(paths))) for start in range(0, len(paths), READ_AT_ONCE))
+    for batch in read_ahead(size_or_reason, batches):
+        for found in batch:
+            damaged.append(found) if isinstance(found, str) else sizes.append(found)
+        report(len(sizes) + len(damaged), len(paths))
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} of {len(paths)} images in {root} cannot be read: {listed(damaged)}; replace or remove them"
+        )
+    return sizes

@@ -1,0 +1,137 @@
+"""Classes of images by their nearest training images: what a backbone's vector of a whole image is worth, untrained."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from selfpatch.evaluation.classification_pictures import Answer, Neighbour, draw_answers, draw_confusion
+from selfpatch.evaluation.classification_scores import accuracies, class_confusion, labels_of, ranks
+from selfpatch.evaluation.datasets.class_folder import ClassFolder, ClassImage
+from selfpatch.evaluation.datasets.labelled_images import spread
+from selfpatch.evaluation.features import Backbone, evaluating, fit_to_patches
+from selfpatch.evaluation.image_vectors import (
+    choose_vector,
+    encode_images,
+    has_class_token,
+    image_vector,
+    resized_middle,
+)
+from selfpatch.evaluation.protocols.knn_classification import KnnClassification
+from selfpatch.evaluation.task import Context, Outcome
+
+MAX_CHUNK = 2**26  # similarities held at once: 256 MiB
+NUM_SHOWN, NEIGHBOURS_SHOWN = 8, 6
+
+
+def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Context) -> Outcome:
+    """Every validation image gets the class that its k nearest training images vote for.
+
+    "top-1" (and "top-5", where there are more than five classes) is that of the best k, which `met` names; every k has
+    its own, as "top-1/k=20".
+
+    Raises:
+        ValueError: every k is larger than the training set; the class token is wanted of a model without one; or the
+            data are not complete.
+
+    Source: facebookresearch/dino eval_knn.py: exact search over unit vectors, votes weighted by exp(cosine / 0.07).
+    Differs: neighbours are searched once for the largest k; a k above the number of training images is left out, where
+    the program stops; of classes with equal votes the first counts, and one without a vote never does, where its order
+    is arbitrary.
+    """
+    size = fit_to_patches(protocol.image_size, backbone.patch_size)
+    data = ClassFolder(root, max_images=protocol.max_images, report=context.report)
+    ks = [k for k in protocol.num_neighbours if k <= len(data.train)]
+    if not ks:
+        raise ValueError(
+            f"num-neighbours is {protocol.num_neighbours}, all more than the {len(data.train)} training images; give "
+            "a smaller one, or more images"
+        )
+
+    def read(item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
+        return resized_middle(data.read_image(item), protocol.resize_size, size)
+
+    # 1. Unit vectors.
+    with evaluating(backbone):
+        vector = choose_vector(protocol.vector, has_class_token=has_class_token(backbone, size, context.device))
+        vectors = []
+        for tokens in encode_images(
+            backbone, data.train + data.val, read, batch_size=protocol.batch_size, device=context.device
+        ):
+            vectors += F.normalize(image_vector(tokens, vector), dim=-1)
+            context.report(len(vectors), len(data.train) + len(data.val))
+    train, val = torch.stack(vectors).tensor_split([len(data.train)])
+    train_labels, val_labels = (labels_of(items, context.device) for items in (data.train, data.val))
+
+    # 2. Votes.
+    nearest = nearest_images(val, train, max(ks))
+    ranks_of, metrics = {}, {}
+    for k in ks:
+        votes = class_votes(nearest, train_labels, k, data.num_classes, temperature=protocol.temperature)
+        ranks_of[k] = voted_ranks(votes, val_labels)
+        metrics |= accuracies(ranks_of[k], data.num_classes, f"/k={k}")
+    best = max(ks, key=lambda k: metrics[f"top-1/k={k}"])  # the first of equal ones
+    metrics = accuracies(ranks_of[best], data.num_classes) | metrics
+
+    # 3. Pictures of the best k.
+    votes = class_votes(nearest, train_labels, best, data.num_classes, temperature=protocol.temperature)
+    predicted = votes.argmax(dim=1)
+    confusion = class_confusion(predicted, val_labels, data.num_classes)
+    draw_confusion(confusion, data.class_names, context.pictures / "confusion_matrix.png")
+    draw_answers(answers(data, nearest, predicted.tolist(), read), context.pictures / "nearest_images.png")
+    left_out = ", ".join(str(k) for k in protocol.num_neighbours if k not in ks)
+    notes = [f"k = {left_out} left out: there are {len(data.train)} training images"] if left_out else []
+    return Outcome(metrics, data.facts() | {"notes": notes}, {"vector_scored": vector, "best_num_neighbours": best})
+
+
+class Nearest(NamedTuple):
+    """The most similar training images of every validation image, the most similar first."""
+
+    cosine: Float[Tensor, "B M"]
+    index: Int64[Tensor, "B M"]
+
+
+def nearest_images(val: Float[Tensor, "B D"], train: Float[Tensor, "T D"], count: int) -> Nearest:
+    """Exact, by unit vectors."""
+    chunks = val.split(max(1, MAX_CHUNK // len(train)))
+    cosines, indices = zip(*((chunk @ train.T).topk(count, dim=-1) for chunk in chunks), strict=True)
+    return Nearest(torch.cat(cosines), torch.cat(indices))
+
+
+def class_votes(
+    nearest: Nearest, train_labels: Int64[Tensor, " T"], k: int, num_classes: int, *, temperature: float
+) -> Float[Tensor, "B C"]:
+    """The sum of exp(cosine / temperature) of the k nearest images of every class."""
+    weight = (nearest.cosine[:, :k] / temperature).exp()
+    votes = weight.new_zeros(len(weight), num_classes)
+    return votes.scatter_add_(1, train_labels[nearest.index[:, :k]], weight)
+
+
+def voted_ranks(votes: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
+    """`ranks`, and the last one where the true class has no vote."""
+    has_vote = votes.gather(1, labels[:, None])[:, 0] > 0
+    return torch.where(has_vote, ranks(votes, labels), votes.shape[1])
+
+
+def answers(
+    data: ClassFolder,
+    nearest: Nearest,
+    predicted: list[int],
+    read: Callable[[ClassImage], UInt8[np.ndarray, "H W 3"]],
+) -> list[Answer]:
+    """Of NUM_SHOWN images, spread evenly over the split."""
+    shown = []
+    for i in spread(range(len(data.val)), NUM_SHOWN):
+        item = data.val[i]
+        cosines, indices = (of_all[i, :NEIGHBOURS_SHOWN].tolist() for of_all in nearest)
+        neighbours = [
+            Neighbour(read(data.train[j]), data.class_names[data.train[j].label], cosine)
+            for cosine, j in zip(cosines, indices, strict=True)
+        ]
+        shown.append(Answer(read(item), data.class_names[item.label], data.class_names[predicted[i]], neighbours))
+    return shown

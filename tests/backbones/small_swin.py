@@ -1,0 +1,21 @@
+"""A small Swin transformer: stages of 12 and 24 channels, windows of 4 x 4, built for images of 32 x 32."""
+
+import torch
+
+from selfpatch.backbones.swin import ANY_SIZE, Swin, create_timm_swin
+from selfpatch.backbones.vit import Architecture
+
+NAME = "swin_tiny_patch4_window7_224"
+ARGUMENTS = {
+    "num_classes": 0, "global_pool": "", "embed_dim": 12, "depths": (1, 2), "num_heads": (2, 4), "window_size": 4,
+    "img_size": 32,
+}  # fmt: skip
+
+
+def small_swin(**changes) -> Swin:
+    arguments = ARGUMENTS | ANY_SIZE | changes
+    torch.manual_seed(0)
+    backbone = Swin(create_timm_swin(NAME, **arguments), Architecture(NAME, arguments)).eval()
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return backbone
