@@ -137,7 +137,7 @@ def print_paths(folder: Path, num_paths: int) -> None:
 
 
 def write_empty_files(folder: Path, count: int, per_folder: int) -> None:
-    """Paths of about 46 bytes, as ImageNet's are."""
+    """Paths of about 48 bytes, as ImageNet's are."""
     for start in range(0, count, per_folder):
         below = folder / "train" / f"n{start // per_folder:08d}"
         below.mkdir(parents=True)
