@@ -167,7 +167,7 @@ class _Head:
     def state(self, step: int) -> dict[str, float]:
         return {"lr": self._lr(step)}
 
-    def note(self, *, last: bool) -> str | None:
+    def note(self, means: dict[str, float], *, last: bool) -> str | None:
         return None
 
     def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:
