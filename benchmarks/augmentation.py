@@ -22,7 +22,7 @@ from rich.table import Table
 
 from selfpatch.config import CropsConfig
 from selfpatch.data.decode import read_image
-from selfpatch.data.multi_crop import MultiCrop, cut
+from selfpatch.data.multi_crop import MultiCrop
 from tests.reference.plain_augmentation import PlainMultiCrop
 
 JPEG_BYTES = 110_000
@@ -50,23 +50,17 @@ def main() -> None:
 def pipelines() -> dict[str, Callable[[Path], object]]:
     """The plain one first: others are compared with it."""
     plain, multi_crop, rng = PlainMultiCrop(), MultiCrop(CropsConfig()), np.random.default_rng(0)
+    unlit = MultiCrop(CropsConfig(), relights=False)
 
     def run_plain(path: Path) -> object:
         with Image.open(path) as image:
             return plain(image.convert("RGB"))
 
-    def run_geometry(path: Path) -> object:
-        image = read_image(path)
-        global_crops, local_crops = multi_crop.draw(rng, *image.shape[:2])
-        return [cut(image, crop.box, crop.flip, (224, 224)) for crop in global_crops] + [
-            cut(image, crop.box, crop.flip, (96, 96)) for crop in local_crops
-        ]
-
     return {
         "plain: Pillow, torchvision, float output": run_plain,
         "selfpatch, 8-bit output": lambda path: multi_crop(read_image(path), rng),
-        "  of which decode, crop, resize, flip": run_geometry,
-        "  of which decode": read_image,
+        "selfpatch, light left to the device": lambda path: unlit(read_image(path), rng),
+        "  decode only": read_image,
     }
 
 

@@ -248,8 +248,9 @@ class ObjectivesConfig:
 class OptimConfig:
     """AdamW and its schedules."""
 
-    # images per optimizer step, over all devices and accumulated parts; None: derived
-    batch_size: int | None = 1024
+    # images per optimizer step, over all devices and accumulated parts; None: derived; "auto": the largest power of two
+    # that fits into memory with a fifth to spare, four batches an epoch, at most 1024
+    batch_size: Literal["auto"] | int | None = 1024
     # parts a batch is cut into, one after another on the device: the same step with less memory, but for Sinkhorn and
     # batch norm in heads, which see one part at a time
     accumulate: int = 1
@@ -277,7 +278,9 @@ class OptimConfig:
     def __post_init__(self):
         for name in ("batch_size", "lr", "epochs", "steps"):
             value = getattr(self, name)
-            check(value is None or value > 0, f"optim.{name.replace('_', '-')} is {value}; it must be above 0")
+            check(
+                value in (None, "auto") or value > 0, f"optim.{name.replace('_', '-')} is {value}; it must be above 0"
+            )
         for name in ("min_lr", "weight_decay", "weight_decay_end", "clip_norm"):
             check(
                 getattr(self, name) >= 0,
@@ -288,7 +291,7 @@ class OptimConfig:
             f"optim.warmup-epochs is {self.warmup_epochs}; it cannot be negative",
         )
         check(self.accumulate > 0, f"optim.accumulate is {self.accumulate}; it must be at least 1")
-        if self.batch_size is not None:
+        if isinstance(self.batch_size, int):
             check(
                 self.batch_size % self.accumulate == 0,
                 f"optim.batch-size {self.batch_size} cannot be cut into {self.accumulate} equal parts; choose a "
@@ -347,6 +350,12 @@ class EfficiencyConfig:
     # keep only the input of each block of the student and compute the rest again on the way back: about half the
     # memory, a fifth more time
     recompute: bool = False
+    # compile the blocks of student and teacher by torch.compile, one graph a crop size: the first steps take minutes,
+    # a GPU is then used better. It needs a C++ compiler, on a GPU Triton
+    compile: bool = False
+    # where colours are changed and blurred: by the processes that read and crop, or in batches on the device; "auto":
+    # on the device if it is a GPU. The same changes, within rounding
+    light: Literal["auto", "workers", "device"] = "auto"
 
     def __post_init__(self):
         check(

@@ -77,5 +77,5 @@ def update_moving_average(twins: list[tuple[nn.Module, nn.Module]], momentum: fl
     """teacher = momentum * teacher + (1 - momentum) * student, for every parameter of every pair (student, teacher)."""
     student: list[Tensor] = [p for pair in twins for p in pair[0].parameters()]
     teacher: list[Tensor] = [p for pair in twins for p in pair[1].parameters()]
-    torch._foreach_mul_(teacher, momentum)
-    torch._foreach_add_(teacher, student, alpha=1 - momentum)
+    # teacher + (1 - momentum) * (student - teacher): the same sum, in one pass over the weights.
+    torch._foreach_lerp_(teacher, student, 1 - momentum)

@@ -14,6 +14,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from selfpatch.backbones.skipping_blocks import compile_blocks, skip_dropped_samples
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.tokens import Stage, Tokens
 
@@ -105,6 +106,10 @@ class ViT(nn.Module):
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""
         set_drop_path(list(self.model.blocks), rate)
+
+    def compile_blocks(self, backend: str | Callable | None = "inductor") -> None:
+        """Compile every block when it next runs, one graph a crop size; None: run blocks as they are."""
+        compile_blocks(self.model.blocks, backend)
 
     def set_num_heads(self, num_heads: int) -> None:
         """Cut queries, keys and values into another number of heads than they were trained in.
@@ -258,6 +263,7 @@ def build_vit(config: BackboneConfig, image_size: tuple[int, int]) -> ViT:
         if (value := getattr(config, name)) is not None:
             arguments[name] = value
     model = create_timm_vit(config.name, **arguments, drop_path_rate=config.drop_path)
+    skip_dropped_samples(model.blocks)
     if not config.final_norm:
         model.norm = nn.Identity()
     return ViT(model, Architecture(config.name, arguments), position_resampling=config.position_resampling)

@@ -18,3 +18,8 @@ def find_device(name: str) -> torch.device:
     if full_name not in available:
         raise ValueError(f"there is no device {name!r} here; there is: {', '.join(available)} (or auto)")
     return torch.device(full_name)
+
+
+def light_on_device(given: str, device: torch.device) -> bool:
+    """Whether colours are changed on the device, as efficiency.light says; "auto": if it is a GPU."""
+    return given == "device" or (given == "auto" and device.type == "cuda")

@@ -57,7 +57,8 @@ def evaluate(
     console.print(table(result))
     for note in result.notes[len(backbone.notes) :]:  # those of the model have been printed
         console.print(note, highlight=False, markup=False)
-    console.print(f"{Path(out) / 'result.json'}  {Path(out) / 'pictures'}", highlight=False, soft_wrap=True)
+    written = [str(path) for path in (Path(out) / "result.json", Path(out) / "pictures") if path.exists()]
+    console.print("  ".join(written), highlight=False, soft_wrap=True)
     return result
 
 

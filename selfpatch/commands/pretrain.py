@@ -1,7 +1,7 @@
 """`selfpatch pretrain`: from a folder of images to a trained backbone, with scores and pictures on the way."""
 
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from selfpatch import checkpoint
 from selfpatch.backbones.pretrained import load_weights
 from selfpatch.backbones.vit import build_vit
-from selfpatch.commands.cores import num_cores
-from selfpatch.commands.devices import find_device
+from selfpatch.commands.advice import estimate, fit_batch_size, when_waiting
+from selfpatch.commands.cores import num_workers
+from selfpatch.commands.devices import find_device, light_on_device
 from selfpatch.commands.watch import Watch
 from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.data.copy_ahead import copied_ahead
 from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.loader import training_batches
 from selfpatch.data.multi_crop import MultiCrop
@@ -22,7 +24,7 @@ from selfpatch.export import export_timm
 from selfpatch.metric_logger import MetricLogger, TrainingProgress, say
 from selfpatch.objectives.selfpatch import neighbourhood
 from selfpatch.pretraining.run_folder import RunFolder
-from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
+from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher, make_efficient
 from selfpatch.pretraining.update import Pretraining, build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
 from selfpatch.recipes.derive import Derived, Facts, derive
@@ -30,6 +32,9 @@ from selfpatch.settings_file import with_settings
 from selfpatch.training.loop import Every, train
 from selfpatch.training.stop_signal import StopSignal
 from selfpatch.versions import installed_version
+
+# A shorter run is over before an estimate of it helps.
+ESTIMATED_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -70,19 +75,22 @@ def pretrain(
     config = with_settings(config or find_recipe(recipe), settings or {})
     device = find_device(config.run.device)
     folder = ImageFolder(Path(images))
-    config, derived = derive(config, Facts(num_images=len(folder), on_gpu=device.type == "cuda"))
+    facts = Facts(num_images=len(folder), on_gpu=device.type == "cuda")
+    config, fitted = fit_batch_size(config, facts, Path(out), device)
+    config, derived = derive(config, facts)
+    derived = fitted + derived
 
     with closing(RunFolder(Path(out))) as run:
         # 2. The parts. What cannot work is refused here, before anything is written.
         run.check(config)
-        assert config.optim.batch_size is not None  # derived by now
+        assert isinstance(config.optim.batch_size, int)  # derived by now
         plan = Plan(len(folder), config.optim.batch_size, config.seed)
         num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * plan.steps_per_epoch), 1)
         torch.manual_seed(config.seed)
         backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
         check_crops(config, backbone.patch_size)
         student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
-        student_teacher.student.backbone.model.set_grad_checkpointing(config.efficiency.recompute)
+        make_efficient(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate
         optimizer = build_optimizer(student_teacher)
         if config.optim.warmup_epochs and config.optim.warmup_epochs * plan.steps_per_epoch >= num_steps:
             say(
@@ -103,6 +111,10 @@ def pretrain(
         if first_step >= num_steps:
             say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
 
+        elif num_steps - first_step >= ESTIMATED_STEPS:
+            say(estimate(student_teacher, config, num_steps - first_step, device))
+        make_efficient(student_teacher, config.efficiency)
+
         # 4. Train.
         trainee = Pretraining(
             student_teacher,
@@ -113,6 +125,7 @@ def pretrain(
             device=device,
             note_bad_images=lambda bad: refuse_bad_images(run.note_bad_images(bad), len(folder), config, run),
             files_of_step=lambda step: [folder.path(int(i)) for i in plan.indices(step)],
+            when_waiting=when_waiting(config, device),
         )
 
         def save(step: int) -> dict[str, float]:
@@ -133,7 +146,7 @@ def pretrain(
                 batches = training_batches(
                     folder,
                     plan,
-                    MultiCrop(config.crops),
+                    MultiCrop(config.crops, relights=not light_on_device(config.efficiency.light, device)),
                     first_step=first_step,
                     stop_step=num_steps,
                     num_workers=num_workers(config.efficiency.num_workers),
@@ -141,7 +154,7 @@ def pretrain(
                 )
                 steps_done = train(
                     trainee,
-                    batches,
+                    copied_ahead(batches, device),
                     first_step=first_step,
                     num_steps=num_steps,
                     seed=config.seed,
@@ -230,10 +243,6 @@ def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: 
             f"{config.run.max_bad_share:.0%}; they are listed in {run.bad_images_file}. Mend or remove them"
         )
     return count
-
-
-def num_workers(given: int | None) -> int:
-    return min(num_cores(), 16) if given is None else given
 
 
 def announce(

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from selfpatch.data.decode import UnreadableImage, read_image
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+_ENDINGS = tuple(ending.encode() for ending in ENDINGS)
 
 
 class ImageFolder:
@@ -38,8 +39,9 @@ class ImageFolder:
             _check_folder(folder)
             first_of_folder.append(len(ends) - 1)
             self.num_links += _scan(os.fsencode(folder), names, ends, others)
-        self._names = bytes(names)
-        self._ends = np.array(ends)
+        # As they were gathered: copies would double the peak.
+        self._names = names
+        self._ends = np.frombuffer(ends, np.int64)
         self._first_of_folder = np.array(first_of_folder)
         if len(self) == 0:
             raise ValueError(_no_images(self.folders, others, self.num_links))
@@ -52,7 +54,7 @@ class ImageFolder:
             raise IndexError(f"there is no image {index}; they are numbered 0 to {len(self) - 1}")
         folder = self.folders[np.searchsorted(self._first_of_folder, index, side="right") - 1]
         # A name keeps the zero byte that ends it in the block.
-        return folder / os.fsdecode(self._names[self._ends[index] : self._ends[index + 1] - 1])
+        return folder / os.fsdecode(bytes(self._names[self._ends[index] : self._ends[index + 1] - 1]))
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """The pixels; raises UnreadableImage."""
@@ -63,7 +65,9 @@ class ImageFolder:
 
         Only names count: sizes would cost one round trip a file on a network file system.
         """
-        return hashlib.sha256(self._first_of_folder.tobytes() + self._names).hexdigest()
+        digest = hashlib.sha256(self._first_of_folder.tobytes())
+        digest.update(self._names)
+        return digest.hexdigest()
 
 
 def require_readable(images: ImageFolder, num_tries: int = 32) -> None:
@@ -110,6 +114,7 @@ def _scan(root: bytes, names: bytearray, ends: array, others: Counter[str]) -> i
     pending = [b""]
     while pending:
         below = pending.pop()
+        below_slash = os.path.join(below, b"")
         files, folders = [], []
         with os.scandir(os.path.join(root, below)) as entries:
             for entry in entries:
@@ -118,15 +123,17 @@ def _scan(root: bytes, names: bytearray, ends: array, others: Counter[str]) -> i
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(entry.name)
                     continue
-                ending = os.path.splitext(entry.name)[1].lower()
-                if os.fsdecode(ending) in ENDINGS:
+                if entry.name.lower().endswith(_ENDINGS):
                     files.append(entry.name)
                 elif entry.is_dir():
                     num_links += 1
                 else:
-                    others[os.fsdecode(ending)] += 1
-        for name in sorted(files):
-            names += os.path.join(below, name) + b"\0"
+                    others[os.fsdecode(os.path.splitext(entry.name)[1].lower())] += 1
+        files.sort()
+        for name in files:
+            names += below_slash
+            names += name
+            names += b"\0"
             ends.append(len(names))
         pending += [os.path.join(below, name) for name in sorted(folders, reverse=True)]
     return num_links

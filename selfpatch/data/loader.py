@@ -7,13 +7,13 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,6 +38,9 @@ class Batch(NamedTuple):
     local_crops: UInt8[Tensor, "U B 3 R S"] | None
     bad_images: list[tuple[Path, str]]  # what could not be read, and why; other images took their places
     num_upscaled: int  # images smaller than a global crop
+    # What `device_light.relight_batch` still has to do to them, on the CPU; None: nothing.
+    global_lights: Float[Tensor, "V B F"] | None = None
+    local_lights: Float[Tensor, "U B F"] | None = None
 
 
 def training_batches(
@@ -111,9 +114,11 @@ class _Tasks(Dataset):
         return Batch(
             task.step,
             torch.stack([one.global_crops for one in crops], dim=1),
-            None if crops[0].local_crops is None else torch.stack([one.local_crops for one in crops], dim=1),
+            _joined(torch.stack, [one.local_crops for one in crops]),
             bad_images,
             sum(one.upscaled for one in crops),
+            _joined(torch.stack, [one.global_lights for one in crops]),
+            _joined(torch.stack, [one.local_lights for one in crops]),
         )
 
     def _crops(self, epoch: int, index: int, bad_images: list[tuple[Path, str]]) -> Crops:
@@ -222,7 +227,14 @@ def _join(parts: list[Batch], pin_memory: bool) -> Batch:
         None if parts[0].local_crops is None else _cat([part.local_crops for part in parts], pin_memory),
         [bad for part in parts for bad in part.bad_images],
         sum(part.num_upscaled for part in parts),
+        _joined(torch.cat, [part.global_lights for part in parts]),
+        _joined(torch.cat, [part.local_lights for part in parts]),
     )
+
+
+def _joined(join: Callable[..., Tensor], tensors: list[Any]) -> Tensor | None:
+    """Along the axis of images; all of them are there, or none."""
+    return None if tensors[0] is None else join(tensors, dim=1)
 
 
 def _cat(crops: list[UInt8[Tensor, "V _ 3 H W"]], pin_memory: bool) -> UInt8[Tensor, "V B 3 H W"]:

@@ -22,7 +22,11 @@ Image = UInt8[np.ndarray, "H W 3"]
 
 # How much wider or narrower than the crop's own shape a box may be, as torchvision has it.
 _MAX_STRETCH = 4 / 3
-_GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
+GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
+# The four changes of colour jitter, by their places in `Jitter`.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+# Numbers that describe the light of a crop, without its blur kernel: four factors, their order, three yes or no.
+NUM_LIGHT_NUMBERS = 11
 _SOLARIZED = np.array([level if level < 128 else 255 - level for level in range(256)], np.uint8)
 
 
@@ -68,13 +72,21 @@ class Crops(NamedTuple):
     global_crops: UInt8[Tensor, "V 3 H W"]
     local_crops: UInt8[Tensor, "U 3 R S"] | None
     upscaled: bool  # the image is smaller than a global crop
+    # What is still to be done to their colours (`light_numbers`); None: nothing.
+    global_lights: Float[Tensor, "V F"] | None = None
+    local_lights: Float[Tensor, "U F"] | None = None
 
 
 class MultiCrop:
-    """All crops of one image: `multi_crop(image, rng)`."""
+    """All crops of one image: `multi_crop(image, rng)`.
 
-    def __init__(self, config: CropsConfig):
+    Args:
+        relights: change colours here; else crops come with the numbers that `device_light.relight_batch` does it by.
+    """
+
+    def __init__(self, config: CropsConfig, *, relights: bool = True):
         self.config = config
+        self.relights = relights
         self.global_size = rows_columns(config.global_size)
         self.local_size = rows_columns(config.local_size)
 
@@ -82,13 +94,26 @@ class MultiCrop:
         """A pure function of the image and of the generator's state."""
         rows, columns = image.shape[:2]
         global_parameters, local_parameters = self.draw(rng, rows, columns)
-        return Crops(
-            _stack([apply(image, parameters, self.global_size) for parameters in global_parameters]),
-            _stack([apply(image, parameters, self.local_size) for parameters in local_parameters])
-            if local_parameters
-            else None,
-            upscaled=rows < self.global_size[0] or columns < self.global_size[1],
+        global_crops, global_lights = self._crops(image, global_parameters, self.global_size)
+        local_crops, local_lights = (
+            self._crops(image, local_parameters, self.local_size) if local_parameters else (None, None)
         )
+        return Crops(
+            global_crops,
+            local_crops,
+            upscaled=rows < self.global_size[0] or columns < self.global_size[1],
+            global_lights=global_lights,
+            local_lights=local_lights,
+        )
+
+    def _crops(
+        self, image: Image, parameters: list[CropParameters], size: tuple[int, int]
+    ) -> tuple[UInt8[Tensor, "V 3 R S"], Float[Tensor, "V F"] | None]:
+        if self.relights:
+            return _stack([apply(image, crop, size) for crop in parameters]), None
+        num_taps = len(blur_kernel(self.config.blur_radius[1]))
+        lights = np.stack([light_numbers(crop.light, num_taps) for crop in parameters])
+        return _stack([cut(image, crop.box, crop.flip, size) for crop in parameters]), torch.from_numpy(lights)
 
     def draw(
         self, rng: np.random.Generator, rows: int, columns: int
@@ -191,18 +216,22 @@ def relight(crop: Image, light: Light) -> Image:
 def jitter_colors(crop: Image, jitter: Jitter) -> Image:
     """Pillow's enhancers and torchvision's hue shift, one after the other in the drawn order."""
     for change in jitter.order:
-        if change == 0:
+        if change == BRIGHTNESS:
             crop = _blend(crop, crop, jitter.brightness, 0.0)
-        elif change == 1:
-            mean = round(float(np.dot(cv2.mean(crop)[:3], _GREY_WEIGHTS)))
+        elif change == CONTRAST:
+            mean = round(float(np.dot(cv2.mean(crop)[:3], GREY_WEIGHTS)))
             crop = _blend(crop, crop, jitter.contrast, 0.0, offset=mean * (1 - jitter.contrast))
-        elif change == 2:
+        elif change == SATURATION:
             crop = _blend(crop, _grey(crop), jitter.saturation, 1 - jitter.saturation)
         else:
             hsv = cv2.cvtColor(crop, cv2.COLOR_RGB2HSV_FULL)  # FULL: a turn is 256 steps
-            hue = cv2.extractChannel(hsv, 0) + np.uint8(int(jitter.hue * 255) % 256)  # goes round at 256
+            hue = cv2.extractChannel(hsv, 0) + np.uint8(_hue_levels(jitter) % 256)  # goes round at 256
             crop = cv2.cvtColor(cv2.insertChannel(hue, hsv, 0), cv2.COLOR_HSV2RGB_FULL)
     return crop
+
+
+def _hue_levels(jitter: Jitter) -> int:
+    return int(jitter.hue * 255)  # as torchvision, though its hues have 256 levels
 
 
 def _blend(a: Image, b: Image, a_weight: float, b_weight: float, offset: float = 0.0) -> Image:
@@ -229,6 +258,24 @@ def blur_kernel(radius: float) -> Float[np.ndarray, "taps"]:
     box = np.array([w] + [1.0] * (2 * n + 1) + [w])
     kernel = np.convolve(np.convolve(box, box), box)
     return (kernel / kernel.sum()).astype(np.float32)
+
+
+def light_numbers(light: Light, num_taps: int) -> Float[np.ndarray, "F"]:
+    """A light as numbers: four factors, their order (-1: no jitter), grey, blur and solarize (0 or 1), blur kernel.
+
+    The hue's factor is in levels, as it is rounded here.
+    """
+    numbers = np.zeros(NUM_LIGHT_NUMBERS + num_taps, np.float32)
+    numbers[4:8] = -1
+    if light.jitter is not None:
+        *numbers[:4], numbers[4:8] = light.jitter
+        numbers[HUE] = _hue_levels(light.jitter)
+    numbers[8:NUM_LIGHT_NUMBERS] = light.grey, light.blur_radius is not None, light.solarize
+    if light.blur_radius is not None:
+        kernel = blur_kernel(light.blur_radius)
+        start = NUM_LIGHT_NUMBERS + (num_taps - len(kernel)) // 2
+        numbers[start : start + len(kernel)] = kernel
+    return numbers
 
 
 # 4. To the model

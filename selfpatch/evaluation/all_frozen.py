@@ -29,7 +29,7 @@ RunTask = Callable[[str, Any, Path, Any, Context], Result]
 
 class Planned(NamedTuple):
     task: str
-    data: Path
+    candidates: list[Path]  # folders that look like its data; the first that is complete is taken
 
 
 def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Context, *, run_task: RunTask) -> Outcome:
@@ -46,18 +46,23 @@ def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Cont
     metrics: dict[str, float] = {}
     protocols: dict[str, dict[str, Any]] = {}
     refused: list[str] = []
-    for place, (task, data) in enumerate(plan, start=1):
-        say(f"{place}/{len(plan)} {task} on {data}")
+    for place, (task, candidates) in enumerate(plan, start=1):
+        say(f"{place}/{len(plan)} {task}")
         presets = TASKS[task].presets
         settings = presets["quick"] if protocol.protocols == "quick" else next(iter(presets.values()))
-        try:
-            result = run_task(task, cached, data, settings, context._replace(out=context.out / task))
-        except ValueError as error:
-            refused.append(f"{task} was left out: {error}")
+        result, reasons = None, []
+        for data in candidates:
+            try:
+                result = run_task(task, cached, data, settings, context._replace(out=context.out / task))
+                break
+            except ValueError as error:
+                reasons.append(str(error))
+        if result is None:
+            refused.append(f"{task} was left out: {'; '.join(reasons)}")
             say(f"    {refused[-1]}")
             continue
         headline, value = next(iter(result.metrics.items()))
-        say(f"    {headline} {100 * value:.2f} %, {result.seconds:.0f} s")
+        say(f"    {headline} {100 * value:.2f} % on {result.data}, {result.seconds:.0f} s")
         metrics[f"{task}/{headline}"] = value
         protocols[task] = result.protocol
     if not metrics:
@@ -67,16 +72,16 @@ def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Cont
 
 
 def find_tasks(root: Path, wanted: tuple[str, ...]) -> list[Planned]:
-    """Every task with the first data set that fits it: `root` itself, or a folder in it."""
+    """Every task with the data sets that fit it: `root` itself, or folders in it."""
     if not root.is_dir():
         raise ValueError(f"there is no folder {root}; give a data set, or a folder that holds some")
     if unknown := [task for task in wanted if task not in FITS]:
         raise ValueError(f"unknown frozen task {unknown[0]!r}; there are: {', '.join(FITS)}")
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
     plan = [
-        Planned(task, data)
+        Planned(task, candidates)
         for task, fits in FITS.items()
-        if (not wanted or task in wanted) and (data := next(filter(fits, folders), None)) is not None
+        if (not wanted or task in wanted) and (candidates := list(filter(fits, folders)))
     ]
     missing = [task for task in wanted if task not in {planned.task for planned in plan}]
     if missing or not plan:

@@ -20,7 +20,7 @@ from selfpatch.training.folder_lock import FolderLock
 from selfpatch.training.loop import Every, Update, autocast_for, train
 from selfpatch.training.stop_signal import StopSignal
 
-LOG_EVERY = 10
+LOG_EVERY = 10  # steps, or a 200th of the training, if that is more
 MAX_SKIPPED = 20  # steps in a row without a finite loss and gradient
 KEPT_CHECKPOINTS = 2
 
@@ -105,7 +105,7 @@ def train_head(
                     first_step=first_step,
                     num_steps=steps,
                     seed=seed,
-                    log_every=LOG_EVERY,
+                    log_every=max(LOG_EVERY, steps // 200),
                     max_skipped=MAX_SKIPPED,
                     device=context.device,
                     logger=MetricLogger(context.out / "metrics.jsonl", first_step=first_step),
@@ -167,7 +167,7 @@ class _Head:
     def state(self, step: int) -> dict[str, float]:
         return {"lr": self._lr(step)}
 
-    def note(self, *, last: bool) -> str | None:
+    def note(self, means: dict[str, float], *, last: bool) -> str | None:
         return None
 
     def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:

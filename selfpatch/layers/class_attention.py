@@ -12,7 +12,7 @@ from selfpatch.config import AggregatorConfig
 class ClassAttention(nn.Module):
     """Attention of queries to themselves and to patch tokens, all of them or each query to its own few `members`.
 
-    The patch tokens do not change. A single query may stand for all sets of members.
+    The patch tokens do not change. A single query may stand for all images and all sets of members.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -25,28 +25,56 @@ class ClassAttention(nn.Module):
 
     def forward(
         self,
-        queries: Float[Tensor, "B #Q D"],
+        queries: Float[Tensor, "#B #Q D"],
         patch_tokens: Float[Tensor, "B N D"],
         members: Int[Tensor, "B #Q P"] | None,
     ) -> Float[Tensor, "B #Q D"]:
-        q, own_k, own_v = (self._heads(layer(queries)) for layer in (self.q, self.k, self.v))  # [B, h, Q or 1, d]
-        # Keys and values depend on the patch alone: projected once a patch, then gathered by the queries that ask.
-        k, v = (self._heads(layer(patch_tokens)) for layer in (self.k, self.v))  # [B, h, N, d]
+        q, own_k, own_v = (self._heads(layer(queries)) for layer in (self.q, self.k, self.v))  # [B or 1, h, Q or 1, d]
         q = q * q.shape[-1] ** -0.5
-        own_score = (q * own_k).sum(dim=-1, keepdim=True)  # [B, h, Q, 1]
-        if members is None:
-            scores = q @ k.transpose(-2, -1)  # [B, h, Q, N]
-        elif queries.shape[1] == 1:
-            # One query for all sets: a patch has one score a head in whichever set, so numbers are gathered, not keys.
-            scores = _gather((q * k).sum(dim=-1, keepdim=True), members).squeeze(-1)  # [B, h, Q, P]
-            own_score, own_v = (x.expand(-1, -1, scores.shape[2], -1) for x in (own_score, own_v))
-        else:
+        own_score = (q * own_k).sum(dim=-1, keepdim=True)  # [B or 1, h, Q or 1, 1]
+        if queries.shape[1] > 1:
+            assert members is not None
+            k = self._heads(self.k(patch_tokens))  # once a patch, then gathered by the queries that ask
             scores = (_gather(k, members) @ q.unsqueeze(-1)).squeeze(-1)  # [B, h, Q, P]
+        else:
+            # One query for all sets: a patch has one score a head in whichever set, so numbers are gathered, not keys.
+            scores = self._scores(q, patch_tokens)  # [B, h, 1, N]
+            if members is not None:
+                scores = _gather(scores.transpose(2, 3), members).squeeze(-1)  # [B, h, Q, P]
+        shape = (*scores.shape[:3], -1)
         own_weight, weights = (
-            torch.cat([own_score, scores], dim=-1).softmax(dim=-1).split([1, scores.shape[-1]], dim=-1)
+            torch.cat([own_score.expand(shape), scores], dim=-1).softmax(dim=-1).split([1, scores.shape[-1]], dim=-1)
         )
-        mixed = weights @ v if members is None else (weights.unsqueeze(-2) @ _gather(v, members)).squeeze(-2)
+        if members is None:
+            mixed = self._mean_value(weights, patch_tokens)
+        else:
+            v = self._heads(self.v(patch_tokens))
+            mixed = (weights.unsqueeze(-2) @ _gather(v, members)).squeeze(-2)
         return self.proj(rearrange(own_weight * own_v + mixed, "b h q d -> b q (h d)"))
+
+    def _scores(self, q: Float[Tensor, "#B h 1 d"], patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B h 1 N"]:
+        """Of one query with every patch.
+
+        q . (K x + b) = (transpose(K) q) . x + q . b. With the key matrix taken into the query a patch costs h D
+        products instead of D^2, and no keys are held.
+        """
+        matrix, bias = (part.unflatten(0, (self.num_heads, -1)) for part in (self.k.weight, self.k.bias))
+        absorbed = torch.einsum("bhqd,hdc->bhc", q, matrix)
+        scores = absorbed @ patch_tokens.transpose(1, 2)  # [B, h, N]
+        return (scores + torch.einsum("bhqd,hd->bhq", q, bias)).unsqueeze(2)
+
+    def _mean_value(
+        self, weights: Float[Tensor, "B h 1 N"], patch_tokens: Float[Tensor, "B N D"]
+    ) -> Float[Tensor, "B h 1 d"]:
+        """The weighted sum of all patches' values.
+
+        sum of w (V x + b) = V (sum of w x) + b (sum of w). With the value matrix after the sum it is applied once a
+        head instead of once a patch, and no values are held.
+        """
+        matrix, bias = (part.unflatten(0, (self.num_heads, -1)) for part in (self.v.weight, self.v.bias))
+        mean_tokens = weights.squeeze(2) @ patch_tokens  # [B, h, D]
+        mean_values = torch.einsum("bhc,hdc->bhd", mean_tokens, matrix) + weights.sum(dim=-1) * bias
+        return mean_values.unsqueeze(2)
 
     def _heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B h T d"]:
         return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
@@ -69,7 +97,7 @@ class ClassAttentionBlock(nn.Module):
 
     def forward(
         self,
-        queries: Float[Tensor, "B #Q D"],
+        queries: Float[Tensor, "#B #Q D"],
         patch_tokens: Float[Tensor, "B N D"],
         members: Int[Tensor, "B #Q P"] | None,
     ) -> Float[Tensor, "B #Q D"]:
@@ -105,18 +133,16 @@ class Aggregator(nn.Module):
 
     def image_token(self, patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
         """One token an image, out of all its patches."""
-        return self._aggregate(self.query.expand(len(patch_tokens), 1, -1), patch_tokens, None).squeeze(1)
+        return self._aggregate(patch_tokens, None).squeeze(1)
 
     def forward(self, patch_tokens: Float[Tensor, "B N D"], members: Int[Tensor, "B Q P"]) -> Float[Tensor, "B Q D"]:
         """One token a set; `members` holds the indices of the patches in each set."""
-        return self._aggregate(self.query.expand(len(patch_tokens), 1, -1), patch_tokens, members)
+        return self._aggregate(patch_tokens, members)
 
     def _aggregate(
-        self,
-        queries: Float[Tensor, "B #Q D"],
-        patch_tokens: Float[Tensor, "B N D"],
-        members: Int[Tensor, "B #Q P"] | None,
-    ) -> Float[Tensor, "B #Q D"]:
+        self, patch_tokens: Float[Tensor, "B N D"], members: Int[Tensor, "B Q P"] | None
+    ) -> Float[Tensor, "B _ D"]:
+        queries = self.query  # one for all images and sets, until they have looked at their patches
         for block in self.blocks:
             queries = block(queries, patch_tokens, members)
         return self.norm(queries)

@@ -48,17 +48,26 @@ class DINO(Objective):
 
         # 3. Cross-entropy over all pairs (g, v), g != v. It is linear in the targets: per view v they are summed first,
         #    sum over g != v of <target_g, log p_v>  =  <sum over g of target_g - [v is global] target_v, log p_v>.
+        #    They are made chunk by chunk: for all views they would be as large as all logits.
         num_global, num_views = len(targets), len(predicted) // num_images
-        others = targets.sum(dim=0, keepdim=True).repeat(num_views, 1, 1)
-        others[:num_global] -= targets
-        others = others.flatten(0, 1)  # [V*B, K]
+        total, targets = targets.sum(dim=0), targets.flatten(0, 1)  # [B, K], [G*B, K]
+        image = torch.arange(len(predicted), device=total.device) % num_images
+
+        def others(rows: slice) -> Float[Tensor, "_ K"]:
+            summed, own = (
+                total[image[rows]],
+                targets[rows],
+            )  # the global views come first: `own` may be shorter, or empty
+            summed[: len(own)] -= own
+            return summed
+
         loss = chunked_cross_entropy(
             predicted,
             self.head.prototypes.weight,
-            lambda rows: others[rows],
+            others,
             temperature=self.distillation.student_temperature,
         ) / (num_global * (num_views - 1) * num_images)
-        return loss, signals(targets.flatten(0, 1), loss)
+        return loss, signals(targets, loss)
 
     def _observe(self, global_bottleneck: Float[Tensor, "VB Z"], teacher: EncodedViews) -> None:
         if self.teacher_crops == "all" and teacher.local_crops is not None:

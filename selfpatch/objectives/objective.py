@@ -58,8 +58,9 @@ class Objective(nn.Module):
     accumulated batch, or dropped by `discard` when it is not. So a target never sees its own step.
     """
 
-    # What the teacher has to encode for this term.
+    # What each network has to encode for this term.
     teacher_crops: Literal["global", "all"] = "global"
+    student_crops: Literal["global", "all"] = "all"
     weight: float
 
     def forward(

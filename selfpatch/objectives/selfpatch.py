@@ -35,7 +35,7 @@ class SelfPatch(Objective):
         super().__init__()
         self.config = config
         self.weight = config.weight
-        self.teacher_crops = config.crops
+        self.teacher_crops = self.student_crops = config.crops
         self.head = ProjectionHead(dim, config.head)
         self.teacher_head = without_gradient(copy.deepcopy(self.head))
         self.distillation = SelfDistillation(
@@ -117,10 +117,11 @@ def neighbourhood(
             "objectives.selfpatch.window-size"
         )
     reach = torch.arange(window_size) - window_size // 2
-    row_offset, column_offset = torch.cartesian_prod(reach, reach).unbind(dim=-1)
-    itself = (row_offset == 0) & (column_offset == 0)
+    offsets = torch.cartesian_prod(reach, reach)
+    itself = len(offsets) // 2
+    row_offset, column_offset = torch.cat([offsets[:itself], offsets[itself + 1 :]]).unbind(dim=-1)
     patch = torch.arange(rows * columns)[:, None]
-    row, column = patch // columns + row_offset[~itself], patch % columns + column_offset[~itself]  # [N, M]
+    row, column = patch // columns + row_offset, patch % columns + column_offset  # [N, M]
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     indices = (row % rows) * columns + column % columns
     return indices, torch.ones_like(inside) if borders == "wrap" else inside

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.backbones.vit import ViT
-from selfpatch.config import ObjectivesConfig, PretrainConfig
+from selfpatch.config import EfficiencyConfig, ObjectivesConfig, PretrainConfig
 from selfpatch.layers.class_attention import Aggregator
 from selfpatch.objectives.dino import DINO
 from selfpatch.objectives.objective import EncodedViews, Encoder, Objective, without_gradient
@@ -30,7 +30,9 @@ class StudentTeacher(nn.Module):
         self.student = encoder
         self.teacher = without_gradient(copy.deepcopy(encoder))
         self.objectives = nn.ModuleDict(objectives)
+        # Nothing is encoded that no term reads.
         self._teacher_sees_local = any(term.teacher_crops == "all" for term in objectives.values())
+        self._student_sees_local = any(term.student_crops == "all" for term in objectives.values())
         disable_stochastic_depth(self.teacher)
 
     def forward(
@@ -42,7 +44,7 @@ class StudentTeacher(nn.Module):
         """The weighted sum of the terms, and all signals named "term/signal". Crops are normalised images."""
         with torch.no_grad():
             teacher = encode(self.teacher, global_crops, local_crops if self._teacher_sees_local else None)
-        student = encode(self.student, global_crops, local_crops)
+        student = encode(self.student, global_crops, local_crops if self._student_sees_local else None)
         metrics = {}
         loss = torch.zeros((), device=global_crops.device)
         for name, term in self.terms.items():
@@ -79,6 +81,7 @@ class StudentTeacher(nn.Module):
         A backbone without a norm of its own takes the aggregator's, which its patch tokens go through in training.
         """
         backbone = copy.deepcopy(self.teacher.backbone).eval()
+        backbone.compile_blocks(None)  # images of all sizes will come
         aggregator = self.teacher.aggregator
         if isinstance(backbone.model.norm, nn.Identity) and isinstance(aggregator, Aggregator):
             backbone.model.norm = copy.deepcopy(aggregator.norm)
@@ -109,6 +112,14 @@ def build_objectives(config: ObjectivesConfig, dim: int, *, steps_per_epoch: int
 def build_student_teacher(backbone: ViT, config: PretrainConfig, *, steps_per_epoch: int) -> StudentTeacher:
     objectives = build_objectives(config.objectives, backbone.embed_dim, steps_per_epoch=steps_per_epoch)
     return StudentTeacher(Encoder(backbone, config.aggregator), objectives)
+
+
+def make_efficient(student_teacher: StudentTeacher, config: EfficiencyConfig) -> None:
+    """What changes speed and memory of student and teacher, and not what they compute."""
+    student_teacher.student.backbone.model.set_grad_checkpointing(config.recompute)
+    if config.compile:
+        for encoder in (student_teacher.student, student_teacher.teacher):
+            encoder.backbone.compile_blocks()
 
 
 def disable_stochastic_depth(module: nn.Module) -> None:

@@ -11,12 +11,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig
+from selfpatch.data.device_light import relight_batch
 from selfpatch.data.loader import Batch
 from selfpatch.data.multi_crop import normalize
 from selfpatch.optim import optimizer_step, parameter_groups, set_schedules
 from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.schedules import Schedule, warmup_cosine
 from selfpatch.training.loop import Update, autocast_for
+
+# The share of waiting for data above which something should be done.
+MUCH_WAITING = 0.2
 
 
 class Schedules(NamedTuple):
@@ -33,6 +37,7 @@ class Pretraining:
     Args:
         note_bad_images: told what could not be read; returns how many images have turned out unreadable so far.
         files_of_step: names the images of a step, for the message when it diverges.
+        when_waiting: what to do when steps wait for data, said once.
     """
 
     def __init__(
@@ -46,8 +51,9 @@ class Pretraining:
         device: torch.device,
         note_bad_images: Callable[[list[tuple[Path, str]]], int],
         files_of_step: Callable[[int], list[Path]],
+        when_waiting: str = "",
     ):
-        assert config.optim.batch_size is not None  # derived by now
+        assert isinstance(config.optim.batch_size, int)  # derived by now
         self.batch_size = config.optim.batch_size
         self._student_teacher, self._optimizer, self._config = student_teacher, optimizer, config
         self._schedules, self._steps_per_epoch, self._device = schedules, steps_per_epoch, device
@@ -55,6 +61,8 @@ class Pretraining:
         self._autocast = autocast_for(config.efficiency.precision, device)
         self._num_images = self._num_bad_images = self._num_upscaled = 0
         self._said_upscaled = False
+        self._when_waiting = when_waiting
+        self._logged = False
 
     def train_mode(self) -> None:
         self._student_teacher.train()
@@ -65,10 +73,13 @@ class Pretraining:
         self._num_images += batch.global_crops.shape[1]
         self._num_upscaled += batch.num_upscaled
 
-        # 1. Views: the crops of this step, normalised on the device.
+        # 1. Views: the crops of this step, on the device, their colours changed there if not yet, normalised.
         parts = [
-            (self._views(global_crops), None if local_crops is None else self._views(local_crops))
-            for global_crops, local_crops in split(batch, self._config.optim.accumulate)
+            (
+                self._views(part.global_crops, part.global_lights),
+                None if part.local_crops is None else self._views(part.local_crops, part.local_lights),
+            )
+            for part in split(batch, self._config.optim.accumulate)
         ]
 
         # 2. Loss and gradients, over the parts of the batch.
@@ -95,15 +106,21 @@ class Pretraining:
             "upscaled_images": self._num_upscaled,
         }
 
-    def note(self, *, last: bool) -> str | None:
-        if not self._num_upscaled or (self._said_upscaled and not last):
-            return None
-        self._said_upscaled = True
-        return (
-            f"warning: {self._num_upscaled} of {self._num_images} images so far were smaller than a global crop "
-            f"({self._config.crops.global_size} px) and enlarged: their crops are blurred. A smaller crop "
-            "(crops.global-size) shows them as they are"
-        )
+    def note(self, means: dict[str, float], *, last: bool) -> str | None:
+        notes = []
+        if self._num_upscaled and (last or not self._said_upscaled):
+            self._said_upscaled = True
+            notes.append(
+                f"warning: {self._num_upscaled} of {self._num_images} images so far were smaller than a global crop "
+                f"({self._config.crops.global_size} px) and enlarged: their crops are blurred. A smaller crop "
+                "(crops.global-size) shows them as they are"
+            )
+        # The first line of the log does not count: before it workers were started.
+        if self._logged and means["data_wait"] > MUCH_WAITING and self._when_waiting:
+            notes.append(f"{means['data_wait']:.0%} of the time steps wait for data. {self._when_waiting}")
+            self._when_waiting = ""
+        self._logged = True
+        return "\n".join(notes) or None
 
     def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:
         shown = ", ".join(map(str, self._files_of_step(step)[:4]))
@@ -112,20 +129,27 @@ class Pretraining:
             "or float32 (efficiency.precision float32) most often helps; the last checkpoint is from before"
         )
 
-    def _views(self, crops: Tensor) -> Tensor:
-        return normalize(crops.to(self._device, non_blocking=True), self._config.crops.mean, self._config.crops.std)
+    def _views(self, crops: Tensor, lights: Tensor | None) -> Tensor:
+        crops = crops.to(self._device, non_blocking=True)
+        if lights is not None:
+            crops = relight_batch(crops, lights)
+        return normalize(crops, self._config.crops.mean, self._config.crops.std)
 
 
-def split(batch: Batch, num_parts: int) -> list[tuple[Tensor, Tensor | None]]:
-    """The crops of `num_parts` equal parts of the images."""
-    global_parts = batch.global_crops.chunk(num_parts, dim=1)
-    local_parts = [None] * num_parts if batch.local_crops is None else batch.local_crops.chunk(num_parts, dim=1)
-    return list(zip(global_parts, local_parts, strict=True))
+def split(batch: Batch, num_parts: int) -> list[Batch]:
+    """Batches of `num_parts` equal parts of the images."""
+    names = ("global_crops", "local_crops", "global_lights", "local_lights")
+    chunks = {
+        name: [None] * num_parts if (whole := getattr(batch, name)) is None else whole.chunk(num_parts, dim=1)
+        for name in names
+    }
+    return [batch._replace(**{name: chunks[name][i] for name in names}) for i in range(num_parts)]
 
 
 def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: int, steps_per_epoch: int) -> Schedules:
     """Source: DINO's main_dino.py; the learning rate is given for 256 images a batch."""
-    assert optim.batch_size and optim.lr and optim.warmup_epochs is not None and teacher.momentum is not None  # derived
+    assert optim.lr and optim.warmup_epochs is not None and teacher.momentum is not None  # derived
+    assert isinstance(optim.batch_size, int)
     share = optim.batch_size / 256
     scale = {"linear": share, "sqrt": math.sqrt(share), "none": 1.0}[optim.lr_scaling]
     warmup_steps = min(round(optim.warmup_epochs * steps_per_epoch), num_steps)
@@ -137,8 +161,8 @@ def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: in
 
 
 def build_optimizer(student_teacher: StudentTeacher) -> torch.optim.AdamW:
-    """Learning rate and weight decay are set at every step."""
-    return torch.optim.AdamW(parameter_groups(student_teacher))
+    """Learning rate and weight decay are set at every step. One pass over all parameters, where torch can."""
+    return torch.optim.AdamW(parameter_groups(student_teacher), fused=True)
 
 
 def accumulate_gradients(

@@ -45,8 +45,8 @@ class Trainee(Protocol):
         """What the log shows as it stands after this step: learning rate, counts."""
         ...
 
-    def note(self, *, last: bool) -> str | None:
-        """Something that should be said on the terminal with a line of the log, or with the last one."""
+    def note(self, means: dict[str, float], *, last: bool) -> str | None:
+        """Something that should be said on the terminal with this line of the log, or with the last one."""
         ...
 
     def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:
@@ -137,7 +137,7 @@ def train(
             means |= {"skipped_steps": skipped, "memory_mb": peak_memory_mb(device)}
             logger.log(done, means)
             progress.show(step, means)
-            if note := trainee.note(last=done == num_steps):
+            if note := trainee.note(means, last=done == num_steps):
                 progress.say(note)
             interval = Interval(trainee.batch_size)
 

@@ -19,3 +19,8 @@ def small_swin(**changes) -> Swin:
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return backbone
+
+
+def small_pyramid() -> Swin:
+    """Of four stages, as detectors and decoders need them: 12, 24, 48 and 96 channels."""
+    return small_swin(depths=(1, 1, 1, 1), num_heads=(1, 2, 3, 4), img_size=64)

@@ -1,9 +1,8 @@
-"""A small member of every family of vision transformers, and a small Swin."""
+"""A small member of every family of vision transformers."""
 
 import torch
 
-from selfpatch.backbones.swin import ANY_SIZE, Swin, create_timm_swin
-from selfpatch.backbones.vit import Architecture, ViT, build_vit
+from selfpatch.backbones.vit import ViT, build_vit
 from selfpatch.config import BackboneConfig
 
 FAMILIES = {
@@ -27,11 +26,3 @@ def small_vit(family: str, **changes) -> ViT:
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return backbone
-
-
-def small_swin() -> Swin:
-    """Widths 12 to 96, one block a stage, windows of 7."""
-    name, arguments = "swin_tiny_patch4_window7_224", {"num_classes": 0, "global_pool": "", **ANY_SIZE}
-    arguments |= {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 4)}
-    torch.manual_seed(0)
-    return Swin(create_timm_swin(name, **arguments), Architecture(name, arguments)).eval()

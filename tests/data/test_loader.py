@@ -38,11 +38,13 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def batches(folder: Path, *, seed: int = 0, crops: CropsConfig = SMALL, **settings) -> list[Batch]:
+def batches(
+    folder: Path, *, seed: int = 0, crops: CropsConfig = SMALL, multi_crop: MultiCrop | None = None, **settings
+) -> list[Batch]:
     """The first six batches of ten, in this process, unless told otherwise."""
     images = ImageFolder(folder)
     settings = {"first_step": 0, "stop_step": 6, "num_workers": 0, **settings}
-    return list(training_batches(images, Plan(len(images), 10, seed), MultiCrop(crops), **settings))
+    return list(training_batches(images, Plan(len(images), 10, seed), multi_crop or MultiCrop(crops), **settings))
 
 
 def equal(a: Batch, b: Batch) -> bool:

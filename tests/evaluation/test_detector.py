@@ -18,7 +18,8 @@ from selfpatch.evaluation.detector import (
     masks_in_boxes,
 )
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
-from tests.backbones.small_vits import small_swin, small_vit
+from tests.backbones.small_swin import small_pyramid
+from tests.backbones.small_vits import small_vit
 from tests.reference.plain_detection import mask_target
 
 SMALL = {
@@ -175,7 +176,7 @@ def backbones():
         "no final norm": small_vit("no final norm"),
         "registers": small_vit("registers"),  # patches of 14 px
         "RoPE": small_vit("RoPE"),
-        "Swin": small_swin(),
+        "Swin": small_pyramid(),
     }
 
 

@@ -13,7 +13,7 @@ from selfpatch.evaluation.feature_pyramid import (
     scaled_taps,
 )
 from selfpatch.tokens import Stage
-from tests.backbones.small_vits import small_swin
+from tests.backbones.small_swin import small_pyramid
 from tests.evaluation.labelled_scenes import ColorBackbone
 
 
@@ -33,7 +33,7 @@ def test_taps_keep_their_share_of_the_depth():
     assert scaled_taps(Staged(24), (3, 5, 7, 11)) == [7, 11, 15, 23]
     assert scaled_taps(Staged(4), (3, 5, 7, 11)) == [1, 1, 2, 3]
     assert scaled_taps(Staged(1), (3, 5, 7, 11)) == [0, 0, 0, 0]
-    assert scaled_taps(small_swin(), (3, 5, 7, 11)) == [0, 1, 2, 3]
+    assert scaled_taps(small_pyramid(), (3, 5, 7, 11)) == [0, 1, 2, 3]
 
 
 def test_strides_follow_the_patch_size():
@@ -45,7 +45,7 @@ def test_strides_follow_the_patch_size():
     }
     assert level_strides(Staged(4, (8, 8)), [0]) == [4, 8, 16, 32, 64]
     assert level_strides(Staged(4, (14, 14)), [0]) == [3.5, 7, 14, 28, 56]
-    assert level_strides(small_swin(), [0, 1, 2, 3]) == [4, 8, 16, 32, 64]
+    assert level_strides(small_pyramid(), [0, 1, 2, 3]) == [4, 8, 16, 32, 64]
     with pytest.raises(ValueError, match="patches of 16 x 8 pixels are not square"):
         level_strides(Staged(4, (16, 8)), [0])
 
@@ -94,7 +94,7 @@ def test_vitdets_pyramid_reads_the_last_map_alone():
 
 
 def test_swin_goes_straight_into_the_pyramid():
-    backbone = small_swin()
+    backbone = small_pyramid()
     assert is_pyramid(backbone) and not is_pyramid(Staged(12))
     for kind in ("xcit", "simple"):
         pyramid = build_pyramid(kind, backbone, [0, 1, 2, 3], 6)
@@ -104,7 +104,7 @@ def test_swin_goes_straight_into_the_pyramid():
 
 
 def test_a_pyramid_of_other_stages_is_refused():
-    backbone = small_swin()
+    backbone = small_pyramid()
     backbone.stages = backbone.stages[:3]
     with pytest.raises(ValueError, match="takes 4 maps, and this backbone has 3; choose another"):
         scaled_taps(backbone, (3, 5, 7, 11))

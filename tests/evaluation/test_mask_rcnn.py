@@ -19,7 +19,8 @@ from selfpatch.evaluation.head_training import StoppedError
 from selfpatch.evaluation.mask_rcnn import build_detector, layer_depths, learning_rate, num_steps, parameter_groups, run
 from selfpatch.evaluation.protocols.mask_rcnn import PRESETS, MaskRCNN
 from selfpatch.evaluation.task import Context
-from tests.backbones.small_vits import small_swin, small_vit
+from tests.backbones.small_swin import small_pyramid
+from tests.backbones.small_vits import small_vit
 from tests.evaluation.coco_scenes import write_coco
 from tests.evaluation.test_detector import SMALL
 
@@ -57,7 +58,7 @@ def test_parameters_of_the_papers_detector(neck):
 
 @pytest.mark.parametrize("name", ["class token", "registers", "Swin"])
 def test_a_run_writes_detections_pictures_and_what_it_met(name, root, tmp_path):
-    backbone = small_swin() if name == "Swin" else small_vit(name)
+    backbone = small_pyramid() if name == "Swin" else small_vit(name)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     reports = []
     protocol = MaskRCNN(neck="simple" if name == "registers" else "xcit", **TINY)
@@ -155,7 +156,7 @@ def test_weight_decay_is_on_weights_and_biases_but_not_on_norms_positions_and_to
     tokens = {f"backbone.model.{name}" for name in ("pos_embed", "cls_token", "reg_token")}
     norms = {f"backbone.model.blocks.{i}.norm{k}.{what}" for i in (0, 1) for k in (1, 2) for what in ("weight", "bias")}
     assert without == tokens | norms | {"pyramid.resized.levels.0.1.weight", "pyramid.resized.levels.0.1.bias"}
-    swin = build_detector(small_swin(), 3, MaskRCNN(**SMALL))
+    swin = build_detector(small_pyramid(), 3, MaskRCNN(**SMALL))
     names = {id(parameter): name for name, parameter in swin.named_parameters()}
     without = {
         names[id(p)]
@@ -175,7 +176,7 @@ def test_layer_decay_is_by_depth():
     assert depth["pyramid.levels.0.1.weight"] == depth["rpn.head.cls_logits.layer.bias"] == 3
     scales = {group["lr_scale"] for group in parameter_groups(detector, PRESETS["vitdet"])}
     assert sorted(scales) == pytest.approx([0.7**3, 0.7**2, 0.7, 1])
-    of_swin = layer_depths(build_detector(small_swin(), 3, MaskRCNN(**SMALL)))
+    of_swin = layer_depths(build_detector(small_pyramid(), 3, MaskRCNN(**SMALL)))
     assert [of_swin[f"backbone.model.layers.{i}.blocks.0.norm1.weight"] for i in range(4)] == [1, 2, 3, 4]
 
 
@@ -232,7 +233,7 @@ def test_upstream_heads_cut_the_same_weights_otherwise():
     with pytest.raises(ValueError, match="RoPE|are made for its own 3 attention heads"):
         build_detector(small_vit("RoPE and registers"), 3, MaskRCNN(upstream_heads=4))
     with pytest.raises(ValueError, match="upstream-heads is for plain vision transformers, and this backbone is none"):
-        build_detector(small_swin(), 3, MaskRCNN(upstream_heads=4))
+        build_detector(small_pyramid(), 3, MaskRCNN(upstream_heads=4))
 
 
 def test_the_start_follows_from_the_seed_alone():

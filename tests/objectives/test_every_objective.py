@@ -73,3 +73,31 @@ def test_a_single_image_is_enough():
     student_teacher, crops = build("class token", "dino + selfpatch", "aggregator")
     loss, _ = student_teacher(*(crop[:, :1] for crop in crops), 0)
     assert torch.isfinite(loss)
+
+
+ASKED_FOR = {  # (student, teacher): how many sizes of crops each network encodes
+    "DINO": (ObjectivesConfig(dino=DINO), (2, 1)),
+    "DINO, centre of all crops": (ObjectivesConfig(dino=DINOConfig(head=HEAD, center_crops="all")), (2, 2)),
+    "SelfPatch": (ObjectivesConfig(dino=None, selfpatch=SELFPATCH), (2, 2)),
+    "SelfPatch on global crops": (
+        ObjectivesConfig(dino=None, selfpatch=SelfPatchConfig(head=HEAD, crops="global")), (1, 1)
+    ),
+    "both": (ObjectivesConfig(dino=DINO, selfpatch=SelfPatchConfig(head=HEAD, crops="global")), (2, 1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ASKED_FOR)
+def test_nothing_is_encoded_that_no_term_asked_for(case):
+    objectives, expected = ASKED_FOR[case]
+    student_teacher, crops = build("no class token", "dino", "aggregator")
+    encoder = student_teacher.student
+    student_teacher = StudentTeacher(
+        encoder, build_objectives(objectives, encoder.backbone.embed_dim, steps_per_epoch=4)
+    )
+    calls = {"student": 0, "teacher": 0}
+    for name in calls:
+        getattr(student_teacher, name).backbone.register_forward_hook(
+            lambda *_, name=name: calls.__setitem__(name, calls[name] + 1)
+        )
+    student_teacher(*crops, 0)
+    assert (calls["student"], calls["teacher"]) == expected

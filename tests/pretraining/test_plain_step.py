@@ -3,12 +3,15 @@
 import pytest
 import torch
 
+from selfpatch.objectives import self_distillation
 from tests.reference.plain_step import plain_loss
 from tests.small_models import random_crops, tiny_config, tiny_student_teacher
 
 
+@pytest.mark.parametrize("rows_at_once", [7, 10_000])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_loss_gradients_and_centres(batch_size):
+def test_loss_gradients_and_centres(batch_size, rows_at_once, monkeypatch):
+    monkeypatch.setattr(self_distillation, "CHUNK_SIZE", 24 * rows_at_once)
     config = tiny_config()
     fast, plain = (tiny_student_teacher(config).eval() for _ in range(2))
     for student_teacher in (fast, plain):

@@ -89,6 +89,15 @@ def test_a_signal_at_any_step_saves_and_the_same_command_goes_on(step, number, s
     assert_same_run(tmp_path / "run", unbroken)
 
 
+def test_with_the_light_on_the_device(scenes, tmp_path):
+    """Stopped inside an epoch, then gone on with another number of workers."""
+    light = {"efficiency.light": "device"}
+    run(scenes, tmp_path / "unbroken", **light)
+    run(scenes, tmp_path / "run", **light, **{"run.stop_after_steps": 2})
+    run(scenes, tmp_path / "run", **light, **{"efficiency.num_workers": 1})
+    assert_same_run(tmp_path / "run", tmp_path / "unbroken")
+
+
 def test_a_damaged_newest_checkpoint_costs_two_steps_and_no_more(scenes, unbroken, tmp_path, capsys):
     run(scenes, tmp_path / "run", **{"run.stop_after_steps": 4})
     file = tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors"

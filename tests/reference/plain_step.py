@@ -21,15 +21,15 @@ def plain_loss(
     with torch.no_grad():
         teacher = [_encode(student_teacher.teacher.backbone, crops) for crops in sizes]
         aggregator = student_teacher.teacher.aggregator
-        teacher_image = torch.cat([dino.teacher_head(_aggregate(aggregator, tokens)) for tokens, _ in teacher])
+        teacher_image = torch.cat([dino.teacher_head(aggregate(aggregator, tokens)) for tokens, _ in teacher])
         teacher_patch = []
         for tokens, grid in teacher:
             members = _positives(tokens, grid, selfpatch.config.num_positives)  # [B, N, k, D]
-            aggregates = _aggregate(aggregator, members.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+            aggregates = aggregate(aggregator, members.flatten(0, 1)).unflatten(0, tokens.shape[:2])
             teacher_patch.append(selfpatch.teacher_head(aggregates))
     student = [_encode(student_teacher.student.backbone, crops) for crops in sizes]
     aggregator = student_teacher.student.aggregator
-    student_image = torch.cat([dino.head(_aggregate(aggregator, tokens)) for tokens, _ in student])
+    student_image = torch.cat([dino.head(aggregate(aggregator, tokens)) for tokens, _ in student])
     student_patch = [selfpatch.head(aggregator.norm(tokens)) for tokens, _ in student]
 
     num_images = global_crops.shape[1]
@@ -57,7 +57,7 @@ def _positives(tokens: Tensor, grid: tuple[int, int], num_positives: int) -> Ten
     return around.gather(2, best[..., None].expand(-1, -1, -1, tokens.shape[-1]))
 
 
-def _aggregate(aggregator, tokens: Tensor) -> Tensor:
+def aggregate(aggregator, tokens: Tensor) -> Tensor:
     """Sets of tokens [B, T, D] -> one token each."""
     query = aggregator.query.expand(len(tokens), -1, -1)
     for block in aggregator.blocks:

@@ -29,7 +29,8 @@ SOURCE = "it comes with VOCtrainval_11-May-2012.tar of the page 'Visual Object C
 
 def find(root: Path) -> Path | None:
     for folder in (root / "VOCdevkit" / "VOC2012", root / "VOC2012", root):
-        if any((folder / part).is_dir() for part in ("JPEGImages", "SegmentationClass", LISTS)):
+        # Not by JPEGImages, which detection alone and DAVIS have too.
+        if any((folder / part).is_dir() for part in ("SegmentationClass", LISTS)):
             return folder
     return None
 

@@ -17,7 +17,7 @@ class SemanticFPN(DecoderTraining):
     fpn_channels: int = 256
     # width of the head that adds its levels
     head_channels: int = 128
-    # 40k of batch 16, four images on each of four GPUs
+    # of the optimizer; the batch was four images on each of four GPUs
     steps: int = 40_000
 
     def __post_init__(self):

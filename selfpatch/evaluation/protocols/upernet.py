@@ -29,7 +29,7 @@ class UPerNet(DecoderTraining):
     auxiliary_channels: int = 256
     # its level, from 0 for the finest
     auxiliary_level: int = 3
-    # 160k of batch 16, two images on each of eight GPUs
+    # of the optimizer; the batch was two images on each of eight GPUs
     steps: int = 160_000
 
     def __post_init__(self):

@@ -1,0 +1,159 @@
+"""The loader: images/s by number of workers, memory over many epochs, and what a million paths cost.
+
+    python -m benchmarks.loading            (from the root of the repository)
+
+JPEGs of 500 x 375 pixels and about 110 KB become 2 crops of 224 and 8 of 96 pixels. Numbers of workers run by turns
+(1 2 4 1 2 4 ...); a ratio compares runs of one round, and its median is shown with its spread. Memory is what is
+resident and no file's. Paths are real: so many empty files are made in a temporary folder (TMPDIR chooses where), and
+listed by a process of its own, whose peak is compared with that of a process that lists one file.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.augmentation import write_photograph
+from selfpatch.config import CropsConfig
+from selfpatch.data.image_folder import ImageFolder
+from selfpatch.data.loader import training_batches
+from selfpatch.data.multi_crop import MultiCrop
+from selfpatch.data.plan import Plan
+
+# What a run does with its images before the first batch, and what it took.
+START_UP = """
+import sys, time
+from pathlib import Path
+from selfpatch.data.image_folder import ImageFolder
+from selfpatch.data.loader import training_batches
+from selfpatch.data.plan import Plan
+start = time.perf_counter()
+images = ImageFolder(Path(sys.argv[1]))
+images.fingerprint()
+Plan(len(images), 1, 0).indices(0)
+seconds = time.perf_counter() - start
+peak_kb = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
+print(len(images), seconds, peak_kb)
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=128, help="images timed in a round, after as many to warm up")
+    parser.add_argument("--epochs", type=int, default=200, help="epochs over which memory must not grow")
+    parser.add_argument("--paths", type=int, default=1_000_000)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        photographs = Path(name) / "photographs"
+        photographs.mkdir()
+        for i in range(16):
+            write_photograph(photographs / f"{i}.jpg", seed=i)
+        print_rates(photographs, arguments.workers, arguments.rounds, arguments.images)
+        print_growth(photographs, arguments.epochs)
+        print_paths(Path(name), arguments.paths)
+
+
+def print_rates(folder: Path, workers: list[int], rounds: int, num_images: int) -> None:
+    rates = {n: [] for n in workers}
+    for _ in range(rounds):
+        for n in workers:
+            rates[n].append(images_per_second(folder, n, num_images))
+    table = Table("workers", "images/s", "times one worker", title=f"{os.cpu_count()} cores, {rounds} rounds")
+    for n, own in rates.items():
+        times_one = [a / b for a, b in zip(own, rates.get(1, own), strict=True)]
+        table.add_row(str(n), spread(own, ".0f"), spread(times_one, ".2f") if 1 in rates else "")
+    Console(width=120).print(table)
+
+
+def images_per_second(folder: Path, num_workers: int, num_images: int) -> float:
+    """Between batches, once workers are started and nothing that was made ahead is left."""
+    batch_size = 16
+    num_steps = num_images // batch_size
+    batches = open_batches(folder, batch_size, 2 * num_steps + 4, num_workers)
+    for _ in range(num_steps):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(num_steps):
+        next(batches)
+    return num_steps * batch_size / (time.perf_counter() - start)
+
+
+def open_batches(folder: Path, batch_size: int, num_steps: int, num_workers: int):
+    images = ImageFolder(folder)
+    return training_batches(
+        images,
+        Plan(len(images), batch_size, 0),
+        MultiCrop(CropsConfig()),
+        first_step=0,
+        stop_step=num_steps,
+        num_workers=num_workers,
+    )
+
+
+def print_growth(folder: Path, epochs: int) -> None:
+    """From a tenth of the epochs on, when buffers have found their size."""
+    steps_per_epoch, settled = 2, max(epochs // 10, 1)
+    batches = open_batches(folder, 16 // steps_per_epoch, (settled + epochs) * steps_per_epoch, 2)
+    for _ in range(settled * steps_per_epoch):
+        next(batches)
+    processes = {"parent": os.getpid()}
+    processes |= {f"worker {i}": child.pid for i, child in enumerate(multiprocessing.active_children())}
+    before = {name: resident_mb(pid) for name, pid in processes.items()}
+    for _ in range(epochs * steps_per_epoch - 4):  # workers end with their last task
+        next(batches)
+    table = Table("process", "MB", "MB more", title=f"{epochs} more epochs of 16 images, 2 workers")
+    for name, pid in processes.items():
+        now = resident_mb(pid)
+        table.add_row(name, f"{now:.0f}", f"{now - before[name]:+.1f}")
+    Console(width=120).print(table)
+
+
+def resident_mb(pid: int) -> float:
+    """Memory of its own or inherited from its parent: what is written to, and so copied, does not change the sum."""
+    return int(Path(f"/proc/{pid}/status").read_text(encoding="utf-8").partition("RssAnon:")[2].split()[0]) / 1024
+
+
+def print_paths(folder: Path, num_paths: int) -> None:
+    table = Table("files", "start-up s", "peak MB", "MB above one file", title="listing, fingerprint, first shuffle")
+    for layout, per_folder in (("a thousand a folder", 1000), ("all in one folder", num_paths)):
+        one, many = folder / f"one-{per_folder}", folder / f"many-{per_folder}"
+        write_empty_files(one, 1, 1)
+        write_empty_files(many, num_paths, per_folder)
+        (_, _, base), (count, seconds, peak) = start_up(one), start_up(many)
+        table.add_row(f"{count:,.0f}, {layout}", f"{seconds:.1f}", f"{peak:.0f}", f"{peak - base:.0f}")
+    Console(width=120).print(table)
+
+
+def write_empty_files(folder: Path, count: int, per_folder: int) -> None:
+    """Paths of about 48 bytes, as ImageNet's are."""
+    for start in range(0, count, per_folder):
+        below = folder / "train" / f"n{start // per_folder:08d}"
+        below.mkdir(parents=True)
+        for i in range(start, min(start + per_folder, count)):
+            os.close(os.open(below / f"n{start // per_folder:08d}_photograph_{i:07d}.JPEG", os.O_CREAT | os.O_WRONLY))
+
+
+def start_up(folder: Path) -> tuple[float, float, float]:
+    done = subprocess.run([sys.executable, "-c", START_UP, folder], capture_output=True, text=True, check=True)
+    count, seconds, peak_kb = map(float, done.stdout.split())
+    return count, seconds, peak_kb / 1024
+
+
+def spread(numbers: list[float], digits: str) -> str:
+    return f"{statistics.median(numbers):{digits}} ({min(numbers):{digits}} to {max(numbers):{digits}})"
+
+
+if __name__ == "__main__":
+    main()

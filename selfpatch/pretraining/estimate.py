@@ -1,0 +1,132 @@
+"""What a run will need, from steps of the model itself: memory, time, and the largest batch that fits."""
+
+import time
+import weakref
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.training.loop import autocast_for
+
+# What stays free: kernels' own buffers, fragments, data workers, everybody else.
+MARGIN = 0.2
+# DINO's and the authors' batch: schedules and temperatures beyond it have not been tried by anybody.
+LARGEST_BATCH = 1024
+
+
+# Images a step for which memory is counted; between and beyond them it grows by a straight line.
+COUNTED = (32, 64)
+# Images in the step that is timed.
+TIMED = 2
+
+
+class Need(NamedTuple):
+    """Of a run, with images on the device at once."""
+
+    fixed_bytes: float  # weights, optimizer state, and what does not grow with the batch
+    bytes_per_image: float
+
+    def bytes(self, num_images: float) -> float:
+        return self.fixed_bytes + num_images * self.bytes_per_image
+
+
+def count_memory(student_teacher: StudentTeacher, config: PretrainConfig, device: torch.device) -> Need:
+    """The tensors alive at the peak of a step, counted while it runs on tensors without data, so in no memory.
+
+    Buffers inside of kernels and what allocators waste are not seen; without stochastic depth, so a little too much.
+    """
+    student_teacher.eval()
+    peaks = []
+    for num_images in COUNTED:
+        with FakeTensorMode(allow_non_fake_inputs=True), _LiveBytes(student_teacher) as live:
+            _step(student_teacher, config, num_images, device)
+        peaks.append(live.peak)
+    per_image = (peaks[1] - peaks[0]) / (COUNTED[1] - COUNTED[0])
+    moments = 2 * sum(p.nbytes for p in student_teacher.parameters() if p.requires_grad)
+    return Need(peaks[0] - COUNTED[0] * per_image + moments, per_image)
+
+
+def time_an_image(student_teacher: StudentTeacher, config: PretrainConfig, device: torch.device) -> float:
+    """Seconds, from the second of two small steps on made-up images; nothing of them stays."""
+    student_teacher.train()
+    seconds = 0.0
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        for _ in range(2):
+            start = time.perf_counter()
+            _step(student_teacher, config, TIMED, device)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds = time.perf_counter() - start
+    return seconds / TIMED
+
+
+def largest_batch(need: Need, available_bytes: float, *, num_images: int, accumulate: int = 1) -> int:
+    """The largest power of two (times `accumulate`) that leaves MARGIN of the memory free, and four batches an epoch.
+
+    Raises:
+        ValueError: not a single image fits.
+    """
+    fits = (available_bytes * (1 - MARGIN) - need.fixed_bytes) / need.bytes_per_image
+    if fits < 1:
+        raise ValueError(
+            f"not one image a step fits into memory: {available_bytes / 2**30:.1f} GB are available, of which "
+            f"{1 - MARGIN:.0%} may be used, and {need.bytes(1) / 2**30:.1f} GB are needed. Choose a smaller backbone "
+            "(backbone.name), smaller crops (crops.global-size) or efficiency.recompute"
+        )
+    at_most = min(fits * accumulate, LARGEST_BATCH, max(num_images / 4, accumulate))
+    batch_size = accumulate
+    while 2 * batch_size <= at_most:
+        batch_size *= 2
+    return batch_size
+
+
+def _step(student_teacher: StudentTeacher, config: PretrainConfig, num_images: int, device: torch.device) -> None:
+    crops = config.crops
+    global_crops, local_crops = (
+        torch.randn(count, num_images, 3, *rows_columns(size), device=device) if count else None
+        for count, size in ((crops.num_global, crops.global_size), (crops.num_local, crops.local_size))
+    )
+    assert global_crops is not None
+    with autocast_for(config.efficiency.precision, device)():
+        loss, _ = student_teacher(global_crops, local_crops, 0)
+    loss.backward()
+    student_teacher.zero_grad(set_to_none=True)
+    student_teacher.discard()
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors alive, each storage once, those of the model from the start."""
+
+    def __init__(self, student_teacher: StudentTeacher):
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = WeakIdKeyDictionary()
+        for tensor in [*student_teacher.parameters(), *student_teacher.buffers()]:
+            self._add(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, Tensor):
+                self._add(result)
+        return results
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self._known:
+            return
+        size = storage.nbytes()
+        self._known[storage] = size
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size

@@ -1,0 +1,103 @@
+"""Light in batches gives what the workers give crop by crop, within rounding, from the same random numbers."""
+
+import numpy as np
+import pytest
+import torch
+
+from selfpatch.config import CropsConfig
+from selfpatch.data import device_light
+from selfpatch.data.copy_ahead import copied_ahead
+from selfpatch.data.device_light import relight_batch
+from selfpatch.data.multi_crop import Jitter, Light, MultiCrop, blur_kernel, draw_light, light_numbers, relight
+from selfpatch.data.plan import sample_rng
+from tests.data.test_loader import SMALL, batches, folder  # noqa: F401
+from tests.data.test_multi_crop import photograph
+
+PLAIN = Light(jitter=None, grey=False, blur_radius=None, solarize=False)
+CROPS = [photograph(seed, 96, 80) for seed in range(4)]
+DIFFERENT = np.linspace(0.6, 1.4, 12).tolist()
+LIGHTS = {
+    "brightness": [PLAIN._replace(jitter=Jitter(f, 1.0, 1.0, 0.0, (0, 1, 2, 3))) for f in DIFFERENT],
+    "contrast": [PLAIN._replace(jitter=Jitter(1.0, f, 1.0, 0.0, (1, 0, 2, 3))) for f in DIFFERENT],
+    "saturation": [PLAIN._replace(jitter=Jitter(1.0, 1.0, f, 0.0, (3, 2, 1, 0))) for f in DIFFERENT],
+    "hue": [PLAIN._replace(jitter=Jitter(1.0, 1.0, 1.0, f - 1, (0, 1, 2, 3))) for f in DIFFERENT],
+    "grey": [PLAIN._replace(grey=True)],
+    "blur": [PLAIN._replace(blur_radius=r) for r in np.linspace(0.1, 2.0, 12).tolist()],
+    "solarize": [PLAIN._replace(solarize=True)],
+    "nothing": [PLAIN],
+    "as drawn": [draw_light(np.random.default_rng(i), CropsConfig(), i % 3) for i in range(48)],
+}
+
+
+def both(lights: list[Light]) -> tuple[np.ndarray, np.ndarray]:
+    crops = np.stack([CROPS[i % 4] for i in range(len(lights))])
+    rows = np.stack([light_numbers(light, len(blur_kernel(2.0))) for light in lights])
+    batch = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
+    before = batch.clone()
+    ours = relight_batch(batch, torch.from_numpy(rows))
+    assert torch.equal(batch, before)
+    expected = np.stack([relight(crop, light) for crop, light in zip(crops, lights, strict=True)])
+    return ours.permute(0, 2, 3, 1).numpy().astype(int), expected.astype(int)
+
+
+@pytest.mark.parametrize("name", LIGHTS)
+def test_equal_parameters_give_equal_pixels(name):
+    """Far below one level in 255 on average, crop by crop."""
+    ours, expected = both(LIGHTS[name])
+    assert np.abs(ours - expected).mean(axis=(1, 2, 3)).max() < 0.05
+
+
+def test_all_colours_and_greys():
+    """Hue and saturation at their edges: pure, grey and black pixels."""
+    levels = np.array([0, 1, 64, 127, 128, 200, 254, 255], np.uint8)
+    colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(16, 32, 3)
+    lights = [PLAIN._replace(jitter=Jitter(1.0, 1.0, s, h, (3, 2, 0, 1))) for s in (0.6, 1.4) for h in (-0.5, 0.0, 0.3)]
+    rows = torch.from_numpy(np.stack([light_numbers(light, 3) for light in lights]))
+    batch = torch.from_numpy(colours).permute(2, 0, 1).expand(len(lights), 3, 16, 32)
+    expected = np.stack([relight(colours, light) for light in lights]).astype(int)
+    difference = np.abs(relight_batch(batch, rows).permute(0, 2, 3, 1).numpy() - expected)
+    assert difference.max() <= 10
+    assert difference.mean() < 0.05
+
+
+def test_chunks_do_not_change_a_bit(monkeypatch):
+    whole, _ = both(LIGHTS["as drawn"])
+    monkeypatch.setattr(device_light, "CHUNK_SIZE", 5 * CROPS[0].size)
+    np.testing.assert_array_equal(both(LIGHTS["as drawn"])[0], whole)
+
+
+def test_crops_are_those_of_the_workers(folder):  # noqa: F811
+    """Of a whole run's batches, unreadable images included: the same draws, whoever applies them."""
+    lit = batches(folder, stop_step=3)
+    unlit = batches(folder, stop_step=3, multi_crop=MultiCrop(SMALL, relights=False), num_workers=1)
+    for there, here in zip(lit, unlit, strict=True):
+        assert there.bad_images == here.bad_images
+        assert there.global_lights is None
+        for name in ("global", "local"):
+            expected = getattr(there, f"{name}_crops").float()
+            ours = relight_batch(getattr(here, f"{name}_crops"), getattr(here, f"{name}_lights")).float()
+            assert (ours - expected).abs().mean() < 0.1
+            assert (getattr(here, f"{name}_crops").float() - expected).abs().mean() > 10
+
+
+def test_without_local_crops():
+    multi_crop = MultiCrop(CropsConfig(global_size=32, num_local=0, blur_radius=(0.1, 0.2)), relights=False)
+    crops = multi_crop(CROPS[0], sample_rng(0, 0, 0))
+    assert crops.local_lights is None
+    assert crops.global_lights.shape[0] == 2
+
+
+def test_copying_ahead_changes_nothing(folder):  # noqa: F811
+    copied = list(copied_ahead(iter(batches(folder, stop_step=3)), torch.device("cpu")))
+    assert [batch.step for batch in copied] == [0, 1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_on_a_gpu(folder):  # noqa: F811
+    device = torch.device("cuda")
+    unlit = batches(folder, multi_crop=MultiCrop(SMALL, relights=False), pin_memory=True)
+    for batch, copied in zip(unlit, copied_ahead(iter(unlit), device), strict=True):
+        assert torch.equal(copied.global_crops.cpu(), batch.global_crops)
+        on_gpu = relight_batch(copied.local_crops, batch.local_lights).cpu().float()
+        assert (on_gpu - relight_batch(batch.local_crops, batch.local_lights).float()).abs().mean() < 0.05
