@@ -30,6 +30,7 @@ def images(tmp_path_factory) -> Path:
 
 def run(images: Path, out: Path, device: str, **changes: Any) -> Path:
     settings = {"run.device": device, "optim.steps": NUM_STEPS, "efficiency.num_workers": 0}
+    settings |= {"evaluate.every_steps": NUM_STEPS}  # pictures take longer than steps
     pretrain(images, out, config=tiny_config(), settings=settings | changes)
     return out
 
@@ -88,7 +89,7 @@ def test_compiled_is_as_eager(device, images, tmp_path):
     assert_alike(run(images, tmp_path / "compiled", device, **settings, **{"efficiency.compile": True}), eager, 2e-3)
 
 
-@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize("device", DEVICES)
 def test_light_on_the_device_is_that_of_the_workers(device, images, tmp_path):
     of_workers, of_device = (
         run(images, tmp_path / light, device, **{"efficiency.light": light}) for light in ("workers", "device")
