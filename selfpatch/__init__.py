@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from selfpatch.backbones.pretrained import load_backbone
+    from selfpatch.commands.compare import compare
     from selfpatch.commands.evaluate import evaluate
     from selfpatch.commands.pretrain import pretrain
 
-__all__ = ["evaluate", "load_backbone", "pretrain"]
+__all__ = ["compare", "evaluate", "load_backbone", "pretrain"]
 
 _PLACES = {
+    "compare": "selfpatch.commands.compare",
     "evaluate": "selfpatch.commands.evaluate",
     "load_backbone": "selfpatch.backbones.pretrained",
     "pretrain": "selfpatch.commands.pretrain",
