@@ -106,15 +106,20 @@ def nearest_images(val: Float[Tensor, "B D"], train: Float[Tensor, "T D"], count
 def class_votes(
     nearest: Nearest, train_labels: Int64[Tensor, " T"], k: int, num_classes: int, *, temperature: float
 ) -> Float[Tensor, "B C"]:
-    """The sum of exp(cosine / temperature) of the k nearest images of every class."""
-    weight = (nearest.cosine[:, :k] / temperature).exp()
-    votes = weight.new_zeros(len(weight), num_classes)
-    return votes.scatter_add_(1, train_labels[nearest.index[:, :k]], weight)
+    """The sum of exp((cosine - largest cosine) / temperature) of the k nearest images of every class; -inf: it has none.
+
+    Without the largest cosine, which changes no order, votes overflow at low temperatures.
+    """
+    label = train_labels[nearest.index[:, :k]]
+    weight = ((nearest.cosine[:, :k] - nearest.cosine[:, :1]) / temperature).exp()
+    votes = weight.new_zeros(len(weight), num_classes).scatter_add_(1, label, weight)
+    has_vote = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, label, True)  # votes of far images underflow to 0
+    return votes.masked_fill_(~has_vote, -torch.inf)
 
 
 def voted_ranks(votes: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
     """`ranks`, and the last one where the true class has no vote."""
-    has_vote = votes.gather(1, labels[:, None])[:, 0] > 0
+    has_vote = votes.gather(1, labels[:, None])[:, 0] > -torch.inf
     return torch.where(has_vote, ranks(votes, labels), votes.shape[1])
 
 
