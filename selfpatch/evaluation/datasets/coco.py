@@ -4,6 +4,7 @@ ROOT/train2017/000000000009.jpg ...   ROOT/annotations/instances_train2017.json
 ROOT/val2017/000000000139.jpg ...     ROOT/annotations/instances_val2017.json
 """
 
+import hashlib
 import json
 import math
 from collections import Counter
@@ -18,6 +19,7 @@ from faster_coco_eval.core import mask as run_lengths
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from selfpatch.evaluation.datasets.identity import files_hash, val_set
 from selfpatch.evaluation.datasets.labelled_images import listed, read_named, spread
 
 TRAIN, VAL = "train2017", "val2017"
@@ -241,6 +243,20 @@ class CocoDetection:
             "num_train_images_without_instances": self.train_split.num_left_out,
             "num_val_instances": self.val_split.num_instances,
             "num_classes": self.num_classes,
+            "val_set": val_set(
+                (image.path.relative_to(self.val_split.folder).as_posix() for image in self.val), self.class_names
+            ),
+        }
+
+    def training_identity(self) -> dict[str, Any]:
+        """What a training that goes on must find again; validation images may come and go."""
+        with self.train_split.file.open("rb") as file:
+            annotations = hashlib.file_digest(file, "sha256").hexdigest()
+        return {
+            "num_train_images": len(self.train),
+            "classes": self.class_names,
+            "files": files_hash(self.train_split.folder, [image.path for image in self.train]),
+            "annotations": annotations,
         }
 
 

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from selfpatch.data.decode import MAX_PIXELS
+from selfpatch.evaluation.datasets.identity import val_set
 from selfpatch.evaluation.datasets.labelled_images import listed, read_named, spread
 
 VOID = 255  # a label of pixels that belong to no object, as 0
@@ -63,6 +64,7 @@ class Davis:
             "num_videos": len(self.videos),
             "num_frames": sum(len(video.frames) for video in self.videos),
             "num_objects": sum(video.num_objects for video in self.videos),
+            "val_set": val_set(f"{video.name}/{frame.image.name}" for video in self.videos for frame in video.frames),
         }
 
 

@@ -42,7 +42,7 @@ def read_folders(root: Path, masks: Path, *, first_label: int, layouts: str) -> 
         f"{source} names {len(class_names)} classes, so that labels go from 0 to {last} (255 = not scored); correct "
         f"the mask or complete {source.name}"
     )
-    return Layout(name, train, val, class_names, numbered_classes(first_label, last), labels_are)
+    return Layout(root, name, train, val, class_names, numbered_classes(first_label, last), labels_are)
 
 
 def numbered_classes(first: int, last: int) -> Int16[np.ndarray, "256"]:

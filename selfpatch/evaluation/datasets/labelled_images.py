@@ -13,8 +13,9 @@ from selfpatch.data.decode import UnreadableImage, read_image, read_size
 from selfpatch.data.image_folder import ENDINGS
 from selfpatch.evaluation.metrics import IGNORED
 
-# So many pairs are decoded before anything is trained, about 20 seconds on one core. Of larger sets these are spread
-# evenly, and of the others sizes are read from headers; what is wrong with their pixels is said when they are read.
+# So many images are decoded before anything is trained, about 20 seconds on one core: those for validation first, which
+# else are read only after hours of training. Of larger sets these are spread evenly, and of the others sizes are read
+# from headers; what is wrong with their pixels is said when they are read.
 NUM_DECODED = 2000
 
 NUM_LABELS = 256
@@ -34,6 +35,7 @@ class Layout(NamedTuple):
     """What a folder holds, as the reader of its layout found it; no pixel has been read yet.
 
     Args:
+        root: all images and masks are below it.
         name: for result.json: the data set, and how it is split.
         class_names: empty where nothing names them: then there are as many as the highest label says.
         class_of: of every label: a class from 0, IGNORED, or UNKNOWN.
@@ -41,6 +43,7 @@ class Layout(NamedTuple):
         notes: what should be known of scores on it.
     """
 
+    root: Path
     name: str
     train: list[Pair]
     val: list[Pair]
@@ -121,12 +124,20 @@ def spread(items: Sequence[T], max_images: int | None) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def chosen_to_decode(num_val: int, num_train: int) -> set[int]:
+    """Of images for validation, numbered from 0, and then those for training: at most NUM_DECODED."""
+    val = spread(range(num_val), NUM_DECODED)
+    room = NUM_DECODED - len(val)
+    return {*val, *(spread(range(num_val, num_val + num_train), room) if room else ())}
+
+
 def check_pairs(
-    pairs: list[Pair], *, every_mask: bool, report: Callable[[int, int], None]
+    pairs: list[Pair], *, num_val: int, every_mask: bool, report: Callable[[int, int], None]
 ) -> tuple[list[LabelledImage], list[Bool[np.ndarray, "256"]]]:
     """Opens every image and mask once: what cannot be read or does not fit is better known now than after training.
 
     Args:
+        num_val: the first of the pairs, which are for validation.
         every_mask: decode all masks, not only NUM_DECODED of them.
 
     Returns:
@@ -135,7 +146,7 @@ def check_pairs(
     Raises:
         ValueError: a file that cannot be read, or a mask that differs from its image in size.
     """
-    decoded = set(spread(range(len(pairs)), NUM_DECODED))
+    decoded = chosen_to_decode(num_val, len(pairs) - num_val)
 
     def check_pair(i: int) -> tuple[LabelledImage, tuple[int, ...], Bool[np.ndarray, "256"]]:
         image, mask = pairs[i]

@@ -71,7 +71,14 @@ def read(root: Path, *, layouts: str) -> Layout:
         notes += (f"train is used: {augmented.name} is there, but SBD's masks (SegmentationClassAug) are not",)
     labels_are = "Pascal VOC 2012 has 0 (background) to 20, and 255 (not scored); take the masks as they come"
     return Layout(
-        f"Pascal VOC 2012, {split} + val", train, val, CLASS_NAMES, classes_from_labels(range(21)), labels_are, notes
+        root,
+        f"Pascal VOC 2012, {split} + val",
+        train,
+        val,
+        CLASS_NAMES,
+        classes_from_labels(range(21)),
+        labels_are,
+        notes,
     )
 
 

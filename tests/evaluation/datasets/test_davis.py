@@ -20,7 +20,9 @@ def test_videos_in_the_order_of_the_list(tmp_path):
         assert [frame.annotation.name for frame in video.frames] == [f"{t:05d}.png" for t in range(4)]
         assert read_frame(video.frames[0]).shape == (20, 30, 3)
         assert set(np.unique(read_annotation(video.frames[0]))) == {0, 1, 2}
-    assert data.facts() == {"split": "ImageSets/2017/val.txt", "num_videos": 2, "num_frames": 8, "num_objects": 4}
+    assert data.facts() == {
+        "split": "ImageSets/2017/val.txt", "num_videos": 2, "num_frames": 8, "num_objects": 4, "val_set": "3065e31ad2c0",
+    }  # fmt: skip
 
 
 def test_limits_on_videos_and_frames_hold_for_the_check_too(tmp_path):
