@@ -26,7 +26,7 @@ def test_of_large_sets_headers_are_read_and_the_rest_is_said_later(tmp_path, lar
     path.write_bytes(path.read_bytes()[:-40])
     data = read_segmentation(root)
     assert {item.size for item in data.train + data.val} == {(4, 6)}
-    with pytest.raises(ValueError, match="2007_000001.png has a pixel labelled 99, but Pascal VOC 2012 has 0"):
+    with pytest.raises(ValueError, match="2007_000001.png has a pixel labelled 99, but Pascal VOC has 0"):
         data.read_mask(data.train[0])
     with pytest.raises(ValueError, match="the image .*2007_000001.jpg cannot be read"):
         data.read_image(data.train[0])
