@@ -223,17 +223,28 @@ def read_name_list(path: Path) -> list[str]:
     Raises:
         ValueError: no name, or one twice.
     """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the list {path} cannot be read: {error}; it holds a name a line") from error
-    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    names = [Path(line.split()[0]).stem for line in read_lines(path)]
     if not names:
         raise ValueError(f"the list {path} is empty; it holds the names of the images of one split, one a line")
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"the list {path} has {len(twice)} names more than once: {listed(twice)}; keep one of each")
     return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list that are not blank, without blanks around them.
+
+    Raises:
+        ValueError: it cannot be read, or is not in UTF-8.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"the list {path} cannot be read: {error}; it holds a name a line, as text in UTF-8"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def listed(names: Sequence[str]) -> str:

@@ -41,6 +41,15 @@ def test_empty_lines_blanks_and_repeated_names_in_the_list(tmp_path):
     assert [video.name for video in Davis(root).videos] == ["ball", "box"]
 
 
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    root = write_davis(tmp_path, size=(20, 30))
+    (root / "ImageSets/2017/val.txt").write_text("b\xe4r\n", encoding="latin-1")
+    with pytest.raises(
+        ValueError, match="the list .*2017/val.txt cannot be read: .*; it holds a name a line, .* UTF-8"
+    ):
+        Davis(root)
+
+
 @pytest.mark.parametrize("mode", ["palette", "grey", "16 bit", "1 bit"])
 def test_annotations_of_every_kind_hold_numbers(tmp_path, mode):
     root = write_davis(tmp_path, videos=("ball",), num_objects=1, size=(20, 30))
