@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from selfpatch.evaluation.comparison import (
@@ -54,12 +55,12 @@ def compare(
 def as_table(comparison: Comparison) -> Table:
     table = Table("model", caption="in %")
     for column in comparison.columns:
-        table.add_column(f"{column.task}\n{column.protocol}\n{column.metric}", justify="right")
+        table.add_column(escape(f"{column.task}\n{column.protocol}\n{column.metric}"), justify="right")
     best = best_of(comparison)
     for row, values in zip(comparison.rows, comparison.values, strict=True):
         cells = [
             f"[bold]{percent(value)}[/bold]" if value is not None and value == top else percent(value)
             for value, top in zip(values, best, strict=True)
         ]
-        table.add_row(row.replace("[", r"\["), *cells)
+        table.add_row(escape(row), *cells)
     return table

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from selfpatch.backbones.pretrained import load_backbone
@@ -65,7 +66,7 @@ def evaluate(
 def table(result: Result) -> Table:
     protocol = result.protocol
     title = f"{result.task}, protocol {protocol['name']}: {result.model}"
-    table = Table("metric", "%", title=title, title_justify="left")
+    table = Table("metric", "%", title=escape(title), title_justify="left")
     for name, value in result.metrics.items():
-        table.add_row(name, f"{100 * value:.2f}")
+        table.add_row(escape(name), f"{100 * value:.2f}")
     return table

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 from selfpatch.evaluation.datasets import box_folder, class_folder, davis, segmentation
 from selfpatch.evaluation.feature_cache import CachedBackbone
 from selfpatch.evaluation.features import StagedBackbone
+from selfpatch.evaluation.head_training import OtherTrainingError
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.all_frozen import AllFrozen
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context, Outcome
 from selfpatch.metric_logger import say
+from selfpatch.training.loop import DivergenceError
 
 # Whether a folder looks like what a task needs; whether it is complete is for the task to say.
 FITS: dict[str, Callable[[Path], bool]] = {
@@ -38,7 +40,7 @@ def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Cont
     A task whose data turn out not to be complete is left out, and why is said; the others are run.
 
     Raises:
-        ValueError: no task fits the data, or one that was asked for does not.
+        ValueError: no task fits the data, or one that was asked for does not; or OUT holds layers of another model.
     """
     plan = find_tasks(root, protocol.tasks)
     folder = protocol.cache or context.out / "features"
@@ -55,9 +57,12 @@ def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Cont
             try:
                 result = run_task(task, cached, data, settings, context._replace(out=context.out / task))
                 break
-            except ValueError as error:
+            except OtherTrainingError:
+                raise  # of another model: its results must not stand beside this one's
+            except (ValueError, DivergenceError) as error:
                 reasons.append(str(error))
         if result is None:
+            (context.out / task / "result.json").unlink(missing_ok=True)  # of an earlier time
             refused.append(f"{task} was left out: {'; '.join(reasons)}")
             say(f"    {refused[-1]}")
             continue

@@ -119,16 +119,27 @@ def compare(
 
 
 def row_names(results: Sequence[tuple[Path, Result]]) -> dict[Path, str]:
-    """The model of every result; where one model has several results of one task and protocol, their folders tell."""
+    """The model of every result; by its weights too, where one name stands for several; and where one model has several
+    results of one task and protocol, by their folders."""
+    weights: dict[str, set[str]] = {}
+    for _, result in results:
+        weights.setdefault(result.model, set()).add(weights_of(result))
+    names = {
+        path: f"{result.model} ({weights_of(result)})" if len(weights[result.model]) > 1 else result.model
+        for path, result in results
+    }
     seen: dict[tuple[str, str, str], Path] = {}
     twice: set[str] = set()
     for path, result in results:
-        key = result.model, result.task, json.dumps(result.protocol, sort_keys=True)
+        key = names[path], result.task, json.dumps(result.protocol, sort_keys=True)
         if seen.setdefault(key, path) != path:
-            twice.add(result.model)
-    return {
-        path: f"{result.model} [{path.parent}]" if result.model in twice else result.model for path, result in results
-    }
+            twice.add(names[path])
+    return {path: f"{name} [{path.parent}]" if name in twice else name for path, name in names.items()}
+
+
+def weights_of(result: Result) -> str:
+    model = result.details.get("model")
+    return str(model.get("fingerprint", "unknown")) if isinstance(model, dict) else "unknown"
 
 
 def as_markdown(comparison: Comparison) -> str:

@@ -37,9 +37,10 @@ class CachedBackbone:
         self.uncached = backbone
         self.patch_size, self.embed_dim, self.stages = backbone.patch_size, backbone.embed_dim, backbone.stages
         self.mean, self.std = backbone.mean, backbone.std
+        self.notes: tuple[str, ...] = getattr(backbone, "notes", ())
         self.num_found = self.num_encoded = 0
         self._folder, self._max_bytes = folder, max_bytes
-        self._weights = f"{fingerprint(backbone)} {getattr(backbone, 'position_resampling', '')}"
+        self._model = fingerprint(backbone)
         folder.mkdir(parents=True, exist_ok=True)
         self._num_bytes = sum(file.stat().st_size for file in folder.glob("*/*.safetensors"))
 
@@ -78,7 +79,7 @@ class CachedBackbone:
         return {name: torch.stack([kept[i][name].to(images.device) for i in range(len(files))]) for name in kept[0]}
 
     def _file(self, what: str, image: Float[Tensor, "3 H W"]) -> Path:
-        digest = hashlib.sha256(f"{self._weights} {what} {tuple(image.shape)}".encode())
+        digest = hashlib.sha256(f"{self._model} {what} {tuple(image.shape)}".encode())
         digest.update(image.contiguous().numpy())
         name = digest.hexdigest()
         return self._folder / name[:2] / f"{name}.safetensors"

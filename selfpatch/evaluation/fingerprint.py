@@ -1,4 +1,4 @@
-"""Which weights these are."""
+"""Which model this is, and how it is described in results."""
 
 import hashlib
 from typing import Any
@@ -6,14 +6,27 @@ from typing import Any
 import torch
 from torch import nn
 
+# Of a backbone: what changes its tokens and stands in no tensor.
+BEYOND_WEIGHTS = ("architecture", "num_heads", "position_resampling")
+
 
 def fingerprint(model: Any) -> str:
-    """SHA-256 of all weights and their names; of something that has none, its type's name."""
+    """SHA-256 of all weights, their names, and what else makes the tokens; of what has no weights, its type's name."""
     model = getattr(model, "uncached", model)
     if not isinstance(model, nn.Module):
         return type(model).__name__
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr([getattr(model, name, None) for name in BEYOND_WEIGHTS]).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def description(backbone: Any) -> dict[str, Any]:
+    """What a reader of a result should know of the model beside its name."""
+    model = getattr(backbone, "uncached", backbone)
+    described = {"fingerprint": fingerprint(model)[:12]}
+    if (architecture := getattr(model, "architecture", None)) is not None:
+        described["architecture"] = architecture.name
+    names = ("patch_size", "embed_dim", "num_heads", "position_resampling", "mean", "std")
+    return described | {name: getattr(model, name) for name in names if hasattr(model, name)}

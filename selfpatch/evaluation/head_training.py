@@ -28,6 +28,10 @@ KEPT_CHECKPOINTS = 2
 Losses = Callable[[list[Any]], dict[str, Tensor]]
 
 
+class OtherTrainingError(ValueError):
+    """The folder holds the training of something else."""
+
+
 class StoppedError(Exception):
     """A signal ended the training before its time; it is saved, and the same command goes on."""
 
@@ -70,7 +74,8 @@ def train_head(
         accumulate: parts a batch is cut into, one after another on the device; batch norm sees one at a time.
 
     Raises:
-        ValueError: OUT holds the training of something else, or another process is at it.
+        OtherTrainingError: OUT holds the training of something else.
+        ValueError: another process is at OUT.
         StoppedError: a signal came; the training so far is saved.
         DivergenceError: step after step was not finite.
     """
@@ -146,6 +151,9 @@ class _Head:
         self._model.train()
 
     def update(self, batch: list[Any], step: int) -> Update:
+        # The forward pass moves the means of batch norms, also in a step that turns out not to be finite.
+        buffers = [buffer.clone() for buffer in self._model.buffers()]
+
         # 1. Losses and gradients, over the parts of the batch.
         sums: dict[str, Tensor] = {}
         size = -(-len(batch) // self._accumulate)
@@ -162,7 +170,11 @@ class _Head:
         # 2. Clip and step.
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr(step) * group.get("lr_scale", 1.0)
-        return Update(sums, optimizer_step(self._optimizer, sums["loss"], max_norm=self._clip_norm))
+        accepted = optimizer_step(self._optimizer, sums["loss"], max_norm=self._clip_norm)
+        if not accepted:
+            for buffer, before in zip(self._model.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+        return Update(sums, accepted)
 
     def state(self, step: int) -> dict[str, float]:
         return {"lr": self._lr(step)}
@@ -200,7 +212,7 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
         return 0
     if lines := differences(found.state.get("identity"), identity):
         shown = "\n  ".join(lines[:20])
-        raise ValueError(
+        raise OtherTrainingError(
             f"{context.out} holds a head that was trained otherwise (then -> now):\n  {shown}\nGive a new folder, or "
             "the settings, data and model of then to go on"
         )

@@ -1,5 +1,6 @@
 """Every evaluation task by its name, and how one is run from a folder of data to result.json and pictures."""
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,12 @@ from selfpatch.evaluation import (
     semantic_segmentation,
     video_segmentation,
 )
+from selfpatch.evaluation.fingerprint import description
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context, Outcome
 from selfpatch.settings_file import to_dict
+from selfpatch.training.loop import resolve_precision
 from selfpatch.versions import versions
 
 # (backbone, folder of data, protocol, context) -> outcome
@@ -49,7 +52,12 @@ def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Conte
         ValueError: the data are not complete and consistent, or do not fit the model or the protocol.
     """
     start = time.monotonic()
+    # A setting that is left out of comparisons changes no number: it does not make another protocol.
+    changes_nothing = {field.name for field in dataclasses.fields(protocol) if not field.compare}
     settings = to_dict(protocol)
+    apart = {name: settings.pop(name) for name in changes_nothing}
+    if "precision" in settings:
+        settings["precision"] = resolve_precision(settings["precision"], context.device)
     outcome = RUN[task](backbone, data, protocol, context)
     # Not with the protocol: what is said of the data does not make it another one.
     met = {name: value for name, value in outcome.met.items() if name != "notes"}
@@ -62,7 +70,7 @@ def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Conte
         data=str(data),
         seconds=time.monotonic() - start,
         versions=versions(),
-        details=outcome.details,
+        details={"model": description(backbone), "device": str(context.device)} | apart | outcome.details,
         notes=[*getattr(backbone, "notes", ()), *outcome.met.get("notes", ())],
     )
     result.write(context.out / "result.json")

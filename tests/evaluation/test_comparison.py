@@ -63,6 +63,22 @@ def test_several_results_of_one_model_are_told_apart(four, tmp_path):
     assert compare(read(*four, other)).rows == [f"a [{four[0].parent}]", "b", "c", f"a [{other.parent}]"]
 
 
+def test_one_name_for_several_weights_is_several_rows(four, tmp_path):
+    for i, weights in enumerate(("1a", "2b")):
+        details = {"model": {"fingerprint": weights}}
+        path = tmp_path / f"d{i}" / "result.json"
+        Result("linear-segmentation", {"name": "dinov3"}, {"mIoU": i / 4}, "d", "data", 1.0, {}, details).write(path)
+    assert compare(read(tmp_path / "d0/result.json", tmp_path / "d1/result.json")).rows == ["d (1a)", "d (2b)"]
+
+
+def test_names_are_not_read_as_markup(four, tmp_path, capsys):
+    metrics = {"mIoU": 0.5, "IoU/[/b]": 0.25}
+    write(tmp_path / "a9", model="[red]run[/b]", metrics=metrics)
+    assert main(["compare", str(tmp_path / "a9"), "--metrics", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert "[red]run[/b]" in printed and "IoU/[/b]" in printed
+
+
 def test_the_command(four, tmp_path, capsys):
     assert main(["compare", str(tmp_path), "--out", str(tmp_path / "t.md")]) == 0
     printed = capsys.readouterr().out

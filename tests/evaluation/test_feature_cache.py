@@ -62,8 +62,21 @@ def test_a_damaged_file_is_made_again_and_a_full_cache_keeps_working(backbone, t
     assert not list((tmp_path / "small").rglob("*.safetensors"))
 
 
+@torch.no_grad()
+def test_what_stands_in_no_tensor_counts_too(backbone, tmp_path):
+    images = torch.randn(1, 3, 48, 32)
+    cached(backbone, tmp_path)(images)
+    for change in (lambda: backbone.set_num_heads(2), lambda: setattr(backbone, "position_resampling", "dino")):
+        change()
+        memory = cached(backbone, tmp_path)
+        torch.testing.assert_close(memory(images).patch_tokens, backbone(images).patch_tokens)
+        assert memory.num_encoded == 1
+
+
 def test_it_is_the_same_model(backbone, tmp_path):
+    backbone.notes = ("random",)
     memory = cached(backbone, tmp_path)
+    assert memory.notes == backbone.notes
     assert fingerprint(memory) == fingerprint(backbone) and uncached(memory) is backbone is uncached(backbone)
 
 

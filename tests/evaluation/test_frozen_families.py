@@ -126,3 +126,23 @@ def test_what_the_data_do_not_allow(data, tmp_path, small_presets):
     assert {name.partition("/")[0] for name in result.metrics} == {"knn-classification", "linear-classification"}
     (note,) = result.notes
     assert note.startswith("video-segmentation was left out: ")
+
+
+def test_layers_of_another_model_end_it(data, tmp_path, small_presets):
+    context = Context(tmp_path / "out")
+    settings = AllFrozen(protocols="quick", tasks=("linear-segmentation",))
+    run_task("all-frozen", small_vit("class token"), data, settings, context)
+    with pytest.raises(ValueError, match="holds a head that was trained otherwise"):
+        run_task("all-frozen", small_vit("registers"), data, settings, context)
+
+
+def test_results_of_a_task_that_is_left_out_do_not_stay(data, tmp_path, small_presets):
+    root = tmp_path / "data"
+    write_davis(root / "videos", videos=("ball",), num_frames=3)
+    write_classes(root / "classes", num_classes=2, num_train=2, num_val=1)
+    context = Context(tmp_path / "out")
+    settings = AllFrozen(protocols="quick", tasks=("video-segmentation", "knn-classification"))
+    run_task("all-frozen", small_vit("class token"), root, settings, context)
+    next((root / "videos" / "Annotations").rglob("*.png")).unlink()
+    run_task("all-frozen", small_vit("registers"), root, settings, context)
+    assert [path.parent.name for path in sorted((tmp_path / "out").glob("*/result.json"))] == ["knn-classification"]

@@ -27,7 +27,9 @@ def sample(epoch: int, index: int) -> np.ndarray:
     return sample_rng(0, epoch, index).random(3).astype(np.float32) + index
 
 
-def train(head: nn.Module, out, *, on_step=lambda count: None, lr=lambda step: 0.1 / (step + 1), **settings) -> None:
+def train(
+    head: nn.Module, out, *, on_step=lambda count: None, lr=lambda step: 0.1 / (step + 1), samples=sample, **settings
+) -> None:
     count = 0
 
     def losses(samples):
@@ -44,7 +46,7 @@ def train(head: nn.Module, out, *, on_step=lambda count: None, lr=lambda step: 0
         "num_samples": NUM_SAMPLES, "batch_size": BATCH_SIZE, "steps": STEPS, "clip_norm": 1.0, "seed": 0,
         "identity": {"task": "test"}, **settings,
     }  # fmt: skip
-    train_head(head, optimizer, losses, sample, lr=lr, context=Context(out), **settings)
+    train_head(head, optimizer, losses, samples, lr=lr, context=Context(out), **settings)
 
 
 def test_it_is_the_plain_loop(tmp_path):
@@ -138,3 +140,16 @@ def test_step_after_step_that_is_not_finite_ends_it(tmp_path):
     nn.init.constant_(head[3].bias, float("nan"))
     with pytest.raises(DivergenceError, match="20 steps in a row.*these are not finite: loss, fit/loss.*warmup-steps"):
         train(head, tmp_path, steps=30)
+
+
+def test_a_skipped_step_leaves_batch_norm_as_it_was(tmp_path):
+    skipping, plain = new_head(), new_head()
+
+    def poisoned(epoch, index):
+        x = sample(epoch, index)
+        return x * np.float32("inf") if (epoch, index) == first else x
+
+    first = (0, int(np.random.default_rng([1, 0, 0]).permutation(NUM_SAMPLES)[0]))  # in the first step alone
+    train(skipping, tmp_path / "skipping", steps=1, samples=poisoned)
+    for name, value in plain.state_dict().items():
+        assert torch.equal(skipping.state_dict()[name], value), name
