@@ -74,9 +74,9 @@ def test_of_large_sets_validation_images_are_decoded_first(tmp_path, monkeypatch
     monkeypatch.setattr(labelled_images, "NUM_DECODED", 6)
     root = write_classes(tmp_path, num_classes=3)
     for split in ("train", "val"):
-        path = root / split / "cat/1.png"
+        path = root / split / "bee/1.png"
         path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ValueError, match="1 of 15 images in .* cannot be read: val/cat/1.png"):
+    with pytest.raises(ValueError, match="1 of 15 images in .* cannot be read: val/bee/1.png"):
         ClassFolder(root)
 
 
