@@ -24,7 +24,7 @@ def ranks(scores: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int64[Te
 def accuracies(ranks: Int64[Tensor, " B"], num_classes: int, suffix: str = "") -> dict[str, float]:
     """ "top-1" and, where there are more than five classes, "top-5"; each followed by the suffix."""
     tops = (1, 5) if num_classes > 5 else (1,)
-    return {f"top-{k}{suffix}": float((ranks < k).double().mean()) for k in tops}
+    return {f"top-{k}{suffix}": int((ranks < k).sum()) / len(ranks) for k in tops}
 
 
 def class_confusion(

@@ -5,7 +5,6 @@ Axis letters of this file: O objects of a video, T scored frames.
 
 import math
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import cv2
@@ -68,11 +67,13 @@ def box_around(
 
 def boundary_accuracy(truth: Bool[np.ndarray, "H W"], prediction: Bool[np.ndarray, "H W"], radius: int) -> float:
     """F of two boundaries, of which pixels up to `radius` apart match."""
-    num_true, num_predicted = np.count_nonzero(truth), np.count_nonzero(prediction)
-    if num_true == 0 or num_predicted == 0:
-        return float(num_true == num_predicted)
-    precision = np.count_nonzero(prediction & dilated(truth, radius)) / num_predicted
-    recall = np.count_nonzero(truth & dilated(prediction, radius)) / num_true
+    # Boundaries are single large integers, a pixel a bit: widening takes a third of the time of dilating images.
+    width = truth.shape[1] + radius  # zeros at the end of rows keep what is shifted out of one from the next
+    true, predicted = pixels_as_bits(truth, width), pixels_as_bits(prediction, width)
+    if not true or not predicted:
+        return float(true == predicted)
+    precision = (predicted & widened(true, radius, width)).bit_count() / predicted.bit_count()
+    recall = (true & widened(predicted, radius, width)).bit_count() / true.bit_count()
     return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
 
 
@@ -88,15 +89,25 @@ def boundary_of(mask: Bool[np.ndarray, "H W"]) -> Bool[np.ndarray, "H W"]:
     return boundary
 
 
-def dilated(mask: Bool[np.ndarray, "H W"], radius: int) -> Bool[np.ndarray, "H W"]:
-    return cv2.dilate(mask.view(np.uint8), disk(radius)).view(np.bool_)
+def pixels_as_bits(mask: Bool[np.ndarray, "H W"], width: int) -> int:
+    """Bit y * width + x is pixel (y, x)."""
+    padded = np.zeros((len(mask), width), bool)
+    padded[:, : mask.shape[1]] = mask
+    return int.from_bytes(np.packbits(padded, bitorder="little").tobytes(), "little")
 
 
-@cache
-def disk(radius: int) -> UInt8[np.ndarray, "S S"]:
-    """1 within `radius` of the middle."""
-    offsets = np.arange(-radius, radius + 1)
-    return (offsets[:, None] ** 2 + offsets**2 <= radius**2).astype(np.uint8)
+def widened(bits: int, radius: int, width: int) -> int:
+    """All pixels at most `radius` away from one of these; those below the last row are set too.
+
+    Row by row of the disk, from its narrow ends to its middle.
+    """
+    across, reach, result = bits, 0, 0
+    for down in range(radius, -1, -1):
+        while reach < math.isqrt(radius**2 - down**2):
+            reach += 1
+            across |= bits << reach | bits >> reach
+        result |= across << down * width | across >> down * width
+    return result
 
 
 def statistics(per_frame: Float[np.ndarray, "T"]) -> Statistics:

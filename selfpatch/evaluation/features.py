@@ -96,6 +96,29 @@ def patch_features(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Floa
     return tokens.patch_tokens.float().transpose(1, 2).unflatten(2, tokens.grid_size)
 
 
+class RowBuffer:
+    """A tensor of known length that is filled part by part: no list of parts beside it, as torch.cat would need."""
+
+    def __init__(self, length: int):
+        self._length, self._filled = length, 0
+        self._rows: Tensor | None = None
+
+    def add(self, part: Float[Tensor, "n D"]) -> None:
+        """The first part settles width, type and device."""
+        if self._rows is None:
+            self._rows = part.new_empty(self._length, part.shape[1])
+        self._rows[self._filled : self._filled + len(part)] = part
+        self._filled += len(part)
+
+    def __len__(self) -> int:
+        return self._filled
+
+    @property
+    def rows(self) -> Float[Tensor, "N D"]:
+        assert self._rows is not None and self._filled == self._length
+        return self._rows
+
+
 @contextmanager
 def evaluating(backbone: Backbone) -> Iterator[None]:
     """Dropout and its like are off inside; afterwards every submodule is in the mode it was in."""

@@ -16,6 +16,7 @@ from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_se
 from selfpatch.evaluation.features import (
     Backbone,
     Cached,
+    RowBuffer,
     evaluating,
     input_size,
     normalized,
@@ -27,7 +28,7 @@ from selfpatch.evaluation.features import (
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
-from selfpatch.evaluation.segmentation_scores import Scorer, SegmentationScores
+from selfpatch.evaluation.segmentation_scores import Scorer, SegmentationScores, upsampled_argmax
 from selfpatch.evaluation.task import Context, Outcome, Report, no_report
 
 MAX_CHUNK = 2**26  # numbers that the nearest-patch search holds at once: 256 MiB
@@ -78,11 +79,11 @@ class InContextEvaluator:
             rng = np.random.default_rng((protocol.seed, index))
             patches = rare_patches(labels, is_scored, per_image, rng)
             self._remembered[item] = Remembered(patches, labels[patches])
-        num_remembered = sum(len(remembered.patches) for remembered in self._remembered.values())
-        if num_remembered < protocol.num_neighbours:
+        self._num_remembered = sum(len(remembered.patches) for remembered in self._remembered.values())
+        if self._num_remembered < protocol.num_neighbours:
             raise ValueError(
-                f"num-neighbours is {protocol.num_neighbours}, but the memory holds {num_remembered} labelled patches "
-                f"of {len(data.train)} training images; lower it, or enlarge memory-size or image-size"
+                f"num-neighbours is {protocol.num_neighbours}, but the memory holds {self._num_remembered} labelled "
+                f"patches of {len(data.train)} training images; lower it, or enlarge memory-size or image-size"
             )
         self._read_image = Cached(lambda item: (resize_image(data.read_image(item), self._input_size(item)),))
         self._read_mask = Cached(lambda item: (data.read_mask(item),))
@@ -96,28 +97,27 @@ class InContextEvaluator:
         done = 0
         with evaluating(backbone):
             # 1. Memory: unit vectors and their labels.
-            keys, key_labels = [], []
+            keys, key_labels = RowBuffer(self._num_remembered), RowBuffer(self._num_remembered)
             for items, maps in self._encode(backbone, data.train, device):
                 tokens = F.normalize(maps.flatten(2).transpose(1, 2), dim=-1)  # [B, N, D]
                 for item, image_tokens in zip(items, tokens, strict=True):
                     remembered = self._remembered[item]
-                    keys.append(image_tokens[torch.from_numpy(remembered.patches).to(device)])
-                    key_labels.append(torch.from_numpy(remembered.labels).to(device))
+                    keys.add(image_tokens[torch.from_numpy(remembered.patches).to(device)])
+                    key_labels.add(torch.from_numpy(remembered.labels).to(device))
                 done += len(items)
                 report(done, total)
-            memory, memory_labels = torch.cat(keys), torch.cat(key_labels)
 
             # 2. Every validation patch looks up its labels.
             scorer = Scorer(data, device)
             for items, maps in self._encode(backbone, data.val, device):
                 queries = F.normalize(maps.flatten(2).transpose(1, 2), dim=-1).flatten(0, 1)
                 labels = nearest_labels(
-                    queries, memory, memory_labels, protocol.num_neighbours, temperature=protocol.temperature
+                    queries, keys.rows, key_labels.rows, protocol.num_neighbours, temperature=protocol.temperature
                 )
                 label_maps = labels.unflatten(0, (len(items), -1)).transpose(1, 2).unflatten(2, maps.shape[2:])
                 for item, label_map in zip(items, label_maps, strict=True):
                     (truth,) = self._read_mask(item)
-                    scorer.add(item, truth, upsampled_argmax(label_map, truth.shape))
+                    scorer.add(item, truth, likeliest_classes(label_map, truth.shape))
                 done += len(items)
                 report(done, total)
         return scorer.scores()
@@ -197,9 +197,8 @@ def nearest_labels(
     return torch.cat(labels)
 
 
-def upsampled_argmax(label_map: Float[Tensor, "C R S"], size: tuple[int, int]) -> Int[Tensor, "H W"]:
+def likeliest_classes(label_map: Float[Tensor, "C R S"], size: tuple[int, int]) -> Int[Tensor, "H W"]:
     """The likeliest class of every pixel, after bilinear upsampling to (rows, columns)."""
     # A class that no patch of the image has cannot win, and most of 150 classes are such.
     (present,) = label_map.amax(dim=(1, 2)).nonzero(as_tuple=True)
-    upsampled = F.interpolate(label_map[None, present], size=size, mode="bilinear", align_corners=False)
-    return present[upsampled[0].argmax(dim=0)]
+    return present[upsampled_argmax(label_map[present], size)]

@@ -57,7 +57,7 @@ def iterate(
         labels, distance = nearest_center(points, centers)
         if torch.equal(labels, previous):
             break
-    return centers, float(distance.sum(dtype=torch.float64))
+    return centers, float(distance.cpu().sum(dtype=torch.float64))  # on the CPU: Apple's GPUs have no float64
 
 
 def nearest_center(

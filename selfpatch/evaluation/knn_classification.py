@@ -14,7 +14,7 @@ from selfpatch.evaluation.classification_pictures import Answer, Neighbour, draw
 from selfpatch.evaluation.classification_scores import accuracies, class_confusion, labels_of, ranks
 from selfpatch.evaluation.datasets.class_folder import ClassFolder, ClassImage
 from selfpatch.evaluation.datasets.labelled_images import spread
-from selfpatch.evaluation.features import Backbone, evaluating, fit_to_patches
+from selfpatch.evaluation.features import Backbone, RowBuffer, evaluating, fit_to_patches
 from selfpatch.evaluation.image_vectors import (
     choose_vector,
     encode_images,
@@ -59,13 +59,13 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Co
     # 1. Unit vectors.
     with evaluating(backbone):
         vector = choose_vector(protocol.vector, has_class_token=has_class_token(backbone, size, context.device))
-        vectors = []
+        vectors = RowBuffer(len(data.train) + len(data.val))
         for tokens in encode_images(
             backbone, data.train + data.val, read, batch_size=protocol.batch_size, device=context.device
         ):
-            vectors += F.normalize(image_vector(tokens, vector), dim=-1)
+            vectors.add(F.normalize(image_vector(tokens, vector), dim=-1))
             context.report(len(vectors), len(data.train) + len(data.val))
-    train, val = torch.stack(vectors).tensor_split([len(data.train)])
+    train, val = vectors.rows.tensor_split([len(data.train)])
     train_labels, val_labels = (labels_of(items, context.device) for items in (data.train, data.val))
 
     # 2. Votes.
@@ -106,15 +106,20 @@ def nearest_images(val: Float[Tensor, "B D"], train: Float[Tensor, "T D"], count
 def class_votes(
     nearest: Nearest, train_labels: Int64[Tensor, " T"], k: int, num_classes: int, *, temperature: float
 ) -> Float[Tensor, "B C"]:
-    """The sum of exp(cosine / temperature) of the k nearest images of every class."""
-    weight = (nearest.cosine[:, :k] / temperature).exp()
-    votes = weight.new_zeros(len(weight), num_classes)
-    return votes.scatter_add_(1, train_labels[nearest.index[:, :k]], weight)
+    """The sum of exp((cosine - largest) / temperature) of the k nearest images of every class; -inf: there are none.
+
+    Without the largest cosine, which changes no order, votes would overflow at low temperatures.
+    """
+    label = train_labels[nearest.index[:, :k]]
+    weight = ((nearest.cosine[:, :k] - nearest.cosine[:, :1]) / temperature).exp()
+    votes = weight.new_zeros(len(weight), num_classes).scatter_add_(1, label, weight)
+    has_vote = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, label, True)  # votes of far images underflow to 0
+    return votes.masked_fill_(~has_vote, -torch.inf)
 
 
 def voted_ranks(votes: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
     """`ranks`, and the last one where the true class has no vote."""
-    has_vote = votes.gather(1, labels[:, None])[:, 0] > 0
+    has_vote = votes.gather(1, labels[:, None])[:, 0] > -torch.inf
     return torch.where(has_vote, ranks(votes, labels), votes.shape[1])
 
 

@@ -14,6 +14,7 @@ from selfpatch.evaluation.datasets.labelled_images import LabelledImage, spread
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.features import (
     Backbone,
+    RowBuffer,
     evaluating,
     fit_to_patches,
     normalized,
@@ -64,15 +65,15 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Conte
     done = 0
 
     # 1. Tokens of all images, on the CPU: 1.7 GiB for the 1,449 of VOC and ViT-S/16.
-    tokens, masks = [], []
+    tokens, masks = RowBuffer(num_patches), []
     with evaluating(backbone):
         for pixels, of_batch in read_images(data, size, protocol):
             images = normalized(pixels.to(context.device), backbone.mean, backbone.std)
-            tokens.append(patch_features(backbone, images).flatten(2).transpose(1, 2).flatten(0, 1).cpu())
+            tokens.add(patch_features(backbone, images).flatten(2).transpose(1, 2).flatten(0, 1).cpu())
             masks.append(of_batch)
             done += len(of_batch)
             context.report(done, total)
-    components = principal_components(torch.cat(tokens), protocol.num_components, device=context.device)
+    components = principal_components(tokens.rows, protocol.num_components, device=context.device)
     del tokens
     truth = torch.cat(masks)
 
@@ -135,9 +136,10 @@ def principal_components(
     """
     # Standardising and turning are one affine map: z = (x - mean) / std, and the directions are eigenvectors of z's
     # covariance, which is (E[x x^T] - mean mean^T) / (std std^T).
-    mean = tokens.mean(dim=0, dtype=torch.float64)
+    chunks = tokens.split(PROJECTED_AT_ONCE)  # never all of them in float64
+    mean = torch.stack([chunk.sum(dim=0, dtype=torch.float64) for chunk in chunks]).sum(dim=0) / len(tokens)
     covariance = torch.zeros(tokens.shape[1], tokens.shape[1], dtype=torch.float64)
-    for chunk in tokens.split(PROJECTED_AT_ONCE):
+    for chunk in chunks:
         centered = chunk - mean
         covariance += centered.T @ centered / len(tokens)
     variance = covariance.diagonal()
@@ -145,7 +147,7 @@ def principal_components(
     _, directions = torch.linalg.eigh(covariance / (std[:, None] * std))  # ascending
     projection = directions[:, -num_components:].flip(1) / std[:, None]
     mean, projection = mean.float().to(device), projection.float().to(device)
-    return torch.cat([(chunk.to(device) - mean) @ projection for chunk in tokens.split(PROJECTED_AT_ONCE)])
+    return torch.cat([(chunk.to(device) - mean) @ projection for chunk in chunks])
 
 
 def count_pairs(

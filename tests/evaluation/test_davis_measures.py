@@ -6,10 +6,11 @@ import pytest
 from selfpatch.evaluation.davis_measures import (
     ObjectScores,
     boundary_of,
-    disk,
     global_measures,
+    pixels_as_bits,
     score_frame,
     statistics,
+    widened,
 )
 from tests.reference import plain_davis as plain
 
@@ -86,9 +87,16 @@ def test_values_known_by_hand():
     assert region_and_boundary(truth, np.roll(truth, 2, axis=1))[1] < 1
 
 
-def test_disk():
-    assert disk(0).tolist() == [[1]]
-    assert disk(2).tolist() == [[0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]]
+@pytest.mark.parametrize("radius", [0, 1, 2, 5])
+def test_widening_by_a_disk_stays_in_its_row(radius):
+    rng = np.random.default_rng(radius)
+    mask = rng.random((9, 12)) < 0.05
+    mask[4, [0, -1]] = True
+    y, x = np.mgrid[:9, :12]
+    expected = np.any([(y - row) ** 2 + (x - column) ** 2 <= radius**2 for row, column in np.argwhere(mask)], axis=0)
+    width = 12 + radius
+    found = widened(pixels_as_bits(mask, width), radius, width)
+    assert [[bool(found >> row * width + column & 1) for column in range(12)] for row in range(9)] == expected.tolist()
 
 
 def test_void_and_objects_beyond_the_first_frames_are_background():

@@ -6,6 +6,7 @@ from torch import nn
 from selfpatch.evaluation import features
 from selfpatch.evaluation.features import (
     Cached,
+    RowBuffer,
     evaluating,
     fit_to_patches,
     input_size,
@@ -103,3 +104,17 @@ def test_read_ahead_keeps_order_and_passes_errors_on():
     assert list(read_ahead(lambda item: item, iter([]))) == []
     with pytest.raises(ZeroDivisionError):
         list(read_ahead(lambda item: 1 / item, iter([[1], [0]])))
+
+
+def test_a_row_buffer_is_the_parts_one_after_another_and_must_be_full():
+    parts = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)).split([2, 0, 4, 1])
+    buffer = RowBuffer(7)
+    for part in parts[:-1]:
+        buffer.add(part)
+    assert len(buffer) == 6
+    with pytest.raises(AssertionError):
+        _ = buffer.rows
+    buffer.add(parts[-1])
+    assert torch.equal(buffer.rows, torch.cat(parts))
+    with pytest.raises(RuntimeError, match="expanded size"):
+        buffer.add(parts[0])

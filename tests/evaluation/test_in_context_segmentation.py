@@ -8,9 +8,9 @@ from selfpatch.evaluation.features import resize_image, resize_mask
 from selfpatch.evaluation.in_context_segmentation import (
     InContextEvaluator,
     label_shares,
+    likeliest_classes,
     nearest_labels,
     rare_patches,
-    upsampled_argmax,
 )
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
@@ -193,11 +193,11 @@ def test_nearest_labels_in_chunks(monkeypatch):
     torch.testing.assert_close(nearest_labels(queries, memory, memory_labels, 7, temperature=0.05), labels)
 
 
-def test_upsampled_argmax_with_classes_that_are_absent():
+def test_likeliest_classes_with_classes_that_are_absent():
     label_map = torch.zeros(5, 3, 4)
     label_map[1], label_map[4] = torch.rand(3, 4), torch.rand(3, 4)
     expected = plain.upsample(label_map.permute(1, 2, 0).double().numpy(), 13, 9).argmax(axis=-1)
-    assert upsampled_argmax(label_map, (13, 9)).tolist() == expected.tolist()
+    assert likeliest_classes(label_map, (13, 9)).tolist() == expected.tolist()
 
 
 def test_ignored_pixels_of_the_validation_do_not_count(tmp_path):

@@ -4,6 +4,7 @@ import torch
 
 from selfpatch.evaluation import k_means as module
 from selfpatch.evaluation.k_means import iterate, k_means, means, nearest_center
+from tests.evaluation.without_float64 import WithoutFloat64
 from tests.reference import plain_overclustering as plain
 
 
@@ -30,6 +31,12 @@ def test_iterations_equal_a_restatement_with_loops():
         assert np.allclose(centers, expected, atol=1e-5)
     assert distance_sum == pytest.approx(inertia(points, centers), rel=1e-5)
     assert len(set(labels)) == 7
+
+
+def test_needs_no_float64_on_the_device():
+    points = random_points()
+    elsewhere = points.as_subclass(WithoutFloat64)
+    assert iterate(elsewhere, elsewhere[:7], 3)[1] == iterate(points, points[:7], 3)[1]
 
 
 def test_finds_groups_that_are_apart():

@@ -7,11 +7,12 @@ from PIL import Image
 from selfpatch.evaluation import knn_classification
 from selfpatch.evaluation.classification_pictures import Answer, Neighbour, draw_answers, draw_confusion
 from selfpatch.evaluation.classification_scores import accuracies, class_confusion, ranks
-from selfpatch.evaluation.knn_classification import class_votes, nearest_images, run, voted_ranks
+from selfpatch.evaluation.knn_classification import Nearest, class_votes, nearest_images, run, voted_ranks
 from selfpatch.evaluation.protocols.knn_classification import KnnClassification
 from selfpatch.evaluation.task import Context
 from tests.evaluation.labelled_classes import write_classes
 from tests.evaluation.labelled_scenes import BlindBackbone, ColorBackbone
+from tests.evaluation.without_float64 import WithoutFloat64
 from tests.reference import plain_classification as plain
 
 
@@ -43,10 +44,23 @@ def test_votes_equal_a_restatement_with_loops(chunk, monkeypatch):
 
 
 def test_ranks_of_equal_scores_follow_the_order_of_classes():
-    scores = torch.tensor([[1.0, 3.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
+    scores = torch.tensor([[1.0, 3.0, 3.0, 2.0], [-torch.inf] * 4])
     assert [ranks(scores[:1], torch.tensor([c])).item() for c in range(4)] == [3, 0, 1, 2]
     assert ranks(scores, torch.tensor([2, 3])).tolist() == [1, 3]
     assert voted_ranks(scores, torch.tensor([2, 0])).tolist() == [1, 4]  # without a vote: after all
+
+
+def test_votes_neither_overflow_nor_vanish_at_a_low_temperature():
+    nearest = Nearest(torch.tensor([[0.99, 0.95, 0.94, 0.2]]), torch.tensor([[0, 1, 2, 3]]))
+    votes = class_votes(nearest, torch.tensor([3, 1, 1, 2]), 4, 5, temperature=0.005)
+    assert votes.argmax(dim=1).tolist() == [3]  # exp(0.95 / 0.005) is infinite in float32
+    of_class = [voted_ranks(votes, torch.tensor([c])).item() for c in range(5)]
+    assert of_class == [5, 1, 2, 0, 5]  # class 2 is among the nearest, although its vote is 0 in float32
+
+
+def test_accuracies_need_no_float64():
+    counts = torch.tensor([0, 4, 5]).as_subclass(WithoutFloat64)
+    assert accuracies(counts, 6) == {"top-1": 1 / 3, "top-5": 2 / 3}
 
 
 def test_five_classes_or_less_have_no_top_5():

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from selfpatch.evaluation import overclustering
 from selfpatch.evaluation.metrics import IGNORED, segmentation_metrics
 from selfpatch.evaluation.overclustering import (
     confusion_by_class,
@@ -68,7 +69,9 @@ def test_maps_are_resized_as_torch_does():
 # 2. Components
 
 
-def test_components_are_those_of_standardised_tokens():
+@pytest.mark.parametrize("at_once", [16, 100])
+def test_components_are_those_of_standardised_tokens(at_once, monkeypatch):
+    monkeypatch.setattr(overclustering, "PROJECTED_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(70, 6, generator=generator) @ torch.randn(6, 6, generator=generator) + 100
     tokens[:, 2] = 5.0
