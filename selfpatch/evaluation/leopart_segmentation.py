@@ -82,7 +82,7 @@ def evaluate_leopart(
             steps=protocol.epochs * steps_per_epoch,
             lr=lambda step: protocol.lr * 0.1 ** (step // steps_per_epoch // protocol.drop_at),
             seed=protocol.seed,
-            identity=identity_of("linear-segmentation", protocol, data.facts(), backbone),
+            identity=identity_of("linear-segmentation", protocol, data.training_identity(), backbone),
             context=context,
             precision="float32",
         )

@@ -162,6 +162,8 @@ def train_layers(
         {"params": list(layer.parameters()), "lr_scale": lr * protocol.batch_size / LR_BATCH}
         for (_, lr), layer in zip(layers.grid, layers.layers, strict=True)
     ]
+    identity = identity_of("linear-classification", protocol, data.training_identity(), backbone)
+    del identity["protocol"]["resize_size"]  # of the test alone: layers that are done may be scored by another one
     train_head(
         layers,
         torch.optim.SGD(groups, lr=1.0, momentum=protocol.momentum, weight_decay=protocol.weight_decay),
@@ -172,7 +174,7 @@ def train_layers(
         steps=protocol.steps,
         lr=warmup_cosine(1.0, 0.0, protocol.steps),
         seed=protocol.seed,
-        identity=identity_of("linear-classification", protocol, data.facts() | {"files": data.fingerprint()}, backbone),
+        identity=identity,
         context=context,
         precision="float32",
     )

@@ -102,6 +102,8 @@ def train_layer(
 
     with seeded(protocol.seed, context.device):
         head = LinearHead(backbone.embed_dim, data.num_classes, dropout=protocol.dropout).to(context.device)
+    identity = identity_of("linear-segmentation", protocol, data.training_identity(), backbone)
+    del identity["protocol"]["stride"]  # of the test alone: a head that is done may be scored by another one
     train_head(
         head,
         torch.optim.AdamW(head.parameters(), weight_decay=protocol.weight_decay),
@@ -113,7 +115,7 @@ def train_layer(
         lr=lambda step: learning_rate(step, protocol),
         clip_norm=protocol.clip_norm,
         seed=protocol.seed,
-        identity=identity_of("linear-segmentation", protocol, data.facts(), backbone),
+        identity=identity,
         context=context,
         precision="float32",
     )

@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -196,12 +195,11 @@ def layer_depths(detector: Detector) -> dict[str, int]:
 
 def identity(backbone: Any, data: CocoDetection, protocol: MaskRCNN) -> dict[str, Any]:
     """What a training that goes on must have in common with the one that was stopped, besides its first weights."""
-    names = hashlib.sha256("\n".join(item.path.name for item in data.train).encode())
     settings = dataclasses.asdict(protocol)
     for later in WITHOUT_EFFECT_ON_WEIGHTS:
         del settings[later]
     # As they come back from a checkpoint: tuples are lists there.
-    return json.loads(json.dumps({"protocol": settings, "images": names.hexdigest(), "classes": data.class_names}))
+    return json.loads(json.dumps({"protocol": settings, "data": data.training_identity()}))
 
 
 class _Read(NamedTuple):

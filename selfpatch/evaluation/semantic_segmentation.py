@@ -133,7 +133,7 @@ def run(
         segmenter = build(own, data.num_classes, protocol).to(context.device)
     segmenter.backbone.set_drop_path(protocol.drop_path)
     segmenter.backbone.set_recompute(protocol.recompute)
-    identity = identity_of(task, protocol, data.facts(), backbone)
+    identity = identity_of(task, protocol, data.training_identity(), backbone)
     for later in ("recompute", "inference", "stride"):  # they do not change the weights
         del identity["protocol"][later]
     train(segmenter, data, protocol, context, identity=identity)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from selfpatch.evaluation.datasets.segmentation import read_segmentation
@@ -30,3 +31,15 @@ def test_the_loss_is_a_mean_over_scored_pixels_and_0_without_any():
     expected = -logits.log_softmax(dim=1).permute(0, 2, 3, 1)[scored].gather(1, masks[scored][:, None]).mean()
     torch.testing.assert_close(mean_cross_entropy(logits, masks), expected)
     assert mean_cross_entropy(logits, torch.full_like(masks, IGNORED)) == 0
+
+
+def test_a_layer_that_is_done_is_scored_on_other_images(tmp_path):
+    root, out = write_ade20k(tmp_path / "data"), Context(tmp_path / "out")
+    protocol = LeopartSegmentation(image_size=32, mask_size=10, epochs=1, batch_size=3)
+    evaluate_leopart(ColorBackbone(), read_segmentation(root), protocol, out)
+    for kind in ("images", "annotations"):
+        (root / kind / "validation/validation_0.png").unlink()
+    assert len(evaluate_leopart(ColorBackbone(), read_segmentation(root), protocol, out).predictions) == 2
+    (root / "images/training/training_0.png").write_bytes((root / "images/training/training_1.png").read_bytes() + b"0")
+    with pytest.raises(ValueError, match=r"trained otherwise \(then -> now\):\n  data.files: "):
+        evaluate_leopart(ColorBackbone(), read_segmentation(root), protocol, out)

@@ -99,6 +99,9 @@ def test_goes_on_where_it_was_and_refuses_what_is_not_the_same(tmp_path):
     assert classify(root, tmp_path / "out", steps=3) == first
     with pytest.raises(ValueError, match="holds a head that was trained otherwise"):
         classify(root, tmp_path / "out", steps=3, flip_prob=0.0)
+    # What is scored, and how, may change.
+    (root / "val/cat/0.png").unlink()
+    assert classify(root, tmp_path / "out", steps=3, resize_size=20).met["num_val_images"] == 5
     write_class(root / "train/cat/more", 2, 1)
     with pytest.raises(ValueError, match=r"trained otherwise \(then -> now\):\n  data.num_train_images: "):
         classify(root, tmp_path / "out", steps=3)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -84,6 +86,19 @@ def test_head_drops_whole_channels_and_starts_small():
     assert head.linear.weight.std().item() == pytest.approx(0.01, rel=0.05) and head.linear.bias.abs().max() == 0
     dropped = head.dropout(torch.ones(2, 512, 3, 3)).flatten(2)
     assert (dropped.std(dim=-1) == 0).all() and 0.4 < (dropped[..., 0] == 0).float().mean() < 0.6
+
+
+def test_a_layer_that_is_done_is_scored_by_another_stride_and_on_other_images(tmp_path):
+    root = write_ade20k(tmp_path / "data")
+    out, protocol = Context(tmp_path / "out"), quick(steps=2, warmup_steps=0)
+    evaluate_linear_segmentation(ColorBackbone(), read_segmentation(root), protocol, out)
+    trained = (out.out / "metrics.jsonl").read_bytes()
+    for kind in ("images", "annotations"):
+        (root / kind / "validation/validation_0.png").unlink()
+    evaluate_linear_segmentation(ColorBackbone(), read_segmentation(root), replace(protocol, stride=32), out)
+    assert (out.out / "metrics.jsonl").read_bytes() == trained
+    with pytest.raises(ValueError, match="trained otherwise"):
+        evaluate_linear_segmentation(ColorBackbone(), read_segmentation(root), replace(protocol, lr=0.1), out)
 
 
 def test_progress_counts_images(tmp_path):

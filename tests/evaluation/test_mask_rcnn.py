@@ -127,6 +127,25 @@ def test_a_fine_tune_killed_half_way_goes_on(root, tmp_path, monkeypatch):
         run(small_vit("class token"), root, dataclasses.replace(protocol, lr=2e-3), Context(tmp_path / "broken"))
 
 
+def test_a_fine_tune_goes_on_over_other_validation_images_but_not_over_other_annotations(tmp_path):
+    root = write_coco(tmp_path / "data")
+
+    def identity():
+        return mask_rcnn.identity(None, CocoDetection(root), MaskRCNN())
+
+    before = identity()
+    file = root / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    assert not any(entry["image_id"] == content["images"][-1]["id"] for entry in content["annotations"])
+    file.write_text(json.dumps(content | {"images": content["images"][:-1]}))
+    assert identity() == before
+    file = root / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][2] -= 1
+    file.write_text(json.dumps(content))
+    assert identity() != before
+
+
 def test_recomputing_gives_the_same_gradients(root):
     data = CocoDetection(root)
     samples = [mask_rcnn.read_sample(item) for item in data.train[:2]]

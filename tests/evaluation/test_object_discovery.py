@@ -7,6 +7,7 @@ from PIL import Image
 
 from selfpatch.evaluation.lost import find_object
 from selfpatch.evaluation.object_discovery import in_pixels, padded, run
+from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
 from selfpatch.evaluation.task import Context
 from tests.evaluation.boxed_scenes import ContrastBackbone, annotation, write_plain, write_voc
@@ -63,6 +64,13 @@ class Blind(ContrastBackbone):
 
 def discover(root, out, backbone=None, report=lambda *_: None, **settings):
     return run(backbone or ContrastBackbone(), root, ObjectDiscovery(**settings), Context(out, report=report))
+
+
+def test_a_split_that_is_named_is_the_same_protocol_as_one_that_is_found(tmp_path):
+    root = write_voc(tmp_path / "data")
+    found, named, other = (discover(root, tmp_path, split=split).met for split in (None, "trainval", "train"))
+    assert found == named != other
+    assert protocol_name("object-discovery", ObjectDiscovery(split="trainval")) == "lost"
 
 
 def test_finds_what_stands_out_and_a_blind_backbone_does_not(tmp_path):

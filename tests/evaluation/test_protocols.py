@@ -8,6 +8,7 @@ from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegm
 from selfpatch.evaluation.protocols.knn_classification import KnnClassification
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
 from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
 from selfpatch.evaluation.protocols.overclustering import Overclustering
 from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
@@ -101,6 +102,9 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
             r"crop-scale is \(0.5, 1.5\); 0 < low <= high <= 1 is needed",
         ),
         (LinearClassification, {"momentum": 1.0}, r"momentum is 1.0; it must be in \[0, 1\)"),
+        (MaskRCNN, {"epochs": float("inf")}, "epochs is inf; it must be finite"),
+        (MaskRCNN, {"epochs": float("nan")}, "epochs is nan; it must be above 0"),
+        (MaskRCNN, {"decay_epochs": (8, float("inf"))}, r"decay-epochs is \(8, inf\); numbers of epochs above 0 are"),
         (ObjectDiscovery, {"num_candidates": 0}, "num-candidates is 0; it must be above 0"),
         (ObjectDiscovery, {"min_iou": 0.0}, r"min-iou is 0.0; it must be in \(0, 1\]"),
         (Overclustering, {"num_seeds": 0}, "num-seeds is 0; it must be above 0"),

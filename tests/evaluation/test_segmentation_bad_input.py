@@ -96,7 +96,7 @@ def test_labels_out_of_range(data_refused, tmp_path, layout):
         (
             "voc",
             "JPEGImages",
-            "looks like Pascal VOC 2012 but has no JPEGImages .*Visual Object Classes Challenge 2012",
+            "looks like Pascal VOC layout but has no JPEGImages .*Visual Object Classes Challenge 2012",
         ),
         ("voc", "SegmentationClass", "has no SegmentationClass .the masks.; it comes with VOCtrainval_11-May-2012.tar"),
         ("voc", "ImageSets", "no ImageSets.Segmentation.val.txt"),

@@ -171,6 +171,8 @@ def test_what_changes_the_weights_is_refused_and_what_does_not_is_not(tmp_path, 
             run_semantic_fpn(backbone, root, other, out)
     # Scored in another way, nothing is trained again.
     monkeypatch.setattr(semantic_segmentation, "pixel_loss", None)
+    for kind in ("images", "annotations"):
+        (root / kind / "validation/validation_0.png").unlink()
     run_semantic_fpn(tiny_vit(), root, replace(protocol, inference="slide", recompute=True), out)
 
 

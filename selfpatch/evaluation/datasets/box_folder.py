@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from selfpatch.data.image_folder import ENDINGS
 from selfpatch.evaluation.datasets.coco import VAL, CocoSplit
+from selfpatch.evaluation.datasets.identity import val_set
 from selfpatch.evaluation.datasets.labelled_images import files_by_stem, listed, read_name_list, read_named, spread
 from selfpatch.evaluation.datasets.readable import check_readable
 from selfpatch.evaluation.task import Report, no_report
@@ -71,7 +72,7 @@ class BoxFolder:
         else:
             self.layout, pairs = find_pairs(root, split)
             pairs = spread(pairs, max_images)
-            sizes = check_readable(root, [image for image, _ in pairs], report)
+            sizes = check_readable(root, [image for image, _ in pairs], report, num_val=len(pairs))
             items = [
                 BoxImage(image, size, read_boxes(annotation, size, skip_hard=skip_hard))
                 for (image, annotation), size in zip(pairs, sizes, strict=True)
@@ -92,6 +93,7 @@ class BoxFolder:
             "num_images": len(self.images),
             "num_images_without_objects": self.num_left_out,
             "num_objects": sum(len(item.boxes) for item in self.images),
+            "val_set": val_set(item.path.name for item in self.images),
         }
 
     def read_image(self, item: BoxImage) -> UInt8[np.ndarray, "H W 3"]:

@@ -60,6 +60,7 @@ def read(root: Path, *, layouts: str) -> Layout:
         f"label ids 0 to {NUM_LABEL_IDS - 1}, and 255" if by_label_id else "train ids 0 to 18, and 255 (not scored)"
     )
     return Layout(
+        root,
         "Cityscapes, train + val",
         train,
         val,

@@ -1,6 +1,5 @@
 """Images in one folder a class, as ImageNet has them, checked whole at the start."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from jaxtyping import UInt8
 
 from selfpatch.data.decode import UnreadableImage, read_image
 from selfpatch.data.image_folder import ImageFolder
+from selfpatch.evaluation.datasets.identity import files_hash, val_set
 from selfpatch.evaluation.datasets.images_and_masks import VAL_SHARE, split_by_name
 from selfpatch.evaluation.datasets.labelled_images import listed, spread
 from selfpatch.evaluation.datasets.readable import check_readable
@@ -69,7 +69,7 @@ class ClassFolder:
                 f"The layouts are:{LAYOUTS}"
             )
         self.train, self.val = (labelled(split, max_images) for split in (train, val))
-        check_readable(root, [item.path for item in self.train + self.val], report)
+        check_readable(root, [item.path for item in self.val + self.train], report, num_val=len(self.val))
 
     @property
     def num_classes(self) -> int:
@@ -82,12 +82,16 @@ class ClassFolder:
             "num_train_images": len(self.train),
             "num_val_images": len(self.val),
             "num_classes": self.num_classes,
+            "val_set": val_set((item.path.relative_to(self.root).as_posix() for item in self.val), self.class_names),
         }
 
-    def fingerprint(self) -> str:
-        """Changes when images are added, removed, renamed or moved to another class; not when the folder moves."""
-        lines = [f"{item.label} {item.path.relative_to(self.root)}\n" for item in self.train + self.val]
-        return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    def training_identity(self) -> dict[str, Any]:
+        """What a training that goes on must find again; validation images may come and go."""
+        return {
+            "num_train_images": len(self.train),
+            "classes": self.class_names,
+            "files": files_hash(self.root, [item.path for item in self.train]),
+        }
 
     def read_image(self, item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
         try:

@@ -4,8 +4,10 @@ ROOT/train2017/000000000009.jpg ...   ROOT/annotations/instances_train2017.json
 ROOT/val2017/000000000139.jpg ...     ROOT/annotations/instances_val2017.json
 """
 
+import hashlib
 import json
 import math
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 from jaxtyping import Float32, UInt8
-from PIL import Image
 
+from selfpatch.data.decode import UnreadableImage, read_size
+from selfpatch.evaluation.datasets.identity import files_hash, val_set
 from selfpatch.evaluation.datasets.labelled_images import listed, read_named, spread
 
 TRAIN, VAL = "train2017", "val2017"
@@ -28,7 +31,7 @@ SOURCE = (
 # COCO rounds boxes to hundredths; farther out than this, numbers mean something else than x, y, width, height.
 BEYOND_PX = 1.0
 MAX_SHARE_BEYOND = 0.01  # of the boxes of a file
-_EXIF_ORIENTATION, _TURNED_BY_90 = 0x0112, (5, 6, 7, 8)
+LARGEST = sys.float_info.max  # of a coordinate; JSON has whole numbers beyond
 
 
 class Instance(NamedTuple):
@@ -122,7 +125,7 @@ class CocoSplit:
             try:
                 image_id, name, size = int(entry["id"]), str(entry["file_name"]), (entry["height"], entry["width"])
                 rows, columns = map(int, size)
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise ValueError(
                     f"image {place} (from 0) in {self.file} is {shortened(entry)}; an image has id, file_name, width "
                     f"and height. {SOURCE}"
@@ -155,7 +158,7 @@ class CocoSplit:
                 area = float(entry.get("area", width * height))
                 is_crowd = bool(entry.get("iscrowd", 0))
                 segmentation = entry.get("segmentation")
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
                 raise ValueError(
                     f"annotation {place} (from 0) in {self.file} is {shortened(entry)}; an annotation has image_id, "
                     "category_id and bbox (left, top, width, height), and segmentation, area and iscrowd"
@@ -241,6 +244,20 @@ class CocoDetection:
             "num_train_images_without_instances": self.train_split.num_left_out,
             "num_val_instances": self.val_split.num_instances,
             "num_classes": self.num_classes,
+            "val_set": val_set(
+                (image.path.relative_to(self.val_split.folder).as_posix() for image in self.val), self.class_names
+            ),
+        }
+
+    def training_identity(self) -> dict[str, Any]:
+        """What a training that goes on must find again; validation images may come and go."""
+        with self.train_split.file.open("rb") as file:
+            annotations = hashlib.file_digest(file, "sha256").hexdigest()
+        return {
+            "num_train_images": len(self.train),
+            "classes": self.class_names,
+            "files": files_hash(self.train_split.folder, [image.path for image in self.train]),
+            "annotations": annotations,
         }
 
 
@@ -307,7 +324,7 @@ def read_categories(entries: list[Any], file: Path) -> tuple[list[int], list[str
     """Ids and names, in the order of ids."""
     try:
         categories = sorted((int(entry["id"]), str(entry["name"])) for entry in entries)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"a category in {file} has no id or no name; every category has both") from error
     if not categories:
         raise ValueError(f"{file} lists no category; the classes of its annotations must be there with id and name")
@@ -334,14 +351,14 @@ def check_segmentation(segmentation: Any, size: tuple[int, int], named: str, *, 
                 f"{named} has a polygon of less than three points, or of half a point; a polygon is a list x1, y1, x2, "
                 "y2, ... of pixels"
             )
-        if not all(isinstance(number, int | float) and math.isfinite(number) for p in segmentation for number in p):
+        if not all(isinstance(number, int | float) and abs(number) <= LARGEST for p in segmentation for number in p):
             raise ValueError(f"{named} has a polygon with something that is no number; correct it")
         return
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
         raise ValueError(
             f"{named} has a segmentation that is neither a list of polygons nor run lengths (size and counts)"
         )
-    if list(segmentation["size"]) != list(size):
+    if segmentation["size"] != list(size):
         raise ValueError(
             f"{named} has a mask of {shortened(segmentation['size'])} (rows, columns), its image is {list(size)}; a "
             "mask is as large as its image"
@@ -382,12 +399,9 @@ def check_images(images: Sequence[CocoImage], folder: Path, file: Path) -> None:
 def stored_size(path: Path) -> tuple[int, int]:
     """(rows, columns) as read_image will give them, from the header alone."""
     try:
-        with Image.open(path) as image:
-            rows, columns = image.height, image.width
-            turned = image.getexif().get(_EXIF_ORIENTATION) in _TURNED_BY_90
-    except (OSError, SyntaxError, ValueError) as error:
+        return read_size(path)
+    except UnreadableImage as error:
         raise ValueError(f"the image {path} cannot be read: {error}; get it again. {SOURCE}") from error
-    return (columns, rows) if turned else (rows, columns)
 
 
 def shortened(entry: Any) -> str:

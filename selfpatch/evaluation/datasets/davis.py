@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from selfpatch.data.decode import MAX_PIXELS
-from selfpatch.evaluation.datasets.labelled_images import listed, read_named, spread
+from selfpatch.evaluation.datasets.identity import val_set
+from selfpatch.evaluation.datasets.labelled_images import listed, read_lines, read_named, spread
 
 VOID = 255  # a label of pixels that belong to no object, as 0
 MAX_OBJECTS = 254  # labels of 8 bits, without 0 and VOID
@@ -63,6 +64,7 @@ class Davis:
             "num_videos": len(self.videos),
             "num_frames": sum(len(video.frames) for video in self.videos),
             "num_objects": sum(video.num_objects for video in self.videos),
+            "val_set": val_set(f"{video.name}/{frame.image.name}" for video in self.videos for frame in video.frames),
         }
 
 
@@ -82,7 +84,7 @@ def read_video_list(root: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"there is no list of videos {path}. {WHERE}, or write the list: a video's name on each line")
     # A name that is listed twice is one video, as in the toolkit.
-    names = list(dict.fromkeys(filter(None, map(str.strip, path.read_text("utf-8-sig").splitlines()))))
+    names = list(dict.fromkeys(read_lines(path)))
     if not names:
         raise ValueError(f"{path} lists no video; write the names of folders in {root / FRAMES} into it, one a line")
     if others := [name for name in names if Path(name).name != name or name == ".."]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 
-from selfpatch.evaluation.datasets.labelled_images import NUM_LABELS, UNKNOWN, Layout, Pair, pair_up
+from selfpatch.evaluation.datasets.labelled_images import NUM_LABELS, UNKNOWN, Layout, Pair, pair_up, read_lines
 from selfpatch.evaluation.metrics import IGNORED
 
 VAL_SHARE = 0.2  # of the images, where the folder does not say what is for validation
@@ -42,7 +42,7 @@ def read_folders(root: Path, masks: Path, *, first_label: int, layouts: str) -> 
         f"{source} names {len(class_names)} classes, so that labels go from 0 to {last} (255 = not scored); correct "
         f"the mask or complete {source.name}"
     )
-    return Layout(name, train, val, class_names, numbered_classes(first_label, last), labels_are)
+    return Layout(root, name, train, val, class_names, numbered_classes(first_label, last), labels_are)
 
 
 def numbered_classes(first: int, last: int) -> Int16[np.ndarray, "256"]:
@@ -68,11 +68,11 @@ def read_class_names(root: Path) -> tuple[list[str], Path]:
     """Names in the order of their labels and the file they are from; none where there is no such file."""
     path = root / "classes.txt"
     if path.is_file():
-        return distinct([line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]), path
+        return distinct(read_lines(path)), path
     path = root / "objectInfo150.txt"
     if not path.is_file():
         return [], path
-    rows = [line.strip().split("\t") for line in path.read_text("utf-8-sig").splitlines()[1:] if line.strip()]
+    rows = [line.split("\t") for line in read_lines(path)[1:]]
     # ADE20K gives synonyms ("building, edifice"); the first is enough to know it by.
     return distinct([row[-1].split(",")[0].strip() for row in rows]), path
 

@@ -13,8 +13,9 @@ from selfpatch.data.decode import UnreadableImage, read_image, read_size
 from selfpatch.data.image_folder import ENDINGS
 from selfpatch.evaluation.metrics import IGNORED
 
-# So many pairs are decoded before anything is trained, about 20 seconds on one core. Of larger sets these are spread
-# evenly, and of the others sizes are read from headers; what is wrong with their pixels is said when they are read.
+# So many images are decoded before anything is trained, about 20 seconds on one core: those for validation first, which
+# else are read only after hours of training. Of larger sets these are spread evenly, and of the others sizes are read
+# from headers; what is wrong with their pixels is said when they are read.
 NUM_DECODED = 2000
 
 NUM_LABELS = 256
@@ -34,6 +35,7 @@ class Layout(NamedTuple):
     """What a folder holds, as the reader of its layout found it; no pixel has been read yet.
 
     Args:
+        root: all images and masks are below it.
         name: for result.json: the data set, and how it is split.
         class_names: empty where nothing names them: then there are as many as the highest label says.
         class_of: of every label: a class from 0, IGNORED, or UNKNOWN.
@@ -41,6 +43,7 @@ class Layout(NamedTuple):
         notes: what should be known of scores on it.
     """
 
+    root: Path
     name: str
     train: list[Pair]
     val: list[Pair]
@@ -121,12 +124,20 @@ def spread(items: Sequence[T], max_images: int | None) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def chosen_to_decode(num_val: int, num_train: int) -> set[int]:
+    """Of images for validation, numbered from 0, and then those for training: at most NUM_DECODED."""
+    val = spread(range(num_val), NUM_DECODED)
+    room = NUM_DECODED - len(val)
+    return {*val, *(spread(range(num_val, num_val + num_train), room) if room else ())}
+
+
 def check_pairs(
-    pairs: list[Pair], *, every_mask: bool, report: Callable[[int, int], None]
+    pairs: list[Pair], *, num_val: int, every_mask: bool, report: Callable[[int, int], None]
 ) -> tuple[list[LabelledImage], list[Bool[np.ndarray, "256"]]]:
     """Opens every image and mask once: what cannot be read or does not fit is better known now than after training.
 
     Args:
+        num_val: the first of the pairs, which are for validation.
         every_mask: decode all masks, not only NUM_DECODED of them.
 
     Returns:
@@ -135,7 +146,7 @@ def check_pairs(
     Raises:
         ValueError: a file that cannot be read, or a mask that differs from its image in size.
     """
-    decoded = set(spread(range(len(pairs)), NUM_DECODED))
+    decoded = chosen_to_decode(num_val, len(pairs) - num_val)
 
     def check_pair(i: int) -> tuple[LabelledImage, tuple[int, ...], Bool[np.ndarray, "256"]]:
         image, mask = pairs[i]
@@ -212,17 +223,28 @@ def read_name_list(path: Path) -> list[str]:
     Raises:
         ValueError: no name, or one twice.
     """
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the list {path} cannot be read: {error}; it holds a name a line") from error
-    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
+    names = [Path(line.split()[0]).stem for line in read_lines(path)]
     if not names:
         raise ValueError(f"the list {path} is empty; it holds the names of the images of one split, one a line")
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"the list {path} has {len(twice)} names more than once: {listed(twice)}; keep one of each")
     return names
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list that are not blank, without blanks around them.
+
+    Raises:
+        ValueError: it cannot be read, or is not in UTF-8.
+    """
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"the list {path} cannot be read: {error}; it holds a name a line, as text in UTF-8"
+        ) from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def listed(names: Sequence[str]) -> str:

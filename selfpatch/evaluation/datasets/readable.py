@@ -4,22 +4,25 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from selfpatch.data.decode import UnreadableImage, read_image, read_size
-from selfpatch.evaluation.datasets.labelled_images import NUM_DECODED, listed, spread
+from selfpatch.evaluation.datasets.labelled_images import chosen_to_decode, listed
 from selfpatch.evaluation.features import read_ahead
 from selfpatch.evaluation.task import Report
 
 READ_AT_ONCE = 64  # images
 
 
-def check_readable(root: Path, paths: Sequence[Path], report: Report) -> list[tuple[int, int]]:
+def check_readable(root: Path, paths: Sequence[Path], report: Report, *, num_val: int) -> list[tuple[int, int]]:
     """(rows, columns) of every image.
 
-    NUM_DECODED of them, spread evenly, are decoded; of the others the header is read.
+    NUM_DECODED of them are decoded, those for validation first; of the others the header is read.
+
+    Args:
+        num_val: the first of the paths, which are for validation.
 
     Raises:
         ValueError: some cannot be read; the first are named, as paths below root.
     """
-    decoded = set(spread(range(len(paths)), NUM_DECODED))
+    decoded = chosen_to_decode(num_val, len(paths) - num_val)
 
     def size_or_reason(i: int) -> tuple[int, int] | str:
         try:

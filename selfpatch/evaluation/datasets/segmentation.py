@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from selfpatch.evaluation.datasets import ade20k, cityscapes, images_and_masks, voc
+from selfpatch.evaluation.datasets.identity import files_hash, val_set
 from selfpatch.evaluation.datasets.images_and_masks import numbered_classes
 from selfpatch.evaluation.datasets.labelled_images import (
     UNKNOWN,
@@ -50,7 +51,19 @@ class SegmentationData:
             "num_train_images": len(self.train),
             "num_val_images": len(self.val),
             "num_classes": self.num_classes,
+            "val_set": val_set(
+                (item.image.relative_to(self._layout.root).as_posix() for item in self.val), self.class_names
+            ),
             "notes": list(self.notes),
+        }
+
+    def training_identity(self) -> dict[str, Any]:
+        """What a training that goes on must find again; validation images may come and go."""
+        files = (path for item in self.train for path in (item.image, item.mask))
+        return {
+            "num_train_images": len(self.train),
+            "classes": self.class_names,
+            "files": files_hash(self._layout.root, files),
         }
 
     def read_image(self, item: LabelledImage) -> UInt8[np.ndarray, "H W 3"]:
@@ -84,7 +97,7 @@ def read_segmentation(root: Path, *, max_images: int | None = None, report: Repo
     train, val = spread(layout.train, max_images), spread(layout.val, max_images)
 
     # 2. Their sizes and labels.
-    items, has_label = check_pairs(train + val, every_mask=not layout.class_names, report=report)
+    items, has_label = check_pairs(val + train, num_val=len(val), every_mask=not layout.class_names, report=report)
     for item, own in zip(items, has_label, strict=True):
         if len(unknown := np.flatnonzero(own & (layout.class_of == UNKNOWN))):
             raise ValueError(unknown_label(item, int(unknown.max()), layout))
@@ -100,7 +113,7 @@ def read_segmentation(root: Path, *, max_images: int | None = None, report: Repo
             f"label is {last}; labels are class numbers, not grey levels: write {first}, {first + 1}, ... into the "
             "masks"
         )
-    return SegmentationData(items[: len(train)], items[len(train) :], layout)
+    return SegmentationData(items[len(val) :], items[: len(val)], layout)
 
 
 def recognises(root: Path) -> bool:

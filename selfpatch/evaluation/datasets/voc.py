@@ -1,5 +1,6 @@
-"""Pascal VOC 2012: 20 classes and the background, 255 for borders and what is hard to tell; SBD's masks if there."""
+"""Pascal VOC: 20 classes and the background, 255 for borders and what is hard to tell; SBD's masks if there."""
 
+import re
 from pathlib import Path
 
 from selfpatch.evaluation.datasets.labelled_images import (
@@ -16,7 +17,8 @@ LAYOUT = (
     "[VOCdevkit/]VOC2012/{JPEGImages,SegmentationClass,ImageSets/Segmentation}  (Pascal VOC 2012; with "
     "SegmentationClassAug and trainaug.txt also SBD's masks)"
 )
-OFFICIAL = {"train": 1464, "trainaug": 10_582, "val": 1449}
+VOC2012 = "Pascal VOC 2012"
+OFFICIAL = {"train": 1464, "trainaug": 10_582, "val": 1449}  # of that year
 CLASS_NAMES = [
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -24,7 +26,10 @@ CLASS_NAMES = [
 LISTS = Path("ImageSets", "Segmentation")
 # trainaug is written both ways.
 AUGMENTED_LISTS = ("trainaug.txt", "train_aug.txt")
-SOURCE = "it comes with VOCtrainval_11-May-2012.tar of the page 'Visual Object Classes Challenge 2012 (VOC2012)'"
+SOURCE = (
+    "it comes with VOCtrainval_11-May-2012.tar of the page 'Visual Object Classes Challenge 2012 (VOC2012)', and of "
+    "other years with theirs"
+)
 
 
 def find(root: Path) -> Path | None:
@@ -40,6 +45,7 @@ def read(root: Path, *, layouts: str) -> Layout:
 
     Source: the devkit's documentation; Hariharan et al., Semantic Contours from Inverse Detectors (ICCV 2011).
     """
+    data_set = year_of(root)
     parts = {
         "JPEGImages": "the images",
         "SegmentationClass": "the masks",
@@ -50,7 +56,7 @@ def read(root: Path, *, layouts: str) -> Layout:
     has_augmented = augmented is not None and (root / "SegmentationClassAug").is_dir()
     if has_augmented:
         parts.pop(str(LISTS / "train.txt"))
-    require_parts(root, parts, data_set="Pascal VOC 2012", source=SOURCE)
+    require_parts(root, parts, data_set=data_set, source=SOURCE)
 
     # 1. The lists.
     split = "trainaug" if has_augmented else "train"
@@ -64,15 +70,29 @@ def read(root: Path, *, layouts: str) -> Layout:
         )
 
     # 2. What is not as it could be.
-    notes = fewer_than_official(
-        "Pascal VOC 2012", {split: OFFICIAL[split], "val": OFFICIAL["val"]}, {split: len(train), "val": len(val)}
-    )
+    notes = ()
+    if data_set == VOC2012:
+        official = {name: OFFICIAL[name] for name in (split, "val")}
+        notes = fewer_than_official(data_set, official, {split: len(train), "val": len(val)})
     if augmented is not None and not has_augmented:
         notes += (f"train is used: {augmented.name} is there, but SBD's masks (SegmentationClassAug) are not",)
-    labels_are = "Pascal VOC 2012 has 0 (background) to 20, and 255 (not scored); take the masks as they come"
+    labels_are = "Pascal VOC has 0 (background) to 20, and 255 (not scored); take the masks as they come"
     return Layout(
-        f"Pascal VOC 2012, {split} + val", train, val, CLASS_NAMES, classes_from_labels(range(21)), labels_are, notes
+        root,
+        f"{data_set}, {split} + val",
+        train,
+        val,
+        CLASS_NAMES,
+        classes_from_labels(range(21)),
+        labels_are,
+        notes,
     )
+
+
+def year_of(root: Path) -> str:
+    """The data set by the name of its folder: other years and own data are laid out alike."""
+    year = re.fullmatch(r"VOC(20\d\d)", root.resolve().name)
+    return f"Pascal VOC {year[1]}" if year else "Pascal VOC layout"
 
 
 def listed_pairs(root: Path, names_file: Path, masks: str) -> list[Pair]:

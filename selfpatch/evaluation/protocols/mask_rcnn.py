@@ -1,6 +1,7 @@
 """Settings of object detection and instance segmentation by Mask R-CNN."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -107,6 +108,7 @@ class MaskRCNN:
             "rpn_post_nms_top_n_test", "rpn_batch_size_per_image", "box_batch_size_per_image", "max_boxes",
             "max_images",
         )  # fmt: skip
+        check(math.isfinite(self.epochs), f"epochs is {self.epochs}; it must be finite")
         check(
             all(0 <= tap < BLOCKS for tap in self.taps) and list(self.taps) == sorted(self.taps),
             f"taps is {self.taps}; they are four of the blocks 0 to {BLOCKS - 1}, in order",
@@ -137,7 +139,8 @@ class MaskRCNN:
         for name in ("weight_decay", "clip_norm", "warmup_steps", "seed"):
             check(getattr(self, name) >= 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
         check(
-            all(epoch > 0 for epoch in self.decay_epochs) and list(self.decay_epochs) == sorted(self.decay_epochs),
+            all(0 < epoch < math.inf for epoch in self.decay_epochs)
+            and list(self.decay_epochs) == sorted(self.decay_epochs),
             f"decay-epochs is {self.decay_epochs}; numbers of epochs above 0 are needed, in order",
         )
 

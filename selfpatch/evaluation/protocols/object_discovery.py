@@ -1,6 +1,6 @@
 """Settings of object discovery."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from selfpatch.config import check
@@ -12,7 +12,7 @@ class ObjectDiscovery:
     """One box an image around what stands out, nothing trained. The defaults are LOST's protocol."""
 
     # which images, as Pascal VOC's list or COCO's file names them; None: trainval, or val2017
-    split: str | None = None
+    split: str | None = field(default=None, compare=False)  # a result says which one was found
     # short side in pixels that images are resized to; None: their own size, as published
     image_size: int | None = None
     # of the patches: the keys of the last attention, or the tokens through the final norm

@@ -24,6 +24,7 @@ def test_reads_vocs_layout(tmp_path):
         assert (is_object == inside).mean() > 0.97
     assert data.facts() == {
         "split_found": "Pascal VOC, trainval", "num_images": 5, "num_images_without_objects": 0, "num_objects": 5,
+        "val_set": "809a01c09777",
     }  # fmt: skip
     assert len(BoxFolder(root, split="train").images) == 3
     assert [item.path.stem for item in BoxFolder(root, max_images=2).images] == ["000000", "000002"]

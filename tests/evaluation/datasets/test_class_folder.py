@@ -2,6 +2,7 @@ import shutil
 
 import pytest
 
+from selfpatch.evaluation.datasets import labelled_images
 from selfpatch.evaluation.datasets.class_folder import ClassFolder
 from tests.evaluation.labelled_classes import write_class, write_classes
 
@@ -18,6 +19,7 @@ def test_reads_train_and_val(tmp_path):
     assert data.read_image(data.val[0]).shape == (20, 30, 3)
     assert data.facts() == {
         "split": "train + val, a folder a class", "num_train_images": 10, "num_val_images": 6, "num_classes": 3,
+        "val_set": "5f164be30807",
     }  # fmt: skip
 
 
@@ -58,13 +60,23 @@ def damage(root):
         (lambda root: [shutil.rmtree(root / s / n) for s in ("train", "val") for n in ("ant", "bee")],
          "train holds one class alone, cat; at least two classes are needed"),
         (lambda root: [shutil.rmtree(root / s) or (root / s).mkdir() for s in ("train", "val")], "holds no folders; at"),
-        (damage, r"2 of 15 images in .* cannot be read: train/ant/1.png \(not a JPEG.*\), val/bee/0.png \(.*replace or"),
+        (damage, r"2 of 15 images in .* cannot be read: val/bee/0.png \(.*\), train/ant/1.png \(not a JPEG.*replace or"),
     ],
 )  # fmt: skip
 def test_refuses_what_is_not_complete(tmp_path, change, message):
     root = write_classes(tmp_path / "data", num_classes=3)
     change(root)
     with pytest.raises(ValueError, match=message):
+        ClassFolder(root)
+
+
+def test_of_large_sets_validation_images_are_decoded_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(labelled_images, "NUM_DECODED", 6)
+    root = write_classes(tmp_path, num_classes=3)
+    for split in ("train", "val"):
+        path = root / split / "bee/1.png"
+        path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(ValueError, match="1 of 15 images in .* cannot be read: val/bee/1.png"):
         ClassFolder(root)
 
 

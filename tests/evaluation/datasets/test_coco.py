@@ -1,5 +1,8 @@
 import json
+import math
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +131,13 @@ def rotate(path: Path) -> None:
     Image.open(path).save(path, exif=exif)
 
 
+def claim(path: Path, side: int) -> None:
+    """A PNG whose header says that it has side x side pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", len(header) - 4) + header + struct.pack(">I", zlib.crc32(header))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT")))
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -168,6 +178,14 @@ def rotate(path: Path) -> None:
             lambda root: change(root, VAL, lambda c: first(c).update(segmentation={"size": [48, 64], "counts": "zz"})),
             r"run lengths that do not fill its image of \[48, 64\]",
         ),
+        (lambda root: change(root, VAL, lambda c: first(c).update(segmentation={"size": None, "counts": [3072]})), "a mask of null"),
+        (lambda root: change(root, VAL, lambda c: first(c).update(segmentation=[[1, 2, 3, 4, 5, 10**400]])), "that is no number"),
+        (lambda root: change(root, VAL, lambda c: c["images"][0].update(id=math.inf)), "image 0 .*Infinity.* an image has id, file"),
+        (lambda root: change(root, VAL, lambda c: c["images"][0].update(width=math.inf)), "image 0 .* an image has id, file_n"),
+        (lambda root: change(root, VAL, lambda c: first(c).update(image_id=math.inf)), "annotation 0 .* has image_id, category_id"),
+        (lambda root: change(root, VAL, lambda c: first(c).update(area=10**400)), "annotation 0 .* has image_id, category_id"),
+        (lambda root: change(root, VAL, lambda c: c["categories"][0].update(id=math.inf)), "a category in .* has no id or no"),
+        (lambda root: claim(root / VAL / "000001.png", 20_000), "000001.png cannot be read: .*400000000 pixels"),
         (lambda root: change(root, VAL, lambda c: c["categories"][0].update(id=8)), "of a category 7, which is not listed"),
         (lambda root: change(root, VAL, lambda c: c["categories"][0].update(name="cube")), "differ in their categories: 7 "),
         (lambda root: change(root, VAL, lambda c: c["categories"][0].update(name="bar")), "2 categories in .* the name bar"),

@@ -20,7 +20,9 @@ def test_videos_in_the_order_of_the_list(tmp_path):
         assert [frame.annotation.name for frame in video.frames] == [f"{t:05d}.png" for t in range(4)]
         assert read_frame(video.frames[0]).shape == (20, 30, 3)
         assert set(np.unique(read_annotation(video.frames[0]))) == {0, 1, 2}
-    assert data.facts() == {"split": "ImageSets/2017/val.txt", "num_videos": 2, "num_frames": 8, "num_objects": 4}
+    assert data.facts() == {
+        "split": "ImageSets/2017/val.txt", "num_videos": 2, "num_frames": 8, "num_objects": 4, "val_set": "3065e31ad2c0",
+    }  # fmt: skip
 
 
 def test_limits_on_videos_and_frames_hold_for_the_check_too(tmp_path):
@@ -37,6 +39,15 @@ def test_empty_lines_blanks_and_repeated_names_in_the_list(tmp_path):
     root = write_davis(tmp_path, size=(20, 30))
     (root / "ImageSets/2017/val.txt").write_text("\n ball \n\nball\r\nbox\n", encoding="utf-8-sig")
     assert [video.name for video in Davis(root).videos] == ["ball", "box"]
+
+
+def test_a_list_in_another_encoding_is_named(tmp_path):
+    root = write_davis(tmp_path, size=(20, 30))
+    (root / "ImageSets/2017/val.txt").write_text("b\xe4r\n", encoding="latin-1")
+    with pytest.raises(
+        ValueError, match="the list .*2017/val.txt cannot be read: .*; it holds a name a line, .* UTF-8"
+    ):
+        Davis(root)
 
 
 @pytest.mark.parametrize("mode", ["palette", "grey", "16 bit", "1 bit"])

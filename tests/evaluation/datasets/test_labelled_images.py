@@ -21,27 +21,45 @@ def large(monkeypatch):
 
 def test_of_large_sets_headers_are_read_and_the_rest_is_said_later(tmp_path, large):
     root = write_voc(tmp_path)
-    save(root / "SegmentationClass/2007_000003.png", mask_of(0, 99))
-    path = root / "JPEGImages/2007_000003.jpg"
+    save(root / "SegmentationClass/2007_000001.png", mask_of(0, 99))
+    path = root / "JPEGImages/2007_000001.jpg"
     path.write_bytes(path.read_bytes()[:-40])
     data = read_segmentation(root)
     assert {item.size for item in data.train + data.val} == {(4, 6)}
-    with pytest.raises(ValueError, match="2007_000003.png has a pixel labelled 99, but Pascal VOC 2012 has 0"):
-        data.read_mask(data.val[0])
+    with pytest.raises(ValueError, match="2007_000001.png has a pixel labelled 99, but Pascal VOC has 0"):
+        data.read_mask(data.train[0])
+    with pytest.raises(ValueError, match="the image .*2007_000001.jpg cannot be read"):
+        data.read_image(data.train[0])
+
+
+def test_of_large_sets_validation_images_are_decoded_first(tmp_path, large):
+    root = write_voc(tmp_path)
+    for name in ("2007_000001", "2007_000002", "2007_000003"):
+        path = root / f"JPEGImages/{name}.jpg"
+        path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ValueError, match="the image .*2007_000003.jpg cannot be read"):
-        data.read_image(data.val[0])
+        read_segmentation(root)
+
+
+@pytest.mark.parametrize(
+    ("num_val", "num_train", "chosen"),
+    [(3, 4, {0, 1, 2, 3}), (4, 4, {0, 1, 2, 3}), (8, 4, {0, 2, 4, 6}), (2, 4, {0, 1, 2, 4}), (0, 2, {0, 1})],
+)
+def test_which_are_decoded(monkeypatch, num_val, num_train, chosen):
+    monkeypatch.setattr(labelled_images, "NUM_DECODED", 4)
+    assert labelled_images.chosen_to_decode(num_val, num_train) == chosen
 
 
 def test_of_large_sets_sizes_are_checked_all_the_same(tmp_path, large):
     root = write_voc(tmp_path)
-    save(root / "SegmentationClass/2007_000003.png", mask_of(0, 1).T.copy())
-    with pytest.raises(ValueError, match="2007_000003.jpg 6 x 4, its mask 4 x 6"):
+    save(root / "SegmentationClass/2007_000001.png", mask_of(0, 1).T.copy())
+    with pytest.raises(ValueError, match="2007_000001.jpg 6 x 4, its mask 4 x 6"):
         read_segmentation(root)
-    (root / "SegmentationClass/2007_000003.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="the mask .*2007_000003.png cannot be read: no header.*it and its image"):
+    (root / "SegmentationClass/2007_000001.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="the mask .*2007_000001.png cannot be read: no header.*it and its image"):
         read_segmentation(root)
-    (root / "JPEGImages/2007_000003.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="the image .*2007_000003.jpg cannot be read: no header.*it and its mask"):
+    (root / "JPEGImages/2007_000001.jpg").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="the image .*2007_000001.jpg cannot be read: no header.*it and its mask"):
         read_segmentation(root)
 
 

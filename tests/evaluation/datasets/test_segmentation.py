@@ -136,6 +136,16 @@ def no_layout(root):
     return root
 
 
+def class_names_in_latin_1(root):
+    (write_plain(root) / "classes.txt").write_text("B\xe4r\nHund\nKatze\n", encoding="latin-1")
+    return root
+
+
+def ade20k_names_in_latin_1(root):
+    (write_ade20k(root) / "objectInfo150.txt").write_text("Name\nB\xe4r\nHund\n", encoding="latin-1")
+    return root
+
+
 def images_without_masks(root):
     write_plain(root)
     for i in range(4):
@@ -230,6 +240,8 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
     ("spoil", "message"),
     [
         (no_folder, f"there is no folder .*missing;(.|\n)*{LAYOUTS}"),
+        (class_names_in_latin_1, "the list .*classes.txt cannot be read: .*; it holds a name a line, as text in UTF-8"),
+        (ade20k_names_in_latin_1, "the list .*objectInfo150.txt cannot be read: .* UTF-8"),
         (no_layout, f"holds pictures;(.|\n)*{LAYOUTS}"),
         (
             images_without_masks,

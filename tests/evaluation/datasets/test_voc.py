@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from tests.evaluation.datasets.segmentation_layouts import PIXELS, mask_of, save
 LISTS = "ImageSets/Segmentation"
 
 
-@pytest.mark.parametrize("place", ["", "VOC2012", "VOCdevkit/VOC2012"])
+@pytest.mark.parametrize("place", ["VOC2012", "VOCdevkit/VOC2012"])
 def test_indices_of_the_palette_are_classes_and_the_background_is_one(tmp_path, place):
     write_voc(tmp_path / place)
     data = read_segmentation(tmp_path)
@@ -18,10 +20,22 @@ def test_indices_of_the_palette_are_classes_and_the_background_is_one(tmp_path, 
     assert data.facts()["notes"][0].startswith("train has 2 of the 1,464 images of Pascal VOC 2012")
 
 
+@pytest.mark.parametrize(("folder", "name"), [("VOC2007", "Pascal VOC 2007"), ("own", "Pascal VOC layout")])
+def test_other_years_and_own_data_are_not_called_2012(tmp_path, monkeypatch, folder, name):
+    root = write_voc(tmp_path / folder)
+    facts = read_segmentation(root).facts()
+    assert (facts["split"], facts["notes"]) == (f"{name}, train + val", [])
+    monkeypatch.chdir(root)
+    assert read_segmentation(Path()).facts() == facts
+    (root / "ImageSets/Segmentation/val.txt").unlink()
+    with pytest.raises(ValueError, match=f"looks like {name} but has no .*val.txt"):
+        read_segmentation(root)
+
+
 @pytest.mark.parametrize("name", ["trainaug.txt", "train_aug.txt"])
 @pytest.mark.parametrize("line", ["{}", "/JPEGImages/{}.jpg /SegmentationClassAug/{}.png"])
 def test_trains_on_the_masks_of_sbd_where_they_are(tmp_path, name, line):
-    root = write_voc(tmp_path, augmented=True)
+    root = write_voc(tmp_path / "VOC2012", augmented=True)
     names = (root / LISTS / "trainaug.txt").read_text().split()
     (root / LISTS / "trainaug.txt").unlink()
     (root / LISTS / "train.txt").unlink()  # not needed then
@@ -35,7 +49,7 @@ def test_trains_on_the_masks_of_sbd_where_they_are(tmp_path, name, line):
 
 
 def test_the_list_of_sbd_without_its_masks_is_said(tmp_path):
-    root = write_voc(tmp_path, augmented=True)
+    root = write_voc(tmp_path / "VOC2012", augmented=True)
     for path in (root / "SegmentationClassAug").iterdir():
         path.unlink()
     (root / "SegmentationClassAug").rmdir()
@@ -67,13 +81,13 @@ def remove(path):
         (lambda root: (root / LISTS / "val.txt").write_bytes(b"\xff\xfe\xfd"), "the list .*val.txt cannot be read"),
         (
             lambda root: save(root / "SegmentationClass/2007_000003.png", mask_of(0, 21)),
-            r"2007_000003.png has a pixel labelled 21, but Pascal VOC 2012 has 0 \(background\) to 20",
+            r"2007_000003.png has a pixel labelled 21, but Pascal VOC has 0 \(background\) to 20",
         ),
         (lambda root: save(root / "SegmentationClass/2007_000003.png", PIXELS), r"is a colour picture \(RGB\)"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path, change, message):
-    root = write_voc(tmp_path)
+    root = write_voc(tmp_path / "VOC2012")
     change(root)
     with pytest.raises(ValueError, match=message):
         read_segmentation(root)
