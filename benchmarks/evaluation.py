@@ -18,11 +18,14 @@ have labels that differ by more than 1e-5.
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
 
 import cv2
 import numpy as np
