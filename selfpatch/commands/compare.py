@@ -45,7 +45,12 @@ def compare(
     comparison = compare_results(
         [(path, read_result(path)) for path in files], metrics=metrics, split_protocols=split_protocols
     )
-    Console().print(as_table(comparison))
+    console = Console()
+    table = as_table(comparison)
+    unlimited = console.options.update(max_width=10_000)
+    if console.measure(table, options=unlimited).maximum > console.width:
+        table = as_long_table(comparison)
+    console.print(table)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(WRITERS[out.suffix](comparison), encoding="utf-8")
@@ -53,14 +58,34 @@ def compare(
 
 
 def as_table(comparison: Comparison) -> Table:
+    """A row a model."""
     table = Table("model", caption="in %")
     for column in comparison.columns:
         table.add_column(escape(f"{column.task}\n{column.protocol}\n{column.metric}"), justify="right")
+    for row, cells in zip(comparison.rows, cells_of(comparison), strict=True):
+        table.add_row(escape(row), *cells)
+    return table
+
+
+def as_long_table(comparison: Comparison) -> Table:
+    """A row a task, protocol and metric, where a row a model would be too wide for the terminal."""
+    table = Table(caption="in %")
+    for name in ("task", "protocol", "metric"):
+        table.add_column(name, overflow="fold")
+    for row in comparison.rows:
+        table.add_column(escape(row), justify="right", overflow="fold")
+    for column, cells in zip(comparison.columns, zip(*cells_of(comparison), strict=True), strict=True):
+        table.add_row(*map(escape, column), *cells)
+    return table
+
+
+def cells_of(comparison: Comparison) -> list[list[str]]:
+    """Of every row, the best of each column in bold."""
     best = best_of(comparison)
-    for row, values in zip(comparison.rows, comparison.values, strict=True):
-        cells = [
+    return [
+        [
             f"[bold]{percent(value)}[/bold]" if value is not None and value == top else percent(value)
             for value, top in zip(values, best, strict=True)
         ]
-        table.add_row(escape(row), *cells)
-    return table
+        for values in comparison.values
+    ]

@@ -89,6 +89,17 @@ def test_the_command(four, tmp_path, capsys):
     assert "different protocols" in capsys.readouterr().err
 
 
+def test_a_table_too_wide_for_the_terminal_is_turned(four, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    metrics = {f"a metric of some length {i}": i / 10 for i in range(6)}
+    write(tmp_path / "wide", model="e", metrics=metrics)
+    assert main(["compare", str(tmp_path / "wide"), "--metrics", "all"]) == 0
+    printed = capsys.readouterr().out
+    assert "…" not in printed and "linear-" in printed
+    rows = [line for line in printed.splitlines() if any(f" {10 * i}.00 " in line for i in range(1, 6))]
+    assert len(rows) == 5
+
+
 def test_bad_input(four, tmp_path, capsys):
     broken = tmp_path / "broken.json"
     empty = tmp_path / "empty"
