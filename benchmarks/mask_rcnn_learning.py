@@ -43,7 +43,7 @@ def main() -> None:
     result = run_task("mask-rcnn", small_vit(arguments.seed), data, protocol, context)
     seconds = time.monotonic() - start
 
-    title = f"{arguments.images} images, {protocol.neck} neck, {result.protocol['steps']} steps, {seconds:.0f} s"
+    title = f"{arguments.images} images, {protocol.neck} neck, {result.details['steps']} steps, {seconds:.0f} s"
     table = Table("", "AP", "AP50", "AP75", title=title, title_justify="left")
     for kind in ("box", "mask"):
         table.add_row(kind, *(f"{100 * result.metrics[f'{kind}/{name}']:.1f}" for name in ("AP", "AP50", "AP75")))
