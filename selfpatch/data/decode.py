@@ -19,6 +19,7 @@ MAX_BYTES = 8 * MAX_PIXELS
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")
 
 _EXIF_ORIENTATION = 0x0112
+_START_OF_SCAN, _APP1 = 0xDA, 0xE1  # JPEG's markers
 
 
 class UnreadableImage(ValueError):  # noqa: N818
@@ -115,10 +116,23 @@ def _read_jpeg(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
         pixels = np.array(Image.frombytes("CMYK", (columns, rows), 255 - inverted).convert("RGB"))
     else:
         pixels = simplejpeg.decode_jpeg(data)
-    if b"Exif\0\0" not in data[:65536]:
+    if not _has_exif(data):
         return pixels
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=["JPEG"]) as header:
         return _upright(pixels, _orientation(header))
+
+
+def _has_exif(jpeg: bytes) -> bool:
+    """Among the segments before the pixels, which say how long they are; a search would go through the pixels too."""
+    place = 2
+    while jpeg[place : place + 1] == b"\xff":
+        kind, length = jpeg[place + 1], int.from_bytes(jpeg[place + 2 : place + 4])
+        if kind == _START_OF_SCAN:
+            return False
+        if kind == _APP1 and jpeg[place + 4 : place + 10] == b"Exif\0\0":
+            return True
+        place += 1 if kind == 0xFF else 2 + length  # FF may be repeated
+    return False
 
 
 def _read_with_pillow(data: bytes, format_: str) -> UInt8[np.ndarray, "H W 3"]:
