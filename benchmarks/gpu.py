@@ -38,7 +38,7 @@ from selfpatch.config import PretrainConfig
 from selfpatch.data.copy_ahead import copied_ahead
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loader import Batch, training_batches
-from selfpatch.data.multi_crop import MultiCrop
+from selfpatch.data.multi_crop import Crops, MultiCrop
 from selfpatch.data.plan import Plan
 from selfpatch.optim import parameter_groups
 from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher, make_efficient
@@ -271,8 +271,8 @@ def plain_step(config: PretrainConfig, batch: Batch, device: torch.device) -> Ca
     optimizer = torch.optim.AdamW(parameter_groups(student_teacher), foreach=False)
     on_gpu = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=on_gpu)
-    assert batch.local_crops is not None
-    crops = [(part.float() / 255 - 0.45) / 0.226 for part in (batch.global_crops, batch.local_crops)]
+    assert batch.crops.local_crops is not None
+    crops = [(part.float() / 255 - 0.45) / 0.226 for part in (batch.crops.global_crops, batch.crops.local_crops)]
 
     def step() -> None:
         with torch.autocast("cuda", torch.float16) if on_gpu else contextlib.nullcontext():
@@ -310,7 +310,7 @@ def random_batch(config: PretrainConfig, device: torch.device) -> Batch:
         torch.randint(0, 256, (count, config.optim.batch_size, 3, size, size), dtype=torch.uint8, device=device)
         for count, size in shapes
     )  # fmt: skip
-    return Batch(0, global_crops, local_crops, [], 0)
+    return Batch(0, Crops(global_crops, local_crops), [], 0)
 
 
 # 3. What is shown

@@ -27,7 +27,7 @@ from selfpatch.config import CropsConfig
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loader import training_batches
 from selfpatch.data.multi_crop import MultiCrop
-from selfpatch.data.plan import Plan
+from selfpatch.data.plan import Plan, sample_rng
 
 # What a run does with its images before the first batch, and what it took.
 START_UP = """
@@ -67,14 +67,42 @@ def main() -> None:
 
 def print_rates(folder: Path, workers: list[int], rounds: int, num_images: int) -> None:
     rates = {n: [] for n in workers}
+    alone = {n: [] for n in workers if n}
     for _ in range(rounds):
         for n in workers:
             rates[n].append(images_per_second(folder, n, num_images))
-    table = Table("workers", "images/s", "times one worker", title=f"{os.cpu_count()} cores, {rounds} rounds")
+            if n:
+                alone[n].append(images_per_second_alone(folder, n, num_images))
+    table = Table(
+        "workers", "images/s", "times one worker", "as many processes, no loader", "times one such process",
+        title=f"{os.cpu_count()} cores, {rounds} rounds",
+    )  # fmt: skip
     for n, own in rates.items():
-        times_one = [a / b for a, b in zip(own, rates.get(1, own), strict=True)]
-        table.add_row(str(n), spread(own, ".0f"), spread(times_one, ".2f") if 1 in rates else "")
-    Console(width=120).print(table)
+        row = [str(n), spread(own, ".0f"), times(own, rates.get(1))]
+        if n:
+            row += [spread(alone[n], ".0f"), times(alone[n], alone.get(1))]
+        table.add_row(*row)
+    Console(width=150).print(table)
+
+
+def times(rates: list[float], of_one: list[float] | None) -> str:
+    return "" if of_one is None else spread([a / b for a, b in zip(rates, of_one, strict=True)], ".2f")
+
+
+def images_per_second_alone(folder: Path, num_processes: int, num_images: int) -> float:
+    """Of processes that make crops and throw them away: what the machine gives at most."""
+    with multiprocessing.Pool(num_processes) as pool:
+        shares = [(folder, num_images // num_processes)] * num_processes
+        for _ in range(2):  # the first time warms up
+            start = time.perf_counter()
+            pool.starmap(make_crops, shares, chunksize=1)
+        return num_images / (time.perf_counter() - start)
+
+
+def make_crops(folder: Path, num_images: int) -> None:
+    images, multi_crop = ImageFolder(folder), MultiCrop(CropsConfig())
+    for i in range(num_images):
+        multi_crop(images.read(i % len(images)), sample_rng(0, 0, i))
 
 
 def images_per_second(folder: Path, num_workers: int, num_images: int) -> float:
@@ -128,7 +156,7 @@ def resident_mb(pid: int) -> float:
 def print_paths(folder: Path, num_paths: int) -> None:
     table = Table("files", "start-up s", "peak MB", "MB above one file", title="listing, fingerprint, first shuffle")
     for layout, per_folder in (("a thousand a folder", 1000), ("all in one folder", num_paths)):
-        one, many = folder / f"one-{per_folder}", folder / f"many-{per_folder}"
+        one, many = folder / f"one file, {layout}", folder / f"many files, {layout}"
         write_empty_files(one, 1, 1)
         write_empty_files(many, num_paths, per_folder)
         (_, _, base), (count, seconds, peak) = start_up(one), start_up(many)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from selfpatch.data.loader import Batch
+from selfpatch.data.multi_crop import Crops
 
 
 def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
@@ -22,17 +23,17 @@ def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Bat
         if batch is None:
             return None
         with torch.cuda.stream(copying):
-            local_crops = None if batch.local_crops is None else batch.local_crops.to(device, non_blocking=True)
-            return batch._replace(
-                global_crops=batch.global_crops.to(device, non_blocking=True), local_crops=local_crops
-            )
+            global_crops, local_crops, *lights = batch.crops
+            global_crops = global_crops.to(device, non_blocking=True)
+            local_crops = None if local_crops is None else local_crops.to(device, non_blocking=True)
+            return batch._replace(crops=Crops(global_crops, local_crops, *lights))
 
     ahead = copied(next(batches, None))
     while ahead is not None:
         batch = ahead
         computing.wait_stream(copying)  # by now that is the copy of this batch alone
-        for crops in (batch.global_crops, batch.local_crops):
-            if crops is not None:
-                crops.record_stream(computing)  # its memory is given back when the step is through with it
+        for part in batch.crops:
+            if part is not None and part.is_cuda:
+                part.record_stream(computing)  # its memory is given back when the step is through with it
         ahead = copied(next(batches, None))
         yield batch

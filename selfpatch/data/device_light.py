@@ -1,4 +1,4 @@
-"""Colour jitter, grey, blur and solarize for batches of crops, on their device: what `relight` does to one crop.
+"""Flip, colour jitter, grey, blur and solarize for batches of crops, on their device: what `apply` ends with.
 
 The random choices are made by the workers, from the sample's own random numbers, and come along as rows of numbers. So
 crops do not depend on where they are relit, but for rounding.
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from selfpatch.data.multi_crop import BRIGHTNESS, CONTRAST, GREY_WEIGHTS, HUE, NUM_LIGHT_NUMBERS, SATURATION
+from selfpatch.data.multi_crop import BRIGHTNESS, CONTRAST, GREY_WEIGHTS, HUE, SATURATION, blur_kernels
 
 # Levels changed at a time: what is held meanwhile is a few times 64 MiB, however large the batch.
 CHUNK_SIZE = 2**24
@@ -24,28 +24,32 @@ Levels = Float[Tensor, "b 3 H W"]  # whole numbers from 0 to 255, at every step
 def relight_batch(
     crops: UInt8[Tensor, "*shape 3 H W"], lights: Float[Tensor, "*shape F"]
 ) -> UInt8[Tensor, "*shape 3 H W"]:
-    """Change the colours of every crop as its row of `lights` says (multi_crop.light_numbers).
+    """Flip every crop and change its colours as its row of `lights` says (multi_crop.light_numbers).
 
     Args:
         lights: on the CPU, so that which crops are concerned is known without waiting for the device.
     """
     flat, rows = crops.flatten(0, -4), lights.flatten(0, -2)
     size = max(1, CHUNK_SIZE // flat[0].numel())
-    parts = [_relight(c.float(), r).to(torch.uint8) for c, r in zip(flat.split(size), rows.split(size), strict=True)]
+    parts = [
+        _relight(chunk.to(torch.float32, memory_format=torch.contiguous_format), row).to(torch.uint8)
+        for chunk, row in zip(flat.split(size), rows.split(size), strict=True)
+    ]
     return torch.cat(parts).view_as(crops)
 
 
 def _relight(x: Levels, lights: Float[Tensor, "b F"]) -> Levels:
-    factors, order = lights[:, :4], lights[:, 4:8]
-    grey, blurred, solarized = lights[:, 8:NUM_LIGHT_NUMBERS].bool().unbind(dim=1)
-    kernels = lights[:, NUM_LIGHT_NUMBERS:]
+    flipped, factors, order = lights[:, 0], lights[:, 1:5], lights[:, 5:9]
+    grey, radius, solarized = lights[:, 9:].unbind(dim=1)
+    kernels = torch.from_numpy(blur_kernels(radius.double().numpy()))
     changes = {BRIGHTNESS: _brightness, CONTRAST: _contrast, SATURATION: _saturation, HUE: _hue}
+    _change(x, flipped > 0, lambda part, _: part.flip(-1), factors)
     for place in range(4):
         for number, change in changes.items():  # crops have orders of their own; without jitter it is all -1
             _change(x, order[:, place] == number, change, factors[:, number])
-    _change(x, grey, lambda part, _: _grey(part).expand_as(part), factors)
-    _change(x, blurred, _blur, kernels)
-    _change(x, solarized, lambda part, _: torch.where(part < 128, part, 255 - part), factors)
+    _change(x, grey > 0, lambda part, _: _grey(part).expand_as(part), factors)
+    _change(x, radius > 0, _blur, kernels)
+    _change(x, solarized > 0, lambda part, _: torch.where(part < 128, part, 255 - part), factors)
     return x
 
 

@@ -2,18 +2,18 @@
 
 import math
 import os
+import shutil
 import signal
 import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import torch
-from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -34,13 +34,9 @@ class Batch(NamedTuple):
     """The crops of one step, RGB, not normalised; on several ranks this rank's images."""
 
     step: int
-    global_crops: UInt8[Tensor, "V B 3 H W"]
-    local_crops: UInt8[Tensor, "U B 3 R S"] | None
+    crops: Crops
     bad_images: list[tuple[Path, str]]  # what could not be read, and why; other images took their places
     num_upscaled: int  # images smaller than a global crop
-    # What `device_light.relight_batch` still has to do to them, on the CPU; None: nothing.
-    global_lights: Float[Tensor, "V B F"] | None = None
-    local_lights: Float[Tensor, "U B F"] | None = None
 
 
 def training_batches(
@@ -67,7 +63,7 @@ def training_batches(
         timeout_s: how long the next few images may take before their worker counts as hung.
 
     Raises:
-        ValueError: the ranks cannot share a batch equally.
+        ValueError: the ranks cannot share a batch equally, or the shared memory for the workers' crops is not there.
         UnreadableImage: while iterating, image after image cannot be read.
         RuntimeError: while iterating, a worker died or hung.
     """
@@ -76,17 +72,17 @@ def training_batches(
             f"a batch of {plan.batch_size} images cannot be shared equally by {world_size} processes; choose a "
             f"multiple of {world_size} (optim.batch-size)"
         )
-    steps = range(first_step, stop_step)
-    tasks_per_step = math.ceil(plan.batch_size // world_size / _IMAGES_PER_TASK)
-    given_out: deque[_Task] = deque()  # in the order in which their results come back
+    images_per_step = plan.batch_size // world_size
+    # About two batches wait ready, over all workers together.
+    tasks_ahead = math.ceil(2 * images_per_step / _IMAGES_PER_TASK / num_workers) if num_workers else 0
+    desk = _Desk(multi_crop, num_workers * max(2, tasks_ahead) + 1, shared=num_workers > 0)
     results = _results(
-        _Tasks(images, plan.seed, multi_crop),
-        _tasks(plan, steps, rank, world_size, given_out),
+        _Worker(images, plan.seed, multi_crop, desk.crops),
+        _tasks(plan, range(first_step, stop_step), rank, world_size, desk),
         num_workers,
-        # About two batches wait ready, over all workers together.
-        prefetch=max(2, math.ceil(2 * tasks_per_step / num_workers)) if num_workers else None,
+        prefetch=max(2, tasks_ahead) if num_workers else None,
     )
-    return _batches(results, images, tasks_per_step, given_out, pin_memory, timeout_s)
+    return _batches(results, images, multi_crop, images_per_step, desk, pin_memory, timeout_s)
 
 
 class _Task(NamedTuple):
@@ -95,40 +91,88 @@ class _Task(NamedTuple):
     step: int
     epoch: int
     indices: list[int]
+    place: int  # where their crops go, in images from the start of the shared memory
 
 
-class _Tasks(Dataset):
+class _Made(NamedTuple):
+    """What a worker says when it has done a task; the crops are where they should be."""
+
+    bad_images: list[tuple[Path, str]]
+    num_upscaled: int
+
+
+class _Desk:
+    """Tasks under way, and the memory in which workers leave their crops for the main process.
+
+    A place is given out again once its crops have been copied into their batch. So memory is taken once, nothing but
+    a few numbers goes through a queue, and the main process does one copy.
+    """
+
+    def __init__(self, multi_crop: MultiCrop, num_tasks: int, *, shared: bool):
+        self.crops = multi_crop.empty(num_tasks * _IMAGES_PER_TASK)
+        if shared:
+            _check_shared_memory(sum(part.nbytes for part in self.crops if part is not None))
+            self.crops = self.crops.map(Tensor.share_memory_)
+        self.under_way: deque[_Task] = deque()  # in the order in which their results come back
+        self._free = deque(range(0, num_tasks * _IMAGES_PER_TASK, _IMAGES_PER_TASK))
+
+    def give_out(self, step: int, epoch: int, indices: list[int]) -> _Task:
+        self.under_way.append(_Task(step, epoch, indices, self._free.popleft()))
+        return self.under_way[-1]
+
+    def take_back(self, batch: Crops, start: int) -> _Task:
+        """Copy what the first task under way has made into a batch, from image `start` on; its place is free again."""
+        task = self.under_way.popleft()
+        num_images = len(task.indices)
+        batch.of_images(start, start + num_images).copy_(self.crops.of_images(task.place, task.place + num_images))
+        self._free.append(task.place)
+        return task
+
+
+def _check_shared_memory(num_bytes: int) -> None:
+    if not os.path.isdir("/dev/shm"):
+        return
+    free = shutil.disk_usage("/dev/shm").free
+    if free < num_bytes:
+        raise ValueError(
+            f"the processes that read images share {num_bytes / 2**20:.0f} MB with the main process, and /dev/shm has "
+            f"{free / 2**20:.0f} MB left; give a container more (docker run --shm-size), make the batch smaller "
+            "(optim.batch-size), use fewer processes (efficiency.num-workers), or none, which needs no shared memory"
+        )
+
+
+class _Worker(Dataset):
     """What a worker knows: how a task becomes a part of a batch."""
 
-    def __init__(self, images: ImageFolder, seed: int, multi_crop: MultiCrop):
+    def __init__(self, images: ImageFolder, seed: int, multi_crop: MultiCrop, crops: Crops):
         self.images = images
         self.seed = seed
         self.multi_crop = multi_crop
+        self.crops = crops
 
-    def __getitem__(self, task: _Task) -> Batch | UnreadableImage:
+    def __getitem__(self, task: _Task) -> _Made | UnreadableImage:
         bad_images: list[tuple[Path, str]] = []
+        num_upscaled = 0
         try:
-            crops = [self._crops(task.epoch, index, bad_images) for index in task.indices]
+            for place, index in enumerate(task.indices, start=task.place):
+                place_of_image = self.crops.of_images(place, place + 1)
+                num_upscaled += self._write(task.epoch, index, place_of_image, bad_images)
         except UnreadableImage as error:
             return error  # raised by the main process: the loader would wrap it in a worker's traceback
-        return Batch(
-            task.step,
-            torch.stack([one.global_crops for one in crops], dim=1),
-            _joined(torch.stack, [one.local_crops for one in crops]),
-            bad_images,
-            sum(one.upscaled for one in crops),
-            _joined(torch.stack, [one.global_lights for one in crops]),
-            _joined(torch.stack, [one.local_lights for one in crops]),
-        )
+        return _Made(bad_images, num_upscaled)
 
-    def _crops(self, epoch: int, index: int, bad_images: list[tuple[Path, str]]) -> Crops:
+    def _write(self, epoch: int, index: int, place: Crops, bad_images: list[tuple[Path, str]]) -> bool:
+        """Whether the image is smaller than a global crop."""
         rng = sample_rng(self.seed, epoch, index)
         for _ in range(_MAX_TRIES):
             try:
-                return self.multi_crop(self.images.read(index), rng)
+                image = self.images.read(index)
             except UnreadableImage as error:
                 bad_images.append((self.images.path(index), str(error)))
                 index = int(rng.integers(len(self.images)))
+            else:
+                self.multi_crop.write(image, rng, place)
+                return self.multi_crop.upscales(image)
         path, reason = bad_images[-1]
         raise UnreadableImage(
             f"{_MAX_TRIES} images in a row, drawn at random, cannot be read; the last was {path}: {reason}. See that "
@@ -136,17 +180,16 @@ class _Tasks(Dataset):
         )
 
 
-def _tasks(plan: Plan, steps: range, rank: int, world_size: int, given_out: deque[_Task]) -> Iterator[_Task]:
+def _tasks(plan: Plan, steps: range, rank: int, world_size: int, desk: _Desk) -> Iterator[_Task]:
     for step in steps:
         indices = plan.indices(step).reshape(world_size, -1)[rank].tolist()
         for i in range(0, len(indices), _IMAGES_PER_TASK):
-            given_out.append(_Task(step, plan.epoch(step), indices[i : i + _IMAGES_PER_TASK]))
-            yield given_out[-1]
+            yield desk.give_out(step, plan.epoch(step), indices[i : i + _IMAGES_PER_TASK])
 
 
 def _results(
-    dataset: _Tasks, tasks: Iterator[_Task], num_workers: int, prefetch: int | None
-) -> Iterator[Batch | UnreadableImage]:
+    dataset: _Worker, tasks: Iterator[_Task], num_workers: int, prefetch: int | None
+) -> Iterator[_Made | UnreadableImage]:
     """What the workers make of the tasks, in the order of the tasks."""
     handler_before = signal.getsignal(signal.SIGCHLD)
     with warnings.catch_warnings():
@@ -174,30 +217,38 @@ def _results(
 
 
 def _batches(
-    results: Iterator[Batch | UnreadableImage],
+    results: Iterator[_Made | UnreadableImage],
     images: ImageFolder,
-    tasks_per_step: int,
-    given_out: deque[_Task],
+    multi_crop: MultiCrop,
+    images_per_step: int,
+    desk: _Desk,
     pin_memory: bool,
     timeout_s: float,
 ) -> Iterator[Batch]:
-    parts: list[Batch] = []
     try:
-        while part := _wait(results, images, given_out, timeout_s):
-            if isinstance(part, UnreadableImage):
-                raise part
-            given_out.popleft()
-            parts.append(part)
-            if len(parts) == tasks_per_step:
-                yield _join(parts, pin_memory)
-                parts = []
+        while True:
+            crops = multi_crop.empty(images_per_step, pin_memory=pin_memory)
+            bad_images: list[tuple[Path, str]] = []
+            step = num_upscaled = num_images = 0
+            while num_images < images_per_step:
+                made = _wait(results, images, desk, timeout_s)
+                if made is None:
+                    return
+                if isinstance(made, UnreadableImage):
+                    raise made
+                task = desk.take_back(crops, num_images)
+                step = task.step
+                num_images += len(task.indices)
+                bad_images += made.bad_images
+                num_upscaled += made.num_upscaled
+            yield Batch(step, crops, bad_images, num_upscaled)
     finally:
         del results  # ends the workers now, even if a traceback keeps this frame
 
 
 def _wait(
-    results: Iterator[Batch | UnreadableImage], images: ImageFolder, given_out: deque[_Task], timeout_s: float
-) -> Batch | UnreadableImage | None:
+    results: Iterator[_Made | UnreadableImage], images: ImageFolder, desk: _Desk, timeout_s: float
+) -> _Made | UnreadableImage | None:
     """The next result, None after the last one. Dead workers are noticed within seconds, hung ones after timeout_s."""
     started = time.monotonic()
     while True:
@@ -211,7 +262,7 @@ def _wait(
             if not hung and not str(error).startswith("DataLoader worker"):
                 raise
             what = f"has given no images for {timeout_s:g} s" if hung else f"died ({error})"
-            late = given_out[0]
+            late = desk.under_way[0]
             raise RuntimeError(
                 f"a process that reads images {what}. Images of step {late.step} were due, the first of them "
                 f"{images.path(late.indices[0])}. See whether the disk answers, whether memory or /dev/shm is full and "
@@ -220,31 +271,8 @@ def _wait(
             ) from error
 
 
-def _join(parts: list[Batch], pin_memory: bool) -> Batch:
-    return Batch(
-        parts[0].step,
-        _cat([part.global_crops for part in parts], pin_memory),
-        None if parts[0].local_crops is None else _cat([part.local_crops for part in parts], pin_memory),
-        [bad for part in parts for bad in part.bad_images],
-        sum(part.num_upscaled for part in parts),
-        _joined(torch.cat, [part.global_lights for part in parts]),
-        _joined(torch.cat, [part.local_lights for part in parts]),
-    )
-
-
-def _joined(join: Callable[..., Tensor], tensors: list[Any]) -> Tensor | None:
-    """Along the axis of images; all of them are there, or none."""
-    return None if tensors[0] is None else join(tensors, dim=1)
-
-
-def _cat(crops: list[UInt8[Tensor, "V _ 3 H W"]], pin_memory: bool) -> UInt8[Tensor, "V B 3 H W"]:
-    views, _, *rest = crops[0].shape
-    out = torch.empty(views, sum(part.shape[1] for part in crops), *rest, dtype=torch.uint8, pin_memory=pin_memory)
-    return torch.cat(crops, dim=1, out=out)
-
-
-def _as_it_is(part: Batch | UnreadableImage) -> Batch | UnreadableImage:
-    return part
+def _as_it_is(made: _Made | UnreadableImage) -> _Made | UnreadableImage:
+    return made
 
 
 def _start_worker(_worker: int) -> None:

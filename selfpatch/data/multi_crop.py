@@ -7,14 +7,14 @@ light is weighted sums, one HSV round trip and one separable filter (benchmarks/
 """
 
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from selfpatch.config import CropsConfig, rows_columns
 
@@ -25,8 +25,8 @@ _MAX_STRETCH = 4 / 3
 GREY_WEIGHTS = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R 601-2, Pillow's "L"
 # The four changes of colour jitter, by their places in `Jitter`.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-# Numbers that describe the light of a crop, without its blur kernel: four factors, their order, three yes or no.
-NUM_LIGHT_NUMBERS = 11
+# Numbers that describe the flip and the light of a crop (`light_numbers`).
+NUM_LIGHT_NUMBERS = 12
 _SOLARIZED = np.array([level if level < 128 else 255 - level for level in range(256)], np.uint8)
 
 
@@ -67,21 +67,36 @@ class CropParameters(NamedTuple):
 
 
 class Crops(NamedTuple):
-    """The crops of one image, RGB, not normalised."""
+    """The crops of a number of images, RGB, not normalised, and what is still to be done to them."""
 
-    global_crops: UInt8[Tensor, "V 3 H W"]
-    local_crops: UInt8[Tensor, "U 3 R S"] | None
-    upscaled: bool  # the image is smaller than a global crop
-    # What is still to be done to their colours (`light_numbers`); None: nothing.
-    global_lights: Float[Tensor, "V F"] | None = None
-    local_lights: Float[Tensor, "U F"] | None = None
+    global_crops: UInt8[Tensor, "V B 3 H W"]
+    local_crops: UInt8[Tensor, "U B 3 R S"] | None
+    # Rows as `light_numbers` makes them, for `device_light.relight_batch`; None: nothing is left to do.
+    global_lights: Float[Tensor, "V B F"] | None = None
+    local_lights: Float[Tensor, "U B F"] | None = None
+
+    @property
+    def num_images(self) -> int:
+        return self.global_crops.shape[1]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Crops":
+        return Crops(*(None if part is None else function(part) for part in self))
+
+    def of_images(self, start: int, stop: int) -> "Crops":
+        """Those of some of the images, in the same memory."""
+        return self.map(lambda part: part[:, start:stop])
+
+    def copy_(self, crops: "Crops") -> None:
+        for own, other in zip(self, crops, strict=True):
+            if own is not None:
+                own.copy_(other)
 
 
 class MultiCrop:
     """All crops of one image: `multi_crop(image, rng)`.
 
     Args:
-        relights: change colours here; else crops come with the numbers that `device_light.relight_batch` does it by.
+        relights: flip and change colours here; else crops come with the numbers by which `relight_batch` does it.
     """
 
     def __init__(self, config: CropsConfig, *, relights: bool = True):
@@ -92,40 +107,66 @@ class MultiCrop:
 
     def __call__(self, image: Image, rng: np.random.Generator) -> Crops:
         """A pure function of the image and of the generator's state."""
-        rows, columns = image.shape[:2]
-        global_parameters, local_parameters = self.draw(rng, rows, columns)
-        global_crops, global_lights = self._crops(image, global_parameters, self.global_size)
-        local_crops, local_lights = (
-            self._crops(image, local_parameters, self.local_size) if local_parameters else (None, None)
-        )
+        crops = self.empty(1)
+        self.write(image, rng, crops)
+        return crops
+
+    def write(self, image: Image, rng: np.random.Generator, place: Crops) -> None:
+        """Make the crops in their place: what `empty(1)` gives, or one image's part of such memory."""
+        global_parameters, local_parameters = self.draw(rng, *image.shape[:2])
+        self._write(image, global_parameters, place.global_crops, place.global_lights)
+        if place.local_crops is not None:
+            self._write(image, local_parameters, place.local_crops, place.local_lights)
+
+    def empty(self, num_images: int, *, pin_memory: bool = False) -> Crops:
+        """Memory for the crops of so many images, where channels come last: as images are decoded and resized."""
+
+        def crops(count: int, size: tuple[int, int]) -> Tensor:
+            crops = torch.empty(count, num_images, *size, 3, dtype=torch.uint8, pin_memory=pin_memory)
+            return crops.permute(0, 1, 4, 2, 3)
+
+        def lights(count: int) -> Tensor | None:
+            return None if self.relights else torch.empty(count, num_images, NUM_LIGHT_NUMBERS)
+
+        num_global, num_local = self.config.num_global, self.config.num_local
         return Crops(
-            global_crops,
-            local_crops,
-            upscaled=rows < self.global_size[0] or columns < self.global_size[1],
-            global_lights=global_lights,
-            local_lights=local_lights,
+            crops(num_global, self.global_size),
+            crops(num_local, self.local_size) if num_local else None,
+            lights(num_global),
+            lights(num_local) if num_local else None,
         )
 
-    def _crops(
-        self, image: Image, parameters: list[CropParameters], size: tuple[int, int]
-    ) -> tuple[UInt8[Tensor, "V 3 R S"], Float[Tensor, "V F"] | None]:
-        if self.relights:
-            return _stack([apply(image, crop, size) for crop in parameters]), None
-        num_taps = len(blur_kernel(self.config.blur_radius[1]))
-        lights = np.stack([light_numbers(crop.light, num_taps) for crop in parameters])
-        return _stack([cut(image, crop.box, crop.flip, size) for crop in parameters]), torch.from_numpy(lights)
+    def upscales(self, image: Image) -> bool:
+        """Whether the image is smaller than a global crop."""
+        return image.shape[0] < self.global_size[0] or image.shape[1] < self.global_size[1]
+
+    @torch.inference_mode()  # a twentieth of the time of so small tensors
+    def _write(
+        self,
+        image: Image,
+        parameters: list[CropParameters],
+        crops: UInt8[Tensor, "V 1 3 R S"],
+        lights: Float[Tensor, "V 1 F"] | None,
+    ) -> None:
+        if lights is None:
+            for crop, place in zip(parameters, crops[:, 0].permute(0, 2, 3, 1).numpy(), strict=True):
+                place[:] = apply(image, crop, place.shape[:2])
+        else:
+            for crop, place in zip(parameters, crops.unbind(), strict=True):
+                _resize(image, crop.box, place)
+            lights[:, 0] = torch.tensor([light_numbers(crop) for crop in parameters])
 
     def draw(
         self, rng: np.random.Generator, rows: int, columns: int
     ) -> tuple[list[CropParameters], list[CropParameters]]:
         """The parameters of the global and of the local crops of an image of that size."""
-        config = self.config
+        config, numbers = self.config, ManyAtATime(rng)
         global_ratio = self.global_size[1] / self.global_size[0]
         local_ratio = self.local_size[1] / self.local_size[0]
 
         def crop(kind: Literal[0, 1, 2], scale: tuple[float, float], ratio: float) -> CropParameters:
-            box = draw_box(rng, rows, columns, scale, ratio)
-            return CropParameters(box, rng.random() < config.flip_prob, draw_light(rng, config, kind))
+            box = draw_box(numbers, rows, columns, scale, ratio)
+            return CropParameters(box, numbers.random() < config.flip_prob, draw_light(numbers, config, kind))
 
         return (
             [crop(0 if i == 0 else 1, config.global_scale, global_ratio) for i in range(config.num_global)],
@@ -136,7 +177,22 @@ class MultiCrop:
 # 1. Random choices
 
 
-def draw_box(rng: np.random.Generator, rows: int, columns: int, scale: tuple[float, float], ratio: float) -> Box:
+class ManyAtATime:
+    """Random numbers between 0 and 1 from a generator of numpy's, which calls cost more time than numbers do."""
+
+    def __init__(self, rng: np.random.Generator):
+        def numbers() -> Iterator[float]:
+            while True:
+                yield from rng.random(256).tolist()
+
+        self.random: Callable[[], float] = numbers().__next__
+
+
+# All that is asked of one is `random()`.
+Uniform = np.random.Generator | ManyAtATime
+
+
+def draw_box(rng: Uniform, rows: int, columns: int, scale: tuple[float, float], ratio: float) -> Box:
     """A random box with a share of the area within `scale`, its width / height at most 4/3 away from `ratio`.
 
     As torchvision's RandomResizedCrop: ten tries to find one inside the image, then the largest central box. There the
@@ -149,13 +205,14 @@ def draw_box(rng: np.random.Generator, rows: int, columns: int, scale: tuple[flo
         box_ratio = ratio * math.exp(_uniform(rng, -max_log_stretch, max_log_stretch))
         width, height = round(math.sqrt(area * box_ratio)), round(math.sqrt(area / box_ratio))
         if 0 < width <= columns and 0 < height <= rows:
-            return Box(int(rng.integers(rows - height + 1)), int(rng.integers(columns - width + 1)), height, width)
+            top, left = int(rng.random() * (rows - height + 1)), int(rng.random() * (columns - width + 1))
+            return Box(top, left, height, width)
     height = min(rows, max(1, round(columns / ratio * _MAX_STRETCH)))
     width = min(columns, max(1, round(rows * ratio * _MAX_STRETCH)))
     return Box((rows - height) // 2, (columns - width) // 2, height, width)
 
 
-def draw_light(rng: np.random.Generator, config: CropsConfig, kind: Literal[0, 1, 2]) -> Light:
+def draw_light(rng: Uniform, config: CropsConfig, kind: Literal[0, 1, 2]) -> Light:
     """`kind`: 0 for the first global crop, 1 for the other global crops, 2 for local crops."""
     return Light(
         jitter=_draw_jitter(rng, config) if rng.random() < config.jitter_prob else None,
@@ -165,18 +222,18 @@ def draw_light(rng: np.random.Generator, config: CropsConfig, kind: Literal[0, 1
     )
 
 
-def _draw_jitter(rng: np.random.Generator, config: CropsConfig) -> Jitter:
+def _draw_jitter(rng: Uniform, config: CropsConfig) -> Jitter:
     brightness, contrast, saturation, hue = config.jitter
     return Jitter(
         _uniform(rng, max(0, 1 - brightness), 1 + brightness),
         _uniform(rng, max(0, 1 - contrast), 1 + contrast),
         _uniform(rng, max(0, 1 - saturation), 1 + saturation),
         _uniform(rng, -hue, hue),
-        tuple(rng.permutation(4).tolist()),
+        tuple(sorted(range(4), key=[rng.random() for _ in range(4)].__getitem__)),
     )
 
 
-def _uniform(rng: np.random.Generator, low: float, high: float) -> float:
+def _uniform(rng: Uniform, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 
 
@@ -190,11 +247,20 @@ def apply(image: Image, parameters: CropParameters, size: tuple[int, int]) -> UI
 
 def cut(image: Image, box: Box, flip: bool, size: tuple[int, int]) -> UInt8[np.ndarray, "R S 3"]:
     """Crop, resize (bicubic, antialiased when it shrinks, as Pillow) and mirror left to right."""
-    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
-    # Batch first, then permute: torch sees that channels come last and keeps them there, which saves a slow copy.
-    channels_last = torch.from_numpy(part)[None].permute(0, 3, 1, 2)
-    resized = interpolate(channels_last, size, mode="bicubic", antialias=True).permute(0, 2, 3, 1)[0].numpy()
+    resized = np.empty((*size, 3), np.uint8)
+    _resize(image, box, _as_batch(resized))
     return cv2.flip(resized, 1) if flip else resized
+
+
+def _resize(image: Image, box: Box, out: UInt8[Tensor, "1 3 R S"]) -> None:
+    """What `interpolate(mode="bicubic", antialias=True)` does, which cannot be told where its result should go."""
+    part = _as_batch(image[box.top : box.top + box.height, box.left : box.left + box.width])
+    torch.ops.aten._upsample_bicubic2d_aa.out(part, out.shape[-2:], False, None, None, out=out)
+
+
+def _as_batch(image: Image) -> UInt8[Tensor, "1 3 H W"]:
+    # Batch first, then permute: torch sees that channels come last and keeps them there, which saves a slow copy.
+    return torch.from_numpy(image)[None].permute(0, 3, 1, 2)
 
 
 # 3. Light
@@ -247,35 +313,49 @@ def _grey(crop: Image) -> Image:
 def blur_kernel(radius: float) -> Float[np.ndarray, "taps"]:
     """Pillow's Gaussian blur in one dimension: three box filters in a row, of variance radius**2 / 3 each.
 
-    A box has weight 1 at -n..n and w < 1 at the two ends beyond. Its variance
-        (n (n+1) (2n+1) / 3 + 2 w (n+1)**2) / (2n + 1 + 2w)
-    solved for w gives the line below; n is the largest number that leaves w >= 0. Unlike a sampled Gaussian it has the
-    right variance however small the radius.
+    Unlike a sampled Gaussian it has the right variance however small the radius.
     """
-    variance = radius**2 / 3
-    n = int((math.sqrt(12 * variance + 1) - 1) / 2)
-    w = (2 * n + 1) * (3 * variance - n * (n + 1)) / (6 * ((n + 1) ** 2 - variance))
-    box = np.array([w] + [1.0] * (2 * n + 1) + [w])
+    n, w = _box(radius)
+    box = np.array([w] + [1.0] * (2 * int(n) + 1) + [w])
     kernel = np.convolve(np.convolve(box, box), box)
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def light_numbers(light: Light, num_taps: int) -> Float[np.ndarray, "F"]:
-    """A light as numbers: four factors, their order (-1: no jitter), grey, blur and solarize (0 or 1), blur kernel.
+def blur_kernels(radii: Float[np.ndarray, "b"]) -> Float[np.ndarray, "b taps"]:
+    """Many at once, all as long as the longest."""
+    n, w = _box(radii[:, None])
+    reach = int(n.max()) + 1
+    offsets = np.abs(np.arange(-reach, reach + 1))
+    boxes = np.where(offsets <= n, 1.0, np.where(offsets == n + 1, w, 0.0))
+    num_taps = 6 * reach + 1
+    kernels = np.fft.irfft(np.fft.rfft(boxes, num_taps) ** 3, num_taps)
+    return (kernels / kernels.sum(axis=1, keepdims=True)).astype(np.float32)
 
-    The hue's factor is in levels, as it is rounded here.
+
+def _box(radius: Any) -> tuple[Any, Any]:
+    """(n, w) of a box filter of variance radius**2 / 3, with weight 1 at -n..n and w < 1 at the two ends beyond.
+
+    Its variance
+        (n (n+1) (2n+1) / 3 + 2 w (n+1)**2) / (2n + 1 + 2w)
+    solved for w gives the line below; n is the largest number that leaves w >= 0.
     """
-    numbers = np.zeros(NUM_LIGHT_NUMBERS + num_taps, np.float32)
-    numbers[4:8] = -1
-    if light.jitter is not None:
-        *numbers[:4], numbers[4:8] = light.jitter
-        numbers[HUE] = _hue_levels(light.jitter)
-    numbers[8:NUM_LIGHT_NUMBERS] = light.grey, light.blur_radius is not None, light.solarize
-    if light.blur_radius is not None:
-        kernel = blur_kernel(light.blur_radius)
-        start = NUM_LIGHT_NUMBERS + (num_taps - len(kernel)) // 2
-        numbers[start : start + len(kernel)] = kernel
-    return numbers
+    variance = radius**2 / 3
+    n = ((12 * variance + 1) ** 0.5 - 1) / 2 // 1
+    return n, (2 * n + 1) * (3 * variance - n * (n + 1)) / (6 * ((n + 1) ** 2 - variance))
+
+
+def light_numbers(crop: CropParameters) -> list[float]:
+    """Flip, four factors of jitter, their order, grey, radius of the blur, solarize.
+
+    Hue is in levels, as it is rounded here. Without jitter the order is -1, without blur its radius is 0.
+    """
+    light = crop.light
+    if light.jitter is None:
+        factors, order = (0.0, 0.0, 0.0, 0.0), (-1, -1, -1, -1)
+    else:
+        *factors, _, order = light.jitter
+        factors.append(_hue_levels(light.jitter))
+    return [crop.flip, *factors, *order, light.grey, light.blur_radius or 0.0, light.solarize]
 
 
 # 4. To the model
@@ -284,11 +364,10 @@ def light_numbers(light: Light, num_taps: int) -> Float[np.ndarray, "F"]:
 def normalize(
     crops: UInt8[Tensor, "*shape 3 H W"], mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Float[Tensor, "*shape 3 H W"]:
-    """8-bit RGB to float32 with `mean` and `std` (of values in [0, 1]) taken out, on the device the crops are on."""
+    """8-bit RGB to float32 with `mean` and `std` (of values in [0, 1]) taken out, on the device the crops are on.
+
+    Channels come first in memory then, wherever they came before.
+    """
     mean_levels = 255 * torch.tensor(mean, device=crops.device)[:, None, None]
     std_levels = 255 * torch.tensor(std, device=crops.device)[:, None, None]
-    return crops.float().sub_(mean_levels).div_(std_levels)
-
-
-def _stack(crops: list[Image]) -> UInt8[Tensor, "V 3 H W"]:
-    return torch.from_numpy(np.array([cv2.split(crop) for crop in crops]))
+    return crops.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean_levels).div_(std_levels)

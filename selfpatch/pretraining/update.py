@@ -1,5 +1,6 @@
 """One optimizer step of pretraining: views, gradients of a batch, then all that changes when the step is accepted."""
 
+import itertools
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -13,7 +14,7 @@ from torch import Tensor
 from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig
 from selfpatch.data.device_light import relight_batch
 from selfpatch.data.loader import Batch
-from selfpatch.data.multi_crop import normalize
+from selfpatch.data.multi_crop import Crops, normalize
 from selfpatch.optim import optimizer_step, parameter_groups, set_schedules
 from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.schedules import Schedule, warmup_cosine
@@ -70,7 +71,7 @@ class Pretraining:
     def update(self, batch: Batch, step: int) -> Update:
         assert batch.step == step
         self._num_bad_images = self._note_bad_images(batch.bad_images)
-        self._num_images += batch.global_crops.shape[1]
+        self._num_images += batch.crops.num_images
         self._num_upscaled += batch.num_upscaled
 
         # 1. Views: the crops of this step, on the device, their colours changed there if not yet, normalised.
@@ -79,7 +80,7 @@ class Pretraining:
                 self._views(part.global_crops, part.global_lights),
                 None if part.local_crops is None else self._views(part.local_crops, part.local_lights),
             )
-            for part in split(batch, self._config.optim.accumulate)
+            for part in split(batch.crops, self._config.optim.accumulate)
         ]
 
         # 2. Loss and gradients, over the parts of the batch.
@@ -136,14 +137,10 @@ class Pretraining:
         return normalize(crops, self._config.crops.mean, self._config.crops.std)
 
 
-def split(batch: Batch, num_parts: int) -> list[Batch]:
-    """Batches of `num_parts` equal parts of the images."""
-    names = ("global_crops", "local_crops", "global_lights", "local_lights")
-    chunks = {
-        name: [None] * num_parts if (whole := getattr(batch, name)) is None else whole.chunk(num_parts, dim=1)
-        for name in names
-    }
-    return [batch._replace(**{name: chunks[name][i] for name in names}) for i in range(num_parts)]
+def split(crops: Crops, num_parts: int) -> list[Crops]:
+    """Equal parts of the images."""
+    bounds = [i * crops.num_images // num_parts for i in range(num_parts + 1)]
+    return [crops.of_images(start, stop) for start, stop in itertools.pairwise(bounds)]
 
 
 def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: int, steps_per_epoch: int) -> Schedules:

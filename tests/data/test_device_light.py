@@ -8,7 +8,16 @@ from selfpatch.config import CropsConfig
 from selfpatch.data import device_light
 from selfpatch.data.copy_ahead import copied_ahead
 from selfpatch.data.device_light import relight_batch
-from selfpatch.data.multi_crop import Jitter, Light, MultiCrop, blur_kernel, draw_light, light_numbers, relight
+from selfpatch.data.multi_crop import (
+    Box,
+    CropParameters,
+    Jitter,
+    Light,
+    MultiCrop,
+    draw_light,
+    light_numbers,
+    relight,
+)
 from selfpatch.data.plan import sample_rng
 from tests.data.test_loader import SMALL, batches, folder  # noqa: F401
 from tests.data.test_multi_crop import photograph
@@ -29,12 +38,16 @@ LIGHTS = {
 }
 
 
+def rows_of(lights: list[Light]) -> torch.Tensor:
+    return torch.tensor([light_numbers(CropParameters(Box(0, 0, 1, 1), False, light)) for light in lights])
+
+
 def both(lights: list[Light]) -> tuple[np.ndarray, np.ndarray]:
     crops = np.stack([CROPS[i % 4] for i in range(len(lights))])
-    rows = np.stack([light_numbers(light, len(blur_kernel(2.0))) for light in lights])
+    rows = rows_of(lights)
     batch = torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous()
     before = batch.clone()
-    ours = relight_batch(batch, torch.from_numpy(rows))
+    ours = relight_batch(batch, rows)
     assert torch.equal(batch, before)
     expected = np.stack([relight(crop, light) for crop, light in zip(crops, lights, strict=True)])
     return ours.permute(0, 2, 3, 1).numpy().astype(int), expected.astype(int)
@@ -47,12 +60,22 @@ def test_equal_parameters_give_equal_pixels(name):
     assert np.abs(ours - expected).mean(axis=(1, 2, 3)).max() < 0.05
 
 
+def test_flip():
+    """Before everything else, as in the workers; and only the crops that are to be flipped."""
+    crops = torch.from_numpy(np.stack(CROPS[:2])).permute(0, 3, 1, 2)
+    light = PLAIN._replace(solarize=True)
+    rows = torch.tensor([light_numbers(CropParameters(Box(0, 0, 1, 1), flip, light)) for flip in (False, True)])
+    lit = relight_batch(crops, rows).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_array_equal(lit[0], relight(CROPS[0], light))
+    np.testing.assert_array_equal(lit[1], relight(CROPS[1][:, ::-1].copy(), light))
+
+
 def test_all_colours_and_greys():
     """Hue and saturation at their edges: pure, grey and black pixels."""
     levels = np.array([0, 1, 64, 127, 128, 200, 254, 255], np.uint8)
     colours = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(16, 32, 3)
     lights = [PLAIN._replace(jitter=Jitter(1.0, 1.0, s, h, (3, 2, 0, 1))) for s in (0.6, 1.4) for h in (-0.5, 0.0, 0.3)]
-    rows = torch.from_numpy(np.stack([light_numbers(light, 3) for light in lights]))
+    rows = rows_of(lights)
     batch = torch.from_numpy(colours).permute(2, 0, 1).expand(len(lights), 3, 16, 32)
     expected = np.stack([relight(colours, light) for light in lights]).astype(int)
     difference = np.abs(relight_batch(batch, rows).permute(0, 2, 3, 1).numpy() - expected)
@@ -72,12 +95,12 @@ def test_crops_are_those_of_the_workers(folder):  # noqa: F811
     unlit = batches(folder, stop_step=3, multi_crop=MultiCrop(SMALL, relights=False), num_workers=1)
     for there, here in zip(lit, unlit, strict=True):
         assert there.bad_images == here.bad_images
-        assert there.global_lights is None
+        assert there.crops.global_lights is None
         for name in ("global", "local"):
-            expected = getattr(there, f"{name}_crops").float()
-            ours = relight_batch(getattr(here, f"{name}_crops"), getattr(here, f"{name}_lights")).float()
+            expected = getattr(there.crops, f"{name}_crops").float()
+            ours = relight_batch(getattr(here.crops, f"{name}_crops"), getattr(here.crops, f"{name}_lights")).float()
             assert (ours - expected).abs().mean() < 0.1
-            assert (getattr(here, f"{name}_crops").float() - expected).abs().mean() > 10
+            assert (getattr(here.crops, f"{name}_crops").float() - expected).abs().mean() > 10
 
 
 def test_without_local_crops():
@@ -98,6 +121,6 @@ def test_on_a_gpu(folder):  # noqa: F811
     device = torch.device("cuda")
     unlit = batches(folder, multi_crop=MultiCrop(SMALL, relights=False), pin_memory=True)
     for batch, copied in zip(unlit, copied_ahead(iter(unlit), device), strict=True):
-        assert torch.equal(copied.global_crops.cpu(), batch.global_crops)
-        on_gpu = relight_batch(copied.local_crops, batch.local_lights).cpu().float()
-        assert (on_gpu - relight_batch(batch.local_crops, batch.local_lights).float()).abs().mean() < 0.05
+        assert torch.equal(copied.crops.global_crops.cpu(), batch.crops.global_crops)
+        on_gpu = relight_batch(copied.crops.local_crops, batch.crops.local_lights).cpu().float()
+        assert (on_gpu - relight_batch(batch.crops.local_crops, batch.crops.local_lights).float()).abs().mean() < 0.05

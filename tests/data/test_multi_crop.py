@@ -22,6 +22,7 @@ from selfpatch.data.multi_crop import (
     MultiCrop,
     apply,
     blur_kernel,
+    blur_kernels,
     draw_box,
     draw_light,
     jitter_colors,
@@ -103,6 +104,15 @@ def test_blur_kernel_has_the_right_variance(radius):
     assert kernel.sum() == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(kernel, kernel[::-1])
     assert (kernel * offsets**2).sum() == pytest.approx(radius**2, rel=1e-3)
+
+
+def test_blur_kernels_of_many():
+    radii = np.array([0.0, 0.1, 0.9, 1.0, 2.0, 1.3, 5.0])
+    many = blur_kernels(radii)
+    for radius, row in zip(radii, many, strict=True):
+        one = blur_kernel(radius)
+        ends = (many.shape[1] - len(one)) // 2
+        np.testing.assert_allclose(row, np.pad(one, ends), atol=1e-7)
 
 
 def test_grey_and_solarize(photographs):
@@ -204,7 +214,7 @@ def test_pixels_are_distributed_as_the_plain_pipelines(photographs):
     ours, theirs = [], []
     for i in range(50):
         crops = multi_crop(image, np.random.default_rng([7, i]))
-        views = [*crops.global_crops, *crops.local_crops]
+        views = [*crops.global_crops[:, 0], *crops.local_crops[:, 0]]
         ours.append([summary(normalize(view, IMAGENET_MEAN, IMAGENET_STD)) for view in views])
         theirs.append([summary(view) for view in plain(Image.fromarray(image))])
     ours, theirs = np.array(ours), np.array(theirs)  # [draws, crops, channel means and spreads]
@@ -223,18 +233,17 @@ def summary(view: torch.Tensor) -> list[float]:
 
 def test_shapes_and_types(photographs):
     crops = MultiCrop(CropsConfig())(photographs[0], np.random.default_rng(0))
-    assert crops.global_crops.shape == (2, 3, 224, 224)
-    assert crops.local_crops.shape == (8, 3, 96, 96)
+    assert crops.global_crops.shape == (2, 1, 3, 224, 224)
+    assert crops.local_crops.shape == (8, 1, 3, 96, 96)
     assert crops.global_crops.dtype == torch.uint8
-    assert crops.global_crops.is_contiguous()
-    assert not crops.upscaled
+    assert crops.global_crops.permute(0, 1, 3, 4, 2).is_contiguous()
 
 
 def test_other_numbers_and_shapes_of_crops(photographs):
     config = CropsConfig(global_size=(64, 128), num_global=3, local_size=(32, 48), num_local=1)
     crops = MultiCrop(config)(photographs[0], np.random.default_rng(0))
-    assert crops.global_crops.shape == (3, 3, 64, 128)
-    assert crops.local_crops.shape == (1, 3, 32, 48)
+    assert crops.global_crops.shape == (3, 1, 3, 64, 128)
+    assert crops.local_crops.shape == (1, 1, 3, 32, 48)
     assert MultiCrop(CropsConfig(num_local=0))(photographs[0], np.random.default_rng(0)).local_crops is None
 
 
@@ -264,9 +273,9 @@ def test_threads_do_not_change_a_bit(photographs):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (7, 5), (223, 224)])
 def test_small_images_are_enlarged_and_reported(shape):
     crops = MultiCrop(CropsConfig())(photograph(0, *shape), np.random.default_rng(0))
-    assert crops.upscaled
-    assert crops.global_crops.shape == (2, 3, 224, 224)
-    assert not MultiCrop(CropsConfig())(photograph(0, 224, 224), np.random.default_rng(0)).upscaled
+    assert MultiCrop(CropsConfig()).upscales(photograph(0, *shape))
+    assert crops.global_crops.shape == (2, 1, 3, 224, 224)
+    assert not MultiCrop(CropsConfig()).upscales(photograph(0, 224, 224))
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5), (2, 6, 3, 4, 5)])
@@ -277,3 +286,6 @@ def test_normalize(shape):
     normalized = normalize(crops, IMAGENET_MEAN, IMAGENET_STD)
     torch.testing.assert_close(normalized, (crops / 255 - mean) / std, rtol=1e-5, atol=1e-5)
     assert torch.equal(crops, before)
+    channels_last = crops.movedim(-3, -1).contiguous().movedim(-1, -3)
+    assert torch.equal(normalize(channels_last, IMAGENET_MEAN, IMAGENET_STD), normalized)
+    assert normalize(channels_last, IMAGENET_MEAN, IMAGENET_STD).is_contiguous()
