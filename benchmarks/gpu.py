@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="steps timed in a round")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--recompute", action="store_true", help="ours keeps block inputs only")
+    parser.add_argument("--recompute", choices=("nothing", "activations", "blocks"), default="activations")
     parser.add_argument("--workers", type=int, default=num_cores())
     parser.add_argument("--miniature", action="store_true", help="a tiny model, few steps, also on a CPU")
     arguments = parser.parse_args()

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any, no_type_check
 
 import torch
@@ -9,6 +10,8 @@ from jaxtyping import Float
 from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from selfpatch.backbones.made_again import made_again
 
 
 class SkippingBlock(nn.Module):
@@ -19,8 +22,14 @@ class SkippingBlock(nn.Module):
     """
 
     branches: tuple[Callable[..., Tensor], Callable[..., Tensor]]
+    # timm's
+    norm1: nn.Module
+    norm2: nn.Module
+    mlp: Any
     # With which of torch.compile's backends the branches are compiled; None: not at all.
     compiler: str | Callable | None = None
+    # Whether the backward pass makes again what norms and activation functions made. Compiled branches do so anyway.
+    makes_again = False
 
     def forward(self, x: Float[Tensor, "B T D"], **of_attention: Any) -> Float[Tensor, "B T D"]:
         attention, mlp = self.branches
@@ -46,11 +55,15 @@ class SkippingBlock(nn.Module):
         self, branch: Callable[..., Tensor], x: Float[Tensor, "b T D"], **of_attention: Any
     ) -> Float[Tensor, "b T D"]:
         if self.compiler is None:
-            return branch(self, x, **of_attention)
+            with made_again(self._cheap_modules()) if self.makes_again and torch.is_grad_enabled() else nullcontext():
+                return branch(self, x, **of_attention)
         # One graph a crop size: tokens are counted when it is compiled, samples when it runs.
         torch._dynamo.maybe_mark_dynamic(x, 0)
         torch._dynamo.mark_static(x, (1, 2))
         return _compiled(branch, self.compiler)(self, x, **of_attention)
+
+    def _cheap_modules(self) -> list[nn.Module]:
+        return [self.norm1, self.norm2, self.mlp.act]
 
 
 # The branches are functions of their own, which all blocks of a network share and so compile once. They are not checked

@@ -156,6 +156,11 @@ class ViT(nn.Module):
         """Whether blocks compute their activations again in the backward pass instead of keeping them."""
         self.model.set_grad_checkpointing(recompute)
 
+    def set_makes_again(self, makes_again: bool) -> None:
+        """Whether blocks make again what their norms and activation functions made, and keep the rest."""
+        for block in self.model.blocks:
+            block.makes_again = makes_again
+
     def _as_map(self, tokens: Float[Tensor, "B T D"], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
         return tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid_size)

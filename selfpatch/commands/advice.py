@@ -55,7 +55,7 @@ def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps:
         text += (
             f"\nwarning: {available / 2**30:.1f} GB are available; take the largest batch that fits "
             "(--optim.batch-size auto), cut it into parts (--optim.accumulate 2) or compute again what is not kept "
-            "(--efficiency.recompute)"
+            "(--efficiency.recompute blocks)"
         )
     return text
 

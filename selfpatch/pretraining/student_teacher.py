@@ -116,7 +116,8 @@ def build_student_teacher(backbone: ViT, config: PretrainConfig, *, steps_per_ep
 
 def make_efficient(student_teacher: StudentTeacher, config: EfficiencyConfig) -> None:
     """What changes speed and memory of student and teacher, and not what they compute."""
-    student_teacher.student.backbone.model.set_grad_checkpointing(config.recompute)
+    student_teacher.student.backbone.set_recompute(config.recompute == "blocks")
+    student_teacher.student.backbone.set_makes_again(config.recompute == "activations")
     if config.compile:
         for encoder in (student_teacher.student, student_teacher.teacher):
             encoder.backbone.compile_blocks()

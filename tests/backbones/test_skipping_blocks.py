@@ -36,7 +36,7 @@ def images_for(backbone, count: int) -> torch.Tensor:
     return torch.randn(count, 3, 4 * rows, 3 * columns, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["nothing", "activations", "blocks"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_the_plain_form_with_the_same_samples_dropped(family, recompute):
     backbone = small_vit(family, drop_path=0.6).train()
@@ -46,7 +46,8 @@ def test_equals_the_plain_form_with_the_same_samples_dropped(family, recompute):
     make_plain(plain.model.blocks)
     assert all(type(block) in (Block, EvaBlock) for block in plain.model.blocks)
     assert backbone.state_dict().keys() == plain.state_dict().keys()
-    backbone.model.set_grad_checkpointing(recompute)
+    backbone.set_recompute(recompute == "blocks")
+    backbone.set_makes_again(recompute == "activations")
     images = images_for(backbone, 5)
     for seed in range(2):
         assert_equal(train_step(backbone, images, seed), train_step(plain, images, seed))

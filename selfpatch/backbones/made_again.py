@@ -1,0 +1,51 @@
+"""What a norm or an activation function made is made again in the backward pass, instead of being kept until then."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def made_again(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Within, whatever autograd would keep of these modules' outputs is kept as their inputs.
+
+    A linear layer keeps its input for the backward pass, and the norm or activation function before it keeps its own
+    input, from which that can be made once more without a matrix product: in a block of a vision transformer 6 of 17
+    tensors as wide as a token. Gradients stay the same bit for bit.
+
+    Args:
+        modules: functions of their first argument alone: no dropout, nothing in place.
+    """
+    # By storage, as autograd may keep a view; storages are held meanwhile, so that none takes the place of another.
+    made: dict[int, tuple[nn.Module, Tensor, torch.UntypedStorage]] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        storage = output.untyped_storage()
+        made[id(storage)] = module, inputs[0].detach(), storage
+
+    def pack(kept: Tensor) -> "Tensor | _MadeAgain":
+        found = made.get(id(kept.untyped_storage()))
+        return kept if found is None else _MadeAgain(*found[:2], kept)
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(module.register_forward_hook(note))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, _unpack))
+        yield
+        made.clear()
+
+
+class _MadeAgain:
+    def __init__(self, module: nn.Module, x: Tensor, kept: Tensor):
+        self.module, self.x = module, x
+        self.layout = kept.size(), kept.stride(), kept.storage_offset()
+
+    @torch.no_grad()
+    def tensor(self) -> Tensor:
+        return self.module(self.x).as_strided(*self.layout)
+
+
+def _unpack(kept: Tensor | _MadeAgain) -> Tensor:
+    return kept.tensor() if isinstance(kept, _MadeAgain) else kept
