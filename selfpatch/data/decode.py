@@ -158,6 +158,8 @@ def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _orientation(image: Image.Image) -> int:
+    if image.format == "JPEG" and "exif" not in image.info:  # Pillow would look into XMP, which viewers do not
+        return 1
     try:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # as many kinds as for damaged pixels; but these pixels are good

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from selfpatch.data import decode
-from selfpatch.data.decode import UnreadableImage, read_image
+from selfpatch.data.decode import UnreadableImage, read_image, read_size
 
 ROWS, COLUMNS = 40, 60
 
@@ -190,6 +190,28 @@ def test_meaningless_or_damaged_exif_is_passed_over(photo, tmp_path, ending, ori
     settings = {"quality": 100} if ending == "jpg" else {"lossless": True} if ending == "webp" else {}
     path = write(tmp_path / f"a.{ending}", Image.fromarray(photo), exif=data, **settings)
     assert difference(read_image(path), photo) < 10
+
+
+def test_exif_behind_other_metadata(photo, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = write(tmp_path / "a.jpg", Image.fromarray(photo), exif=exif)
+    data = path.read_bytes()
+    other = b"\xff\xe3" + (60_002).to_bytes(2) + bytes(60_000)
+    path.write_bytes(data[:2] + 2 * other + b"\xff" + data[2:])  # a marker may begin with FF twice
+    assert read_image(path).shape == (COLUMNS, ROWS, 3)
+
+
+def test_orientation_in_xmp_alone_means_nothing(photo, tmp_path):
+    xmp = (
+        b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    path = write(tmp_path / "a.jpg", Image.fromarray(photo), xmp=xmp)
+    with Image.open(path) as image:
+        assert image.getexif()[0x0112] == 6
+    assert read_image(path).shape == (ROWS, COLUMNS, 3)
+    assert read_size(path) == (ROWS, COLUMNS)
 
 
 @pytest.mark.parametrize("ending", ["png", "webp", "tif"])
