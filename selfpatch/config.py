@@ -348,14 +348,14 @@ class EfficiencyConfig:
     # processes that read and crop; None: as many as cores, at most 16; 0: none
     num_workers: int | None = None
     # what the backward pass computes again instead of keeping it: "activations": what norms and activation functions of
-    # the student's blocks made, a third of the memory for next to no time; "blocks": all but the input of each block,
-    # two thirds for a tenth to a fifth more time
+    # the student's blocks made, a third of the memory (in bf16 a fifth) for next to no time; compiled blocks do so by
+    # themselves; "blocks": all but the input of each block, three quarters for a tenth to a fifth more time
     recompute: Literal["nothing", "activations", "blocks"] = "activations"
     # compile the blocks of student and teacher by torch.compile, one graph a crop size: the first steps take minutes,
     # a GPU is then used better. It needs a C++ compiler, on a GPU Triton
     compile: bool = False
-    # where colours are changed and blurred: by the processes that read and crop, or in batches on the device; "auto":
-    # on the device if it is a GPU. The same changes, within rounding
+    # where crops are flipped, their colours changed and blurred: by the processes that read and crop, or in batches on
+    # the device; "auto": on the device if it is a GPU. The same changes, within rounding
     light: Literal["auto", "workers", "device"] = "auto"
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from selfpatch.backbones.skipping_blocks import compile_blocks, skip_dropped_samples
+from selfpatch.backbones.skipping_blocks import SkippingBlock, compile_blocks, skip_dropped_samples
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.tokens import Stage, Tokens
 
@@ -159,7 +159,8 @@ class ViT(nn.Module):
     def set_makes_again(self, makes_again: bool) -> None:
         """Whether blocks make again what their norms and activation functions made, and keep the rest."""
         for block in self.model.blocks:
-            block.makes_again = makes_again
+            if isinstance(block, SkippingBlock):
+                block.makes_again = makes_again
 
     def _as_map(self, tokens: Float[Tensor, "B T D"], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))

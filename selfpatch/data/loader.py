@@ -74,13 +74,16 @@ def training_batches(
         )
     images_per_step = plan.batch_size // world_size
     # About two batches wait ready, over all workers together.
-    tasks_ahead = math.ceil(2 * images_per_step / _IMAGES_PER_TASK / num_workers) if num_workers else 0
-    desk = _Desk(multi_crop, num_workers * max(2, tasks_ahead) + 1, shared=num_workers > 0)
+    prefetch = max(2, math.ceil(2 * images_per_step / _IMAGES_PER_TASK / num_workers)) if num_workers else 0
+    num_tasks = num_workers * prefetch + 1
+    desk = _Desk(
+        multi_crop.empty(min(_IMAGES_PER_TASK, images_per_step) * num_tasks), num_tasks, shared=num_workers > 0
+    )
     results = _results(
         _Worker(images, plan.seed, multi_crop, desk.crops),
         _tasks(plan, range(first_step, stop_step), rank, world_size, desk),
         num_workers,
-        prefetch=max(2, tasks_ahead) if num_workers else None,
+        prefetch=prefetch or None,
     )
     return _batches(results, images, multi_crop, images_per_step, desk, pin_memory, timeout_s)
 
@@ -108,13 +111,13 @@ class _Desk:
     a few numbers goes through a queue, and the main process does one copy.
     """
 
-    def __init__(self, multi_crop: MultiCrop, num_tasks: int, *, shared: bool):
-        self.crops = multi_crop.empty(num_tasks * _IMAGES_PER_TASK)
+    def __init__(self, crops: Crops, num_tasks: int, *, shared: bool):
         if shared:
-            _check_shared_memory(sum(part.nbytes for part in self.crops if part is not None))
-            self.crops = self.crops.map(Tensor.share_memory_)
+            _check_shared_memory(sum(part.nbytes for part in crops if part is not None))
+            crops = crops.map(Tensor.share_memory_)
+        self.crops = crops
         self.under_way: deque[_Task] = deque()  # in the order in which their results come back
-        self._free = deque(range(0, num_tasks * _IMAGES_PER_TASK, _IMAGES_PER_TASK))
+        self._free = deque(range(0, crops.num_images, crops.num_images // num_tasks))
 
     def give_out(self, step: int, epoch: int, indices: list[int]) -> _Task:
         self.under_way.append(_Task(step, epoch, indices, self._free.popleft()))
@@ -130,6 +133,7 @@ class _Desk:
 
 
 def _check_shared_memory(num_bytes: int) -> None:
+    """What other processes are about to take is not known."""
     if not os.path.isdir("/dev/shm"):
         return
     free = shutil.disk_usage("/dev/shm").free

@@ -255,7 +255,7 @@ def cut(image: Image, box: Box, flip: bool, size: tuple[int, int]) -> UInt8[np.n
 def _resize(image: Image, box: Box, out: UInt8[Tensor, "1 3 R S"]) -> None:
     """What `interpolate(mode="bicubic", antialias=True)` does, which cannot be told where its result should go."""
     part = _as_batch(image[box.top : box.top + box.height, box.left : box.left + box.width])
-    torch.ops.aten._upsample_bicubic2d_aa.out(part, out.shape[-2:], False, None, None, out=out)
+    torch._C._nn._upsample_bicubic2d_aa(part, out.shape[-2:], False, None, None, out=out)
 
 
 def _as_batch(image: Image) -> UInt8[Tensor, "1 3 H W"]:

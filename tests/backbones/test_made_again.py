@@ -52,13 +52,44 @@ def test_an_error_within_leaves_no_hooks():
     with pytest.raises(RuntimeError), made_again([parts["norm"]]):
         parts["norm"](torch.randn(3, 7))
     assert not parts["norm"]._forward_hooks
+    y, kept = branch(parts, torch.randn(3, 5, 8))
+    assert all(storage() is not None for storage in kept)
+    assert y.requires_grad
+
+
+def test_a_pass_without_backward_leaves_nothing():
+    """Attention keeps its own output, which must not keep the graph alive."""
+    linear = nn.Linear(8, 8)
+    with made_again([]):
+        x = linear(torch.randn(1, 2, 5, 8))
+        y = torch.nn.functional.scaled_dot_product_attention(x, x, x)
+    storages = [weakref.ref(t.untyped_storage()) for t in (x, y)]
+    del x, y
+    gc.collect()
+    assert all(storage() is None for storage in storages)
+
+
+@pytest.mark.parametrize("changed", ["weight", "input"])
+def test_changes_before_the_backward_pass_are_refused(changed):
+    parts = layers()
+    up = parts["up"](torch.randn(3, 5, 8))
+    norm = nn.LayerNorm(32)
+    with made_again([norm]):
+        y = parts["down"](norm(up))
+    with torch.no_grad():
+        (norm.weight if changed == "weight" else up).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 def test_bf16_autocast():
     plain, ours = layers(), layers()
     x = torch.randn(3, 5, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        expected, _ = branch(plain, x)
+        expected, kept = branch(plain, x)
         with made_again([ours["norm"], ours["act"], ours["gate"]]):
-            y, _ = branch(ours, x)
+            y, not_kept = branch(ours, x)
+    gc.collect()
+    assert kept[1]() is not None
+    assert not_kept[1]() is None
     assert all(torch.equal(a, b) for a, b in zip(gradients(ours, y), gradients(plain, expected), strict=True))

@@ -193,6 +193,7 @@ def workers() -> list:
 def test_too_little_shared_memory(folder, monkeypatch):
     """Told before anything runs: a worker that writes beyond it would die of a bus error."""
     free = 10 * (2 * 32 * 32 + 3 * 16 * 16) * 3
+    monkeypatch.setattr(os.path, "isdir", lambda _: True)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     with pytest.raises(ValueError, match=r"share 0 MB .*, and /dev/shm has 0 MB left; .*--shm-size.*num-workers"):
         batches(folder, num_workers=1)
