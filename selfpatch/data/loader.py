@@ -75,9 +75,11 @@ def training_batches(
     images_per_step = plan.batch_size // world_size
     # About two batches wait ready, over all workers together.
     prefetch = max(2, math.ceil(2 * images_per_step / _IMAGES_PER_TASK / num_workers)) if num_workers else 0
-    num_tasks = num_workers * prefetch + 1
     desk = _Desk(
-        multi_crop.empty(min(_IMAGES_PER_TASK, images_per_step) * num_tasks), num_tasks, shared=num_workers > 0
+        multi_crop,
+        images_per_task=min(_IMAGES_PER_TASK, images_per_step),
+        num_tasks=num_workers * prefetch + 1,  # that one is being copied
+        shared=num_workers > 0,
     )
     results = _results(
         _Worker(images, plan.seed, multi_crop, desk.crops),
@@ -111,13 +113,13 @@ class _Desk:
     a few numbers goes through a queue, and the main process does one copy.
     """
 
-    def __init__(self, crops: Crops, num_tasks: int, *, shared: bool):
+    def __init__(self, multi_crop: MultiCrop, *, images_per_task: int, num_tasks: int, shared: bool):
+        self.crops = multi_crop.empty(images_per_task * num_tasks)
         if shared:
-            _check_shared_memory(sum(part.nbytes for part in crops if part is not None))
-            crops = crops.map(Tensor.share_memory_)
-        self.crops = crops
+            _check_shared_memory(sum(part.nbytes for part in self.crops if part is not None))
+            self.crops = self.crops.map(Tensor.share_memory_)
         self.under_way: deque[_Task] = deque()  # in the order in which their results come back
-        self._free = deque(range(0, crops.num_images, crops.num_images // num_tasks))
+        self._free = deque(range(0, images_per_task * num_tasks, images_per_task))
 
     def give_out(self, step: int, epoch: int, indices: list[int]) -> _Task:
         self.under_way.append(_Task(step, epoch, indices, self._free.popleft()))
