@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.augmentation import write_photograph
@@ -214,9 +215,9 @@ def flops_per_image(config: PretrainConfig, device: torch.device) -> float:
     """Of our step, its attention written out so that every product is seen."""
     student_teacher = build(replace(config, optim=replace(config.optim, batch_size=2)), device)
     explicit_attention(student_teacher, True)
-    global_crops, local_crops = (crops[:, :2].float() for crops in random_batch(config, device)[1:3])
+    two = random_batch(config, device).crops.of_images(0, 2).map(Tensor.float)
     with FlopCounterMode(display=False) as counter:
-        loss, _ = student_teacher(global_crops, local_crops, 0)
+        loss, _ = student_teacher(two.global_crops, two.local_crops, 0)
         loss.backward()
     return counter.get_total_flops() / 2
 
