@@ -116,7 +116,6 @@ def test_copying_ahead_changes_nothing(folder):  # noqa: F811
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu(folder):  # noqa: F811
     device = torch.device("cuda")
     unlit = batches(folder, multi_crop=MultiCrop(SMALL, relights=False), pin_memory=True)
