@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from selfpatch.config import CropsConfig
-from selfpatch.data.decode import read_image
-from selfpatch.data.multi_crop import MultiCrop
+from selfpatch.data.augmentation.multi_crop import MultiCrop
+from selfpatch.data.reading.decode import read_image
 from tests.reference.plain_augmentation import PlainMultiCrop
 
 JPEG_BYTES = 110_000
@@ -50,7 +50,7 @@ def main() -> None:
 def pipelines() -> dict[str, Callable[[Path], object]]:
     """The plain one first: others are compared with it."""
     plain, multi_crop, rng = PlainMultiCrop(), MultiCrop(CropsConfig()), np.random.default_rng(0)
-    unlit = MultiCrop(CropsConfig(), relights=False)
+    unlit = MultiCrop(CropsConfig(), color_in_worker=False)
 
     def run_plain(path: Path) -> object:
         with Image.open(path) as image:

@@ -5,7 +5,7 @@
 * Label propagation: one frame of a video at 480 x 832 px, as grids of 30 x 52 (patch 16) and 60 x 104 (patch 8)
   features of 384 channels, 8 context frames, 4 labels, radius 12, top 5. The plain form
   (tests/reference/plain_label_propagation.py) is what the original program computes: all patches against all, times a
-  mask of neighbourhoods, top-k over the keys. It builds the mask pair by pair once a video: "a frame" leaves that out,
+  mask of neighborhoods, top-k over the keys. It builds the mask pair by pair once a video: "a frame" leaves that out,
   "whole video" spreads it over the 66 frames of a DAVIS video. Features are made up: a field that moves, and noise.
 * J and F: from the label maps of a video of 480 x 854 px to both measures of three objects, of 1 to 10 % of the frame
   each. The plain form (tests/reference/plain_davis.py) is what the toolkit computes: objects as a stack of masks, each
@@ -34,12 +34,12 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
-from selfpatch.evaluation.davis_measures import score_frame
-from selfpatch.evaluation.label_propagation import carry_labels
+from selfpatch.evaluation.video.davis_measures import score_frame
+from selfpatch.evaluation.video.label_propagation import propagate_labels
 from tests.reference import plain_davis, plain_label_propagation
 
 GRIDS = {16: (30, 52), 8: (60, 104)}
-EMBED_DIM, NUM_CONTEXT, NUM_LABELS, RADIUS, NUM_NEIGHBOURS, TEMPERATURE = 384, 8, 4, 12, 5, 0.1
+EMBED_DIM, NUM_CONTEXT, NUM_LABELS, RADIUS, NUM_NEIGHBORS, TEMPERATURE = 384, 8, 4, 12, 5, 0.1
 FRAMES_PER_VIDEO = 66  # of the 30 validation videos of DAVIS-2017: 1,999 frames
 FRAME_SIZE, NUM_OBJECTS, NUM_FRAMES = (480, 854), 3, 12
 
@@ -58,22 +58,22 @@ def made_up_video(patch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ours(features: torch.Tensor, labels: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-    return carry_labels(
-        features[0], features[1:], labels, radius=RADIUS, num_neighbours=NUM_NEIGHBOURS, temperature=TEMPERATURE
+    return propagate_labels(
+        features[0], features[1:], labels, radius=RADIUS, num_neighbors=NUM_NEIGHBORS, temperature=TEMPERATURE
     )
 
 
 def plain(features: torch.Tensor, labels: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
     query, *context = features.flatten(1, 2).transpose(1, 2)  # [D, N] each
     of_context = list(labels.flatten(1, 2).transpose(1, 2))
-    carried = plain_label_propagation.carry(query, context, of_context, near, NUM_NEIGHBOURS, TEMPERATURE)
+    carried = plain_label_propagation.carry(query, context, of_context, near, NUM_NEIGHBORS, TEMPERATURE)
     return carried.T.unflatten(0, features.shape[1:3])
 
 
 CARRY = {"plain": plain, "ours": ours}
 
 
-def broadcast_neighbourhood(rows: int, columns: int) -> torch.Tensor:
+def broadcast_neighborhood(rows: int, columns: int) -> torch.Tensor:
     """The same mask at once, for measurements that are not about building it."""
     near_rows, near_columns = (
         (torch.arange(size)[:, None] - torch.arange(size)).abs() <= RADIUS for size in (rows, columns)
@@ -92,7 +92,7 @@ def peak_mb(name: str, patch_size: int) -> float:
     """Peak memory of this process, in which nothing else has happened."""
     features, labels = made_up_video(patch_size)
     if name == "plain":
-        plain(features, labels, broadcast_neighbourhood(*GRIDS[patch_size]))
+        plain(features, labels, broadcast_neighborhood(*GRIDS[patch_size]))
     elif name == "ours":
         ours(features, labels, torch.empty(0))
     # Not getrusage: its peak includes that of the process this one was forked from.
@@ -138,8 +138,8 @@ def spread(values: list[float]) -> str:
 def compare_propagation(patch_size: int, rounds: int, table: Table) -> None:
     rows, columns = GRIDS[patch_size]
     features, labels = made_up_video(patch_size)
-    building, near = timed(lambda: plain_label_propagation.neighbourhood(rows, columns, RADIUS))
-    assert torch.equal(near, broadcast_neighbourhood(rows, columns))
+    building, near = timed(lambda: plain_label_propagation.neighborhood(rows, columns, RADIUS))
+    assert torch.equal(near, broadcast_neighborhood(rows, columns))
     ours(features, labels, near)  # warms up
     seconds: dict[str, list[float]] = {"plain": [], "ours": []}
     num_other = 0

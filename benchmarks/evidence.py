@@ -5,7 +5,7 @@
 Again and again, until it says that all is done (exit code 0; 3: the time is up): what is there is not done anew, and a
 training goes on where it was, so ten minutes at a time are enough. Its steps:
 
-1. images: 20,000 made by `make_cutouts.py pretrain`, labelled ones by its `ade20k`; or --images and --labelled;
+1. images: 20,000 made by `make_cutouts.py pretrain`, labelled ones by its `ade20k`; or --images and --labeled;
 2. a budget, the same for every method: as many steps as DINO + SelfPatch does in --minutes, from a short trial, or
    --steps;
 3. every method of METHODS that was asked for, one after another, through `pretrain` with equal seed, batch, crops and
@@ -40,18 +40,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from benchmarks import shortcut
-from selfpatch.backbones.tensor_files import read_metadata
-from selfpatch.checkpoint import replacing
-from selfpatch.commands.devices import find_device
+from selfpatch.backbones.checkpoints.weights_io import read_metadata
 from selfpatch.commands.evaluate import evaluate
+from selfpatch.commands.hardware import find_device
 from selfpatch.commands.pretrain import pretrain
 from selfpatch.commands.visualize import visualize
+from selfpatch.config.io import read_yaml, to_dict
 from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.head_training import StoppedError
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
-from selfpatch.metric_logger import read_metrics, say
-from selfpatch.settings_file import read_yaml, to_dict
-from selfpatch.versions import versions
+from selfpatch.output.atomic_files import atomic_write
+from selfpatch.output.metric_logger import read_metrics
+from selfpatch.output.progress import say
+from selfpatch.output.versions import versions
 from selfpatch.visualization.sheet import Panel, draw_sheet
 
 
@@ -112,10 +113,10 @@ def time_limit(minutes: float) -> Iterator[None]:
 
 
 def make_images(data: Path, cutouts: Path, *, num_images: int, num_train: int, num_val: int, side: int) -> None:
-    """OUT/data/images and OUT/data/labelled, each whole or not there."""
+    """OUT/data/images and OUT/data/labeled, each whole or not there."""
     for name, kind, counts in (
         ("images", "pretrain", ["--images", num_images]),
-        ("labelled", "ade20k", ["--train", num_train, "--val", num_val]),
+        ("labeled", "ade20k", ["--train", num_train, "--val", num_val]),
     ):
         if (data / name).exists():
             continue
@@ -150,7 +151,7 @@ def find_budget(out: Path, images: Path, arguments: argparse.Namespace) -> int:
     budget: dict[str, Any] = {"minutes": arguments.minutes}
     steps = arguments.steps
     if steps is None:
-        settings = settings_of(TRIED, arguments) | {"optim.steps": 10_000, "run.stop_after_steps": TRIAL_STEPS}
+        settings = settings_of(TRIED, arguments) | {"optim.steps": 10_000, "run.stop_at_step": TRIAL_STEPS}
         result = pretrain(images, out / "trial", recipe=METHODS[TRIED].recipe, settings=settings)
         if result.stopped_by:
             raise OutOfTimeError
@@ -162,19 +163,19 @@ def find_budget(out: Path, images: Path, arguments: argparse.Namespace) -> int:
         budget |= {"trial_images_per_second": rate, "batch_size": batch_size}
         shutil.rmtree(out / "trial")
     budget["steps"] = max(steps // NUM_SCORES, 1) * NUM_SCORES
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(budget) + "\n")
     return budget["steps"]
 
 
 def train_method(
-    method: str, folder: Path, images: Path, labelled: Path, num_steps: int, arguments: argparse.Namespace
+    method: str, folder: Path, images: Path, labeled: Path, num_steps: int, arguments: argparse.Namespace
 ) -> None:
     """The run, in three parts, with its backbone kept after each."""
     settings = settings_of(method, arguments) | {
         "optim.steps": num_steps,
         "run.save_every": num_steps // 2,
-        "evaluate.data": labelled,
+        "evaluate.data": labeled,
         "evaluate.every_steps": num_steps // NUM_SCORES,
     }
     # The warm-up's first step has a learning rate of 0: after it the weights are still those of the start.
@@ -185,7 +186,7 @@ def train_method(
         if steps_done(folder / "run") < stop:
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            stopping = settings | {"run.stop_after_steps": stop}
+            stopping = settings | {"run.stop_at_step": stop}
             result = pretrain(images, folder / "run", recipe=METHODS[method].recipe, settings=stopping)
             if result.stopped_by:
                 raise OutOfTimeError
@@ -199,20 +200,20 @@ def steps_done(run: Path) -> int:
 def keep_half(source: Path, target: Path) -> None:
     """An exported backbone in half precision: what is scored is what can be brought home."""
     tensors = {name: value.half() for name, value in load_file(source).items()}
-    with replacing(target) as temporary:
+    with atomic_write(target) as temporary:
         save_file(tensors, temporary, metadata=read_metadata(source))
 
 
-def score_method(folder: Path, labelled: Path, protocol: LinearSegmentation, device: str) -> None:
+def score_method(folder: Path, labeled: Path, protocol: LinearSegmentation, device: str) -> None:
     """Pictures of validation images, and the linear layer, for each stage; positives are sought alike for all."""
-    val = read_segmentation(labelled).val
+    val = read_segmentation(labeled).val
     for stage in STAGES:
         model, out = folder / f"{stage}.safetensors", folder / stage
         if not (out / "positives.png").exists():
             visualize(model, val[0].image.parent, out, count=4, num_positives=3, borders="clip", device=device)
         if not (out / "linear" / "result.json").exists():
             evaluate(
-                model, task="linear-segmentation", data=labelled, out=out / "linear", protocol=protocol, device=device
+                model, task="linear-segmentation", data=labeled, out=out / "linear", protocol=protocol, device=device
             )
             shutil.rmtree(out / "linear" / "checkpoints")
 
@@ -222,9 +223,9 @@ def find_shortcut(folder: Path, images: Path, device: torch.device) -> None:
     if file.exists():
         return
     model = shortcut.load_model(folder / "run", device)
-    pixels = shortcut.centre_crops(images, model.backbone.model.patch_embed.img_size[0], NUM_SHORTCUT_IMAGES)
+    pixels = shortcut.center_crops(images, model.backbone.model.patch_embed.img_size[0], NUM_SHORTCUT_IMAGES)
     figures = shortcut.measure(model, pixels, batch_size=128, num_clusters=64)
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(json.dumps(figures | {"model": folder.name}) + "\n")
 
 
@@ -373,7 +374,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("out", type=Path)
     parser.add_argument("--cutouts", type=Path, help="make_cutouts.py, to make the images with")
     parser.add_argument("--images", type=Path, help="instead: a folder of images")
-    parser.add_argument("--labelled", type=Path, help="and labelled ones, in any layout that evaluate reads")
+    parser.add_argument("--labeled", type=Path, help="and labelled ones, in any layout that evaluate reads")
     parser.add_argument("--num-images", type=int, default=20_000)
     parser.add_argument("--num-train", type=int, default=800)
     parser.add_argument("--num-val", type=int, default=200)
@@ -392,8 +393,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--name", default="evidence")
     parsed = parser.parse_args(arguments)
     parsed.set = dict(parsed.set)
-    if parsed.cutouts is None and (parsed.images is None or parsed.labelled is None):
-        parser.error("give --cutouts, or --images and --labelled")
+    if parsed.cutouts is None and (parsed.images is None or parsed.labeled is None):
+        parser.error("give --cutouts, or --images and --labeled")
     return parsed
 
 
@@ -401,7 +402,7 @@ def main(given: list[str] | None = None) -> int:
     """0: all is done; 3: the time is up, the same command goes on."""
     arguments = parse(sys.argv[1:] if given is None else given)
     out, device = arguments.out, find_device(arguments.device)
-    images, labelled = arguments.images or out / "data" / "images", arguments.labelled or out / "data" / "labelled"
+    images, labeled = arguments.images or out / "data" / "images", arguments.labeled or out / "data" / "labeled"
     done = False
     try:
         with time_limit(arguments.limit_minutes):
@@ -415,8 +416,8 @@ def main(given: list[str] | None = None) -> int:
             num_steps = find_budget(out, images, arguments)
             # 3. and 4. Method by method, so that what was asked for first is whole first.
             for method in arguments.methods:
-                train_method(method, out / method, images, labelled, num_steps, arguments)
-                score_method(out / method, labelled, linear_protocol(arguments), arguments.device)
+                train_method(method, out / method, images, labeled, num_steps, arguments)
+                score_method(out / method, labeled, linear_protocol(arguments), arguments.device)
                 find_shortcut(out / method, images, device)
             done = True
     except OutOfTimeError:

@@ -34,19 +34,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.augmentation import write_photograph
 from benchmarks.pretraining_step import explicit_attention
 from selfpatch.backbones.vit import build_vit
-from selfpatch.commands.cores import num_cores
+from selfpatch.commands.hardware import num_cores
 from selfpatch.config import PretrainConfig
-from selfpatch.data.copy_ahead import copied_ahead
+from selfpatch.config.io import override
+from selfpatch.data.augmentation.multi_crop import Crops, MultiCrop
 from selfpatch.data.image_folder import ImageFolder
-from selfpatch.data.loader import Batch, training_batches
-from selfpatch.data.multi_crop import Crops, MultiCrop
-from selfpatch.data.plan import Plan
-from selfpatch.optim import parameter_groups
-from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher, make_efficient
-from selfpatch.pretraining.update import Pretraining, build_optimizer, build_schedules
+from selfpatch.data.loading.device_prefetch import prefetch_to_device
+from selfpatch.data.loading.loader import Batch, training_batches
+from selfpatch.data.loading.sampler import Plan
+from selfpatch.optim.optimizer import parameter_groups
+from selfpatch.output.versions import installed_version
+from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
+from selfpatch.pretraining.train_step import PretrainTask, build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
-from selfpatch.settings_file import with_settings
-from selfpatch.versions import installed_version
 from tests.reference.plain_step import plain_loss
 
 RESULTS = Path(__file__).parent / "results"
@@ -153,11 +153,11 @@ def measure_fed(backbone: str, batch_size: int, arguments: argparse.Namespace, d
         for i in range(max(64, batch_size)):
             write_photograph(Path(folder) / f"{i}.jpg", seed=i)
         images = ImageFolder(Path(folder))
-        batches = copied_ahead(
+        batches = prefetch_to_device(
             training_batches(
                 images,
                 Plan(len(images), batch_size, 0),
-                MultiCrop(config.crops, relights=False),
+                MultiCrop(config.crops, color_in_worker=False),
                 first_step=0,
                 stop_step=num_steps,
                 num_workers=arguments.workers,
@@ -215,7 +215,7 @@ def flops_per_image(config: PretrainConfig, device: torch.device) -> float:
     """Of our step, its attention written out so that every product is seen."""
     student_teacher = build(replace(config, optim=replace(config.optim, batch_size=2)), device)
     explicit_attention(student_teacher, True)
-    two = random_batch(config, device).crops.of_images(0, 2).map(Tensor.float)
+    two = random_batch(config, device).crops.slice_images(0, 2).map(Tensor.float)
     with FlopCounterMode(display=False) as counter:
         loss, _ = student_teacher(two.global_crops, two.local_crops, 0)
         loss.backward()
@@ -236,7 +236,7 @@ def configure(backbone: str, batch_size: int, arguments: argparse.Namespace) -> 
     if arguments.miniature:
         settings |= {"crops.global_size": 96, "crops.local_size": 48, "crops.num_local": 2}
         settings |= {"backbone.depth": 2, "objectives.dino.head.num_prototypes": 1024}
-    return with_settings(find_recipe("dino-selfpatch"), settings)
+    return override(find_recipe("dino-selfpatch"), settings)
 
 
 def build(config: PretrainConfig, device: torch.device) -> StudentTeacher:
@@ -245,17 +245,17 @@ def build(config: PretrainConfig, device: torch.device) -> StudentTeacher:
     return build_student_teacher(backbone, config, steps_per_epoch=STEPS_PER_EPOCH).to(device).train()
 
 
-def build_trainee(config: PretrainConfig, device: torch.device) -> Pretraining:
+def build_trainee(config: PretrainConfig, device: torch.device) -> PretrainTask:
     student_teacher = build(config, device)
-    make_efficient(student_teacher, config.efficiency)
-    return Pretraining(
+    apply_efficiency(student_teacher, config.efficiency)
+    return PretrainTask(
         student_teacher,
         build_optimizer(student_teacher),
         config,
         schedules=build_schedules(config.optim, config.teacher, num_steps=10**6, steps_per_epoch=STEPS_PER_EPOCH),
         steps_per_epoch=STEPS_PER_EPOCH,
         device=device,
-        note_bad_images=len,
+        record_bad_images=len,
         files_of_step=lambda step: [],
     )
 
@@ -291,7 +291,7 @@ def plain_step(config: PretrainConfig, batch: Batch, device: torch.device) -> Ca
         scaler.update()
         optimizer.zero_grad()
         with torch.no_grad():
-            for student, teacher in student_teacher.twins():
+            for student, teacher in student_teacher.ema_pairs():
                 for s, t in zip(student.parameters(), teacher.parameters(), strict=True):
                     t.mul_(0.996).add_(s, alpha=0.004)
             for name, mean in (("dino", image_mean), ("selfpatch", patch_mean)):

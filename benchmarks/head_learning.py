@@ -26,12 +26,12 @@ from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import run_task
 
-NUM_LABELLED_IMAGES = 16
+NUM_LABELED_IMAGES = 16
 SIDE = 96
 # Nothing varies but the place of a crop; windows have the size of the crops, so that positions are those of training.
 AS_IT_IS = {
-    "image_size": SIDE, "long_side": 4 * SIDE, "stride": SIDE // 2, "scale": (1.0, 1.0), "max_class_share": 1.0,
-    "flip_prob": 0.0, "distort_colors": False, "dropout": 0.0, "batch_size": 8, "warmup_steps": 20,
+    "image_size": SIDE, "long_side": 4 * SIDE, "stride": SIDE // 2, "scale": (1.0, 1.0), "cat_max_ratio": 1.0,
+    "hflip_prob": 0.0, "photometric_distortion": False, "dropout": 0.0, "batch_size": 8, "warmup_steps": 20,
 }  # fmt: skip
 DECODER = {
     "inference": "slide", "lr": 3e-3, "steps": 700, "clip_norm": 1.0, "drop_path": 0.0, "head_channels": 32,
@@ -81,7 +81,7 @@ def segment(task: str, root: Path, out: Path) -> Result:
 def same_images(data: Path, root: Path) -> Path:
     """The first training images of a data set in ADE20K's layout, as one of which both splits are these."""
     shutil.copy(data / "objectInfo150.txt", copy_to(root))
-    for image in sorted((data / "images/training").iterdir())[:NUM_LABELLED_IMAGES]:
+    for image in sorted((data / "images/training").iterdir())[:NUM_LABELED_IMAGES]:
         for split in ("training", "validation"):
             shutil.copy(image, copy_to(root / "images" / split))
             shutil.copy(data / "annotations/training" / f"{image.stem}.png", copy_to(root / "annotations" / split))

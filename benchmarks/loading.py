@@ -25,18 +25,18 @@ from rich.table import Table
 
 from benchmarks.augmentation import write_photograph
 from selfpatch.config import CropsConfig
+from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder
-from selfpatch.data.loader import training_batches
-from selfpatch.data.multi_crop import MultiCrop
-from selfpatch.data.plan import Plan, sample_rng
+from selfpatch.data.loading.loader import training_batches
+from selfpatch.data.loading.sampler import Plan, sample_rng
 
 # What a run does with its images before the first batch, and what it took.
 START_UP = """
 import sys, time
 from pathlib import Path
 from selfpatch.data.image_folder import ImageFolder
-from selfpatch.data.loader import training_batches
-from selfpatch.data.plan import Plan
+from selfpatch.data.loading.loader import training_batches
+from selfpatch.data.loading.sampler import Plan
 start = time.perf_counter()
 images = ImageFolder(Path(sys.argv[1]))
 images.fingerprint()

@@ -88,7 +88,7 @@ def overfitting(arguments: argparse.Namespace) -> MaskRCNN:
         warmup_steps=20,
         decay_epochs=(0.75 * arguments.steps * arguments.batch_size / arguments.images,),
         clip_norm=10.0,
-        flip_prob=0.0,
+        hflip_prob=0.0,
         augmentation="none",
         image_size=160,
         long_side=240,

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from selfpatch.backbones.vit import build_vit
 from selfpatch.config import EfficiencyConfig
-from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher, make_efficient
+from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
 from selfpatch.recipes import find_recipe
 from tests.reference.plain_step import plain_loss
 
@@ -68,7 +68,7 @@ def run(name: str, student_teacher: StudentTeacher, batch: tuple[torch.Tensor, t
     """Seconds of one forward and backward pass, by the clock and of all cores."""
     explicit_attention(student_teacher, name == "plain")
     recompute = {"ours": "activations", "recompute blocks": "blocks"}.get(name, "nothing")
-    make_efficient(student_teacher, EfficiencyConfig(recompute=recompute))
+    apply_efficiency(student_teacher, EfficiencyConfig(recompute=recompute))
     start, cpu_start = time.perf_counter(), time.process_time()
     STEPS[name](student_teacher, *batch)
     seconds = time.perf_counter() - start, time.process_time() - cpu_start

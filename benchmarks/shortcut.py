@@ -33,18 +33,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from selfpatch import checkpoint
 from selfpatch.backbones.pretrained import load_vit
+from selfpatch.backbones.tokens import Tokens
 from selfpatch.backbones.vit import ViT, build_vit
-from selfpatch.commands.devices import find_device
+from selfpatch.commands.hardware import find_device
 from selfpatch.config import rows_columns
-from selfpatch.data.image_folder import ImageFolder, read_spread
+from selfpatch.config.io import read_yaml
+from selfpatch.data.image_folder import ImageFolder, read_evenly_spaced
 from selfpatch.evaluation.features import normalized
-from selfpatch.evaluation.k_means import k_means, nearest_center
+from selfpatch.evaluation.segmentation.k_means import k_means, nearest_center
 from selfpatch.objectives.selfpatch import SelfPatch, find_positives
+from selfpatch.output import checkpoint
 from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
-from selfpatch.settings_file import read_yaml
-from selfpatch.tokens import Tokens
 
 Positions = Literal["kept", "shuffled", "zeroed"]
 POSITIONS: tuple[Positions, ...] = ("kept", "shuffled", "zeroed")
@@ -77,11 +77,11 @@ def variance_shares(tokens: Float[Tensor, "B N D"]) -> VarianceShares:
     shares of 0.
     """
     num_images, num_places, _ = tokens.shape
-    centred = tokens.double() - tokens.double().mean(dim=(0, 1))
-    total = centred.square().sum().item() or 1.0
-    place = num_images * centred.mean(dim=0).square().sum().item() / total
-    image = num_places * centred.mean(dim=1).square().sum().item() / total
-    rest = centred.square().sum().item() / total - place - image
+    centered = tokens.double() - tokens.double().mean(dim=(0, 1))
+    total = centered.square().sum().item() or 1.0
+    place = num_images * centered.mean(dim=0).square().sum().item() / total
+    image = num_places * centered.mean(dim=1).square().sum().item() / total
+    rest = centered.square().sum().item() / total - place - image
     degrees = max(num_images * num_places - 1, 1)
     return VarianceShares(place, image, rest, (num_places - 1) / degrees, (num_images - 1) / degrees)
 
@@ -201,7 +201,7 @@ def load_model(model: Path, device: torch.device) -> Model:
     """
     student_teacher = step = None
     if (model / "config.yaml").is_file() and (config := read_yaml(model / "config.yaml")).objectives.selfpatch:
-        found, _ = checkpoint.newest_valid(model / "checkpoints")
+        found, _ = checkpoint.load_latest(model / "checkpoints")
         if found is None:
             raise ValueError(f"{model} has no whole checkpoint, which holds the prototypes; give its backbone instead")
         student_teacher = build_student_teacher(
@@ -210,7 +210,7 @@ def load_model(model: Path, device: torch.device) -> Model:
         student_teacher.load_state_dict(found.tensors["model"])
         student_teacher.eval()
         step = found.state["step"]
-    backbone = load_vit(model, device=device) if student_teacher is None else student_teacher.deployed_backbone()
+    backbone = load_vit(model, device=device) if student_teacher is None else student_teacher.export_backbone()
     rows, columns = backbone.model.patch_embed.img_size
     if backbone.model.pos_embed is None or rows != columns:
         raise ValueError(
@@ -219,9 +219,9 @@ def load_model(model: Path, device: torch.device) -> Model:
     return Model(str(model), backbone, student_teacher, step)
 
 
-def centre_crops(folder: Path, size: int, count: int) -> np.ndarray:
+def center_crops(folder: Path, size: int, count: int) -> np.ndarray:
     """[B, size, size, 3] levels: the largest square in the middle of at most `count` images spread over the folder."""
-    images = (pixels for _, pixels in read_spread(ImageFolder(folder), count))
+    images = (pixels for _, pixels in read_evenly_spaced(ImageFolder(folder), count))
     fitted = [ImageOps.fit(Image.fromarray(pixels), (size, size), Image.Resampling.BICUBIC) for pixels in images]
     return np.stack([np.asarray(image) for image in fitted])
 
@@ -317,7 +317,7 @@ def main() -> None:
     results = []
     for path in arguments.models:
         model = load_model(path, device)
-        pixels = centre_crops(arguments.images, model.backbone.model.patch_embed.img_size[0], arguments.count)
+        pixels = center_crops(arguments.images, model.backbone.model.patch_embed.img_size[0], arguments.count)
         results.append(measure(model, pixels, batch_size=arguments.batch_size, num_clusters=arguments.num_clusters))
     Console().print(table(results))
     if arguments.out:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from selfpatch.commands.pretrain import pretrain
-from selfpatch.data.scenes import write_scenes
+from selfpatch.demo.scenes import write_scenes
 
 METHODS = {"DINO + SelfPatch": {}, "DINO": {"objectives.selfpatch": None}}
 

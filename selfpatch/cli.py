@@ -20,9 +20,10 @@ import tyro
 from tyro.conf import AvoidSubcommands, Positional, arg
 
 from selfpatch.config import PretrainConfig
+from selfpatch.config.io import read_yaml
+from selfpatch.errors import UserError
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.recipes import RECIPES, find_recipe
-from selfpatch.settings_file import read_yaml
 
 Flat = arg(name="")  # a group of settings whose flags carry no prefix
 Images = Annotated[Positional[Path], arg(metavar="IMAGES")]
@@ -130,7 +131,7 @@ class Demo:
 def pretrain(arguments: list[str]) -> int:
     config_file, recipe = _peek(arguments, "--config"), _peek(arguments, "--recipe")
     if config_file and recipe:
-        raise ValueError("give --config or --recipe, not both: each of them says all settings")
+        raise UserError("give --config or --recipe, not both: each of them says all settings")
     start = read_yaml(Path(config_file)) if config_file else find_recipe(recipe or PretrainConfig.recipe)
 
     @dataclass(frozen=True)
@@ -164,11 +165,11 @@ def evaluate(arguments: list[str]) -> int:
     # The task and its preset decide which protocol's settings there are.
     chosen_task = _peek(arguments, "--task") or "in-context-segmentation"
     if chosen_task not in TASKS:
-        raise ValueError(_unknown("task", chosen_task, TASKS))
+        raise UserError(_unknown("task", chosen_task, TASKS))
     presets, layout = TASKS[chosen_task]
     chosen_preset = _peek(arguments, "--preset") or next(iter(presets))
     if chosen_preset not in presets:
-        raise ValueError(_unknown(f"preset of {chosen_task}", chosen_preset, presets))
+        raise UserError(_unknown(f"preset of {chosen_task}", chosen_preset, presets))
     start = presets[chosen_preset]
 
     @dataclass(frozen=True)
@@ -247,7 +248,7 @@ def compare(arguments: list[str]) -> int:
 def demo(arguments: list[str]) -> int:
     given = _parse(Demo, arguments, "demo")
 
-    from selfpatch.commands.demo import demo
+    from selfpatch.demo.tour import demo
 
     result = demo(given.out, seed=given.seed)
     return 128 + result.stopped_by if result.stopped_by else 0
@@ -280,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         name, *rest = arguments
         if name not in COMMANDS:
-            raise ValueError(_unknown("command", name, COMMANDS))
+            raise UserError(_unknown("command", name, COMMANDS))
         return COMMANDS[name][0](rest)
     except (ValueError, OSError) as error:
         if show_traceback:
@@ -316,7 +317,7 @@ def _parse(kind: Any, arguments: list[str], command: str) -> Any:
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise ValueError(f"{_in_words(boxes.getvalue(), arguments)} All flags: {prog} --help") from None
+        raise UserError(f"{_in_words(boxes.getvalue(), arguments)} All flags: {prog} --help") from None
 
 
 def _in_words(box: str, arguments: list[str]) -> str:

@@ -9,8 +9,9 @@ from torch import nn
 
 from selfpatch.backbones.pretrained import ARCHITECTURE_ARGUMENTS, FORMAT_KEY, FORMAT_VERSION
 from selfpatch.backbones.vit import Architecture, ViT
-from selfpatch.checkpoint import replacing
-from selfpatch.versions import installed_version
+from selfpatch.errors import UserError
+from selfpatch.output.atomic_files import atomic_write
+from selfpatch.output.versions import installed_version
 
 
 def export_timm(backbone: ViT, path: Path, *, metadata: Mapping[str, str] | None = None) -> str:
@@ -20,11 +21,11 @@ def export_timm(backbone: ViT, path: Path, *, metadata: Mapping[str, str] | None
     Plain timm resamples position embeddings in its own way, whatever the backbone was set to.
 
     Raises:
-        ValueError: the name does not end in .safetensors, by which timm tells the format.
+        UserError: the name does not end in .safetensors, by which timm tells the format.
         OSError: the file cannot be written; what was there before is untouched.
     """
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} must end in .safetensors, by which timm tells the format of a file")
+        raise UserError(f"{path} must end in .safetensors, by which timm tells the format of a file")
     name, arguments = backbone.architecture
     if isinstance(backbone.model.norm, nn.Identity):
         arguments = arguments | {"final_norm": False}
@@ -38,9 +39,9 @@ def export_timm(backbone: ViT, path: Path, *, metadata: Mapping[str, str] | None
         "patch_size": json.dumps(backbone.patch_size),
         "mean": json.dumps(backbone.mean),
         "std": json.dumps(backbone.std),
-        "norm_is_aggregators": json.dumps(backbone.norm_is_aggregators),
+        "final_norm_from_aggregator": json.dumps(backbone.final_norm_from_aggregator),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata=dict(metadata or {}) | description)
     return Architecture(name, arguments).as_code(checkpoint_path=str(path))

@@ -17,9 +17,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from selfpatch import cli, config
-from selfpatch.data.scenes import write_scenes
+from selfpatch.config.io import write_yaml
+from selfpatch.demo.scenes import write_scenes
 from selfpatch.evaluation import protocols
-from selfpatch.settings_file import write_yaml
 from tests.small_models import tiny_config
 
 NO_CUDA = not torch.cuda.is_available()
@@ -180,7 +180,7 @@ def test_large_enough_images_bring_no_warning(scenes, tmp_path, capsys):
         (["--efficiency.num-workers", "-1"], ["efficiency.num-workers is -1; 0 reads"]),
         (["--run.save-every", "0"], ["run.save-every is 0; it must be at least 1"]),
         (["--evaluate.image-size", "0"], ["evaluate.image-size is 0; it must be above 0"]),
-        (["--run.max-bad-share", "20"], [r"run.max-bad-share is 20.0; it is a share of the images, in \[0, 1\]"]),
+        (["--run.max-bad-fraction", "20"], [r"run.max-bad-fraction is 20.0; it is a share of the images, in \[0, 1\]"]),
         (["--seed", "-1"], ["seed is -1; it must be 0 or more"]),
         # what must fit together
         (["--crops.global-size", "36"], ["global-size 36 x 36 is not a multiple of the patch size 8 x 8", "is 32 x 32"]),

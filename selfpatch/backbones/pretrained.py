@@ -10,11 +10,12 @@ import timm
 import torch
 from torch import nn
 
-from selfpatch.backbones.match import Match, copy_tensors, match_tensors, require_match
-from selfpatch.backbones.original_checkpoints import convert_original
+from selfpatch.backbones.checkpoints.formats import convert_original
+from selfpatch.backbones.checkpoints.match import Match, check_match, load_matching, match_tensors
+from selfpatch.backbones.checkpoints.weights_io import check_weights, read_metadata, read_tensors
 from selfpatch.backbones.swin import ANY_SIZE, Swin, create_timm_swin
-from selfpatch.backbones.tensor_files import read_metadata, read_tensors, require_weights
 from selfpatch.backbones.vit import Architecture, ViT, create_timm_vit
+from selfpatch.errors import UserError
 
 # How the names of models begin that are no plain vision transformers.
 SWIN = "timm:swin_"
@@ -33,7 +34,7 @@ def load_backbone(
     model: str | Path,
     *,
     device: str | torch.device = "cpu",
-    position_resampling: str | None = None,
+    pos_embed_interpolation: str | None = None,
     num_heads: int | None = None,
 ) -> ViT | Swin:
     """A backbone in evaluation mode; its `notes` say what should be known of its weights.
@@ -42,31 +43,31 @@ def load_backbone(
         model: a run folder, an exported file, a checkpoint (`.pth`, or safetensors) of the original SelfPatch, DINO,
             iBOT, MoCo-v3 or DINOv2, `timm:NAME.TAG` for weights that timm may download, or `timm:NAME` for random
             ones, always the same.
-        position_resampling: None is what the original program does for its checkpoints, else "timm".
+        pos_embed_interpolation: None is what the original program does for its checkpoints, else "timm".
         num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
-        ValueError: nothing there, not a backbone, damaged, not finite, or a checkpoint that fits in less than 90 % of
+        UserError: nothing there, not a backbone, damaged, not finite, or a checkpoint that fits in less than 90 % of
             its tensors.
     """
     if str(model).startswith(SWIN):
-        if (num_heads, position_resampling) != (None, None):
-            raise ValueError(
+        if (num_heads, pos_embed_interpolation) != (None, None):
+            raise UserError(
                 f"{model} has attention heads by stage and no position embeddings to resample; leave out num-heads and "
-                "position-resampling, which are for plain vision transformers"
+                "pos-embed-interpolation, which are for plain vision transformers"
             )
         return _load_swin(str(model).removeprefix("timm:")).to(device).eval()
     if str(model).startswith("timm:"):
-        backbone = _load_timm(str(model).removeprefix("timm:"), position_resampling or "timm")
+        backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "timm")
     else:
         file = _find_file(Path(model))
         metadata = read_metadata(file)
         if FORMAT_KEY in metadata:
-            backbone = _load_exported(file, metadata, position_resampling or "timm")
+            backbone = _load_exported(file, metadata, pos_embed_interpolation or "timm")
         else:
-            backbone = _load_original(file, num_heads, position_resampling)
+            backbone = _load_original(file, num_heads, pos_embed_interpolation)
     if num_heads not in (None, backbone.num_heads):
-        raise ValueError(f"{model} has {backbone.num_heads} attention heads, not {num_heads}; use that number")
+        raise UserError(f"{model} has {backbone.num_heads} attention heads, not {num_heads}; use that number")
     return backbone.to(device).eval()
 
 
@@ -74,17 +75,17 @@ def load_vit(
     model: str | Path,
     *,
     device: str | torch.device = "cpu",
-    position_resampling: str | None = None,
+    pos_embed_interpolation: str | None = None,
     num_heads: int | None = None,
 ) -> ViT:
     """As `load_backbone`, for what only plain vision transformers can do.
 
     Raises:
-        ValueError: also a model of another kind.
+        UserError: also a model of another kind.
     """
     if str(model).startswith(SWIN):
-        raise ValueError(f"{model} is a Swin; this needs a plain vision transformer")
-    backbone = load_backbone(model, device=device, position_resampling=position_resampling, num_heads=num_heads)
+        raise UserError(f"{model} is a Swin; this needs a plain vision transformer")
+    backbone = load_backbone(model, device=device, pos_embed_interpolation=pos_embed_interpolation, num_heads=num_heads)
     assert isinstance(backbone, ViT)
     return backbone
 
@@ -95,7 +96,7 @@ def load_weights(backbone: ViT, model: str | Path, *, num_heads: int | None = No
     Position embeddings and the patch embedding are resampled to the image and patch size of `backbone`.
 
     Raises:
-        ValueError: as `load_backbone`; or they fit in less than 90 % of their tensors.
+        UserError: as `load_backbone`; or they fit in less than 90 % of their tensors.
     """
     source: Any = load_vit(model, num_heads=num_heads).model
     target: Any = backbone.model
@@ -110,7 +111,7 @@ def load_weights(backbone: ViT, model: str | Path, *, num_heads: int | None = No
         num_patches = target.patch_embed.num_patches
         own = target.pos_embed.detach().cpu()[:, :-num_patches]
         tensors["pos_embed"] = torch.cat([own, tensors["pos_embed"][:, -num_patches:]], dim=1)
-    return copy_tensors(tensors, target, origin=str(model))
+    return load_matching(tensors, target, origin=str(model))
 
 
 def _find_file(path: Path) -> Path:
@@ -120,24 +121,24 @@ def _find_file(path: Path) -> Path:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         nearest = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.4)
         hint = f"Nearest there: {', '.join(nearest)}. " if nearest else ""
-        raise ValueError(
+        raise UserError(
             f"{path} does not exist. {hint}A model is a run folder, an exported file, an original checkpoint (.pth) or "
             "timm:NAME"
         )
     if (path / RUN_FILE).is_file():
         return path / RUN_FILE
     if (path / "config.yaml").is_file():
-        raise ValueError(f"the run {path} has saved no backbone yet; wait for its first checkpoint ({path / RUN_FILE})")
-    raise ValueError(f"the folder {path} is no run: it has no {RUN_FILE}; give a run folder or the file itself")
+        raise UserError(f"the run {path} has saved no backbone yet; wait for its first checkpoint ({path / RUN_FILE})")
+    raise UserError(f"the folder {path} is no run: it has no {RUN_FILE}; give a run folder or the file itself")
 
 
-def _load_timm(name: str, position_resampling: str) -> ViT:
+def _load_timm(name: str, pos_embed_interpolation: str) -> ViT:
     arguments = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True}
     model, settings, notes = _create_timm(name, create_timm_vit, arguments)
     # The image size of a tag may differ from the architecture's own, and position embeddings have to fit.
     arguments = arguments | {"img_size": tuple(model.patch_embed.img_size)}
     architecture = Architecture(name.partition(".")[0], arguments)
-    backbone = ViT(model, architecture, position_resampling=position_resampling, **settings)
+    backbone = ViT(model, architecture, pos_embed_interpolation=pos_embed_interpolation, **settings)
     backbone.notes = notes
     return backbone
 
@@ -161,7 +162,7 @@ def _create_timm(
         note = f"random initialisation (timm:{name} names no weights{known})"
         return _with_fixed_seed(create, name, arguments), {}, (note,)
     if timm.is_model(architecture) and name not in with_weights:
-        raise ValueError(
+        raise UserError(
             f"timm has no weights {tag!r} of {architecture}; it has: {', '.join(with_weights) or 'none'}. Without a "
             f"tag (timm:{architecture}) the weights are random"
         )
@@ -170,7 +171,7 @@ def _create_timm(
     except ValueError:
         raise
     except Exception as error:  # each of timm's sources has its own errors for a download that failed
-        raise ValueError(
+        raise UserError(
             f"timm could not get the weights {name!r}: {_first_line(error)}. It downloads them unless they are in its "
             "cache already; check the network, or give a file"
         ) from error
@@ -183,9 +184,9 @@ def _with_fixed_seed(create: Callable[..., nn.Module], name: str, arguments: dic
         return create(name, **arguments)
 
 
-def _load_exported(file: Path, metadata: dict[str, str], position_resampling: str) -> ViT:
+def _load_exported(file: Path, metadata: dict[str, str], pos_embed_interpolation: str) -> ViT:
     if metadata[FORMAT_KEY] != FORMAT_VERSION:
-        raise ValueError(
+        raise UserError(
             f"{file} has format {metadata[FORMAT_KEY]!r}, and this version reads {FORMAT_VERSION!r}; use the version "
             f"of selfpatch that wrote it ({metadata.get('selfpatch_version', 'not named')})"
         )
@@ -194,39 +195,43 @@ def _load_exported(file: Path, metadata: dict[str, str], position_resampling: st
         mean, std = (tuple(map(float, json.loads(metadata[key]))) for key in ("mean", "std"))
         arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
         if len(mean) != 3 or len(std) != 3 or not arguments.keys() <= ARCHITECTURE_ARGUMENTS:
-            raise ValueError(f"mean {mean}, std {std}, arguments {arguments}")
+            raise UserError(f"mean {mean}, std {std}, arguments {arguments}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file} has metadata that no export wrote ({error!r}); export the backbone again") from error
+        raise UserError(f"{file} has metadata that no export wrote ({error!r}); export the backbone again") from error
     tensors = read_tensors(file)
     with torch.device("meta"):  # shapes first: no memory is taken for a network that the file cannot fill
         match = match_tensors(tensors, create_timm_vit(name, **arguments))
     if len(match.matched) < len(tensors) or match.missing:
-        raise ValueError(f"{file} does not hold the {name} that it says it does: {match}. Export the backbone again")
-    require_weights(file, tensors)
+        raise UserError(f"{file} does not hold the {name} that it says it does: {match}. Export the backbone again")
+    check_weights(file, tensors)
     model = create_timm_vit(name, **arguments)
     model.load_state_dict(tensors)
-    backbone = ViT(model, Architecture(name, arguments), position_resampling=position_resampling, mean=mean, std=std)
-    backbone.norm_is_aggregators = metadata.get("norm_is_aggregators") == "true"
+    backbone = ViT(
+        model, Architecture(name, arguments), pos_embed_interpolation=pos_embed_interpolation, mean=mean, std=std
+    )
+    backbone.final_norm_from_aggregator = metadata.get("final_norm_from_aggregator") == "true"
     return backbone
 
 
-def _load_original(file: Path, num_heads: int | None, position_resampling: str | None) -> ViT:
+def _load_original(file: Path, num_heads: int | None, pos_embed_interpolation: str | None) -> ViT:
     original = convert_original(file, read_tensors(file), num_heads)
     name, arguments, tensors = original.name, original.arguments, original.tensors
     with torch.device("meta"):  # shapes first, as above
         match = match_tensors(tensors, create_timm_vit(name, **arguments))
-    require_match(match, origin=str(file))
-    require_weights(file, {name: tensors[name] for name in match.matched})
+    check_match(match, origin=str(file))
+    check_weights(file, {name: tensors[name] for name in match.matched})
     model = _with_fixed_seed(create_timm_vit, name, arguments)
-    copy_tensors(tensors, model, origin=str(file))
+    load_matching(tensors, model, origin=str(file))
     backbone = ViT(
-        model, Architecture(name, arguments), position_resampling=position_resampling or original.position_resampling
+        model,
+        Architecture(name, arguments),
+        pos_embed_interpolation=pos_embed_interpolation or original.pos_embed_interpolation,
     )
     notes = [str(match), *original.notes]
     if beside := sorted({name.split(".")[0] for name in tensors} - {name.split(".")[0] for name in model.state_dict()}):
         notes.append(f"left out, as no part of the encoder: {', '.join(beside)}")
     backbone.notes = tuple(notes)
-    backbone.norm_is_aggregators = original.norm_is_aggregators
+    backbone.final_norm_from_aggregator = original.final_norm_from_aggregator
     return backbone
 
 

@@ -10,9 +10,10 @@ from jaxtyping import Float
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from selfpatch.backbones.vit import Architecture, calls_of, key_projection, set_drop_path
+from selfpatch.backbones.tokens import Stage, Tokens
+from selfpatch.backbones.vit import Architecture, capture_activations, key_projection, set_drop_path
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD
-from selfpatch.tokens import Stage, Tokens
+from selfpatch.errors import UserError
 
 # What makes timm's model take any image size, with windows of the size it was made with.
 ANY_SIZE = {"strict_img_size": False, "always_partition": True}
@@ -22,15 +23,15 @@ def create_timm_swin(name: str, **arguments: Any) -> nn.Module:
     """`timm.create_model` for Swin transformers of the first version.
 
     Raises:
-        ValueError: an unknown name (the nearest ones are given), or another family.
+        UserError: an unknown name (the nearest ones are given), or another family.
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         nearest = difflib.get_close_matches(architecture, timm.list_models("swin_*"), n=3, cutoff=0.3)
-        raise ValueError(f"unknown backbone {name!r}; timm has no such model. Nearest: {', '.join(nearest) or 'none'}")
+        raise UserError(f"unknown backbone {name!r}; timm has no such model. Nearest: {', '.join(nearest) or 'none'}")
     model = timm.create_model(name, **arguments)
     if not isinstance(model, SwinTransformer):
-        raise ValueError(
+        raise UserError(
             f"{name!r} is a {type(model).__name__}; of Swin transformers the first version can be read, e.g. "
             "swin_tiny_patch4_window7_224"
         )
@@ -79,14 +80,16 @@ class Swin(nn.Module):
         """What the given stages make of the images, without a norm; strides are those of `self.stages`."""
         self._refuse_other_sizes(images)
         layers = [self.model.layers[stage] for stage in stages]
-        return [call.output.permute(0, 3, 1, 2) for call in calls_of(layers, self.model.forward_features, images)]
+        return [
+            call.output.permute(0, 3, 1, 2) for call in capture_activations(layers, self.model.forward_features, images)
+        ]
 
-    def last_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+    def last_attention_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
         """The keys of the last block's attention, all heads side by side."""
         self._refuse_other_sizes(images)
         block = self.model.layers[-1].blocks[-1]
         # Of the whole map, not window by window: a key depends on its own token alone.
-        (call,) = calls_of([block.norm1], self.model.forward_features, images)
+        (call,) = capture_activations([block.norm1], self.model.forward_features, images)
         return F.linear(call.output, *key_projection(block.attn)).permute(0, 3, 1, 2)
 
     def set_drop_path(self, rate: float) -> None:
@@ -107,7 +110,7 @@ class Swin(nn.Module):
     def _refuse_other_sizes(self, images: Float[Tensor, "B 3 H W"]) -> None:
         rows, columns = images.shape[-2:]
         if rows % self.patch_size[0] or columns % self.patch_size[1]:
-            raise ValueError(
+            raise UserError(
                 f"an image of {rows} x {columns} pixels has no whole number of places of {self.patch_size[0]} x "
                 f"{self.patch_size[1]} in the last stage; both sides must be multiples: crop, pad or resize it"
             )

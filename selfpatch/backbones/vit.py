@@ -14,9 +14,10 @@ from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from selfpatch.backbones.skipping_blocks import SkippingBlock, compile_blocks, skip_dropped_samples
+from selfpatch.backbones.stochastic_depth import SubsetDropPathBlock, compile_blocks, use_subset_drop_path
+from selfpatch.backbones.tokens import Stage, Tokens
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
-from selfpatch.tokens import Stage, Tokens
+from selfpatch.errors import UserError
 
 
 class Architecture(NamedTuple):
@@ -36,35 +37,35 @@ class ViT(nn.Module):
 
     Args:
         model: built by timm with `dynamic_img_size=True` and no classifier.
-        position_resampling: how learned position embeddings follow the image size. "timm" is what plain timm will do
-            with the exported file; "dino" what DINO and the original SelfPatch trained with. They differ by up to
-            0.012 where embeddings have a standard deviation of 0.02.
+        pos_embed_interpolation: how learned position embeddings follow the image size. "timm" is what plain timm
+            will do with the exported file; "dino" what DINO and the original SelfPatch trained with. They differ by
+            up to 0.012 where embeddings have a standard deviation of 0.02.
         mean, std: what its images are normalised with.
     """
 
     # What should be known of its weights, by whoever loaded them.
     notes: tuple[str, ...] = ()
     # Whether its final norm is the aggregator's: SelfPatch then looks for positives in the tokens before it.
-    norm_is_aggregators = False
+    final_norm_from_aggregator = False
 
     def __init__(
         self,
         model: nn.Module,
         architecture: Architecture,
         *,
-        position_resampling: str = "timm",
+        pos_embed_interpolation: str = "timm",
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ):
         super().__init__()
-        if position_resampling == "dino" and (not isinstance(model, VisionTransformer) or model.pos_embed is None):
-            raise ValueError(
+        if pos_embed_interpolation == "dino" and (not isinstance(model, VisionTransformer) or model.pos_embed is None):
+            raise UserError(
                 f"{architecture.name} is not of the kind that DINO trained, with learned position embeddings only; use "
-                "position-resampling 'timm'"
+                "pos-embed-interpolation 'timm'"
             )
         self.model: Any = model  # timm's attributes have no types
         self.architecture = architecture
-        self.position_resampling = position_resampling
+        self.pos_embed_interpolation = pos_embed_interpolation
         self.mean, self.std = mean, std
         self.patch_size: tuple[int, int] = self.model.patch_embed.patch_size
         self.embed_dim: int = self.model.embed_dim
@@ -76,18 +77,18 @@ class ViT(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
-        if self.position_resampling == "dino":
+        if self.pos_embed_interpolation == "dino":
             x = self._forward_dino(images)
         else:
             x = self.model.forward_features(images)
         cls_token = x[:, 0] if self.has_cls_token else None
         return Tokens(cls_token, x[:, self.num_prefix_tokens :], grid_size)
 
-    def tokens_for_positives(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
+    def pre_norm_tokens(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
         """Its tokens as SelfPatch compares them in training: as the backbone alone gives them, without a lent norm."""
-        if not self.norm_is_aggregators:
+        if not self.final_norm_from_aggregator:
             return self(images)
-        (norm,) = calls_of([self.model.norm], self, images)
+        (norm,) = capture_activations([self.model.norm], self, images)
         cls_token = norm.output[:, 0] if self.has_cls_token else None
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
         return Tokens(cls_token, norm.input[:, self.num_prefix_tokens :], grid_size)
@@ -95,13 +96,13 @@ class ViT(nn.Module):
     def stage_maps(self, images: Float[Tensor, "B 3 H W"], stages: Sequence[int]) -> list[Float[Tensor, "B D R S"]]:
         """Patch tokens after the given blocks (from 0, or from the end by -1, -2, ...), before the final norm."""
         blocks = [self.model.blocks[stage] for stage in stages]
-        return [self._as_map(call.output, images) for call in calls_of(blocks, self, images)]
+        return [self._to_feature_map(call.output, images) for call in capture_activations(blocks, self, images)]
 
-    def last_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+    def last_attention_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
         """The keys of the last block's attention for every patch, all heads side by side, before any rotation."""
         attention = self.model.blocks[-1].attn
-        (call,) = calls_of([attention], self, images)
-        return self._as_map(F.linear(call.input, *key_projection(attention)), images)
+        (call,) = capture_activations([attention], self, images)
+        return self._to_feature_map(F.linear(call.input, *key_projection(attention)), images)
 
     def set_drop_path(self, rate: float) -> None:
         """Stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""
@@ -115,14 +116,14 @@ class ViT(nn.Module):
         """Cut queries, keys and values into another number of heads than they were trained in.
 
         Raises:
-            ValueError: the width is no multiple of it, or position embeddings are made for the width of a head (RoPE).
+            UserError: the width is no multiple of it, or position embeddings are made for the width of a head (RoPE).
         """
         if self.embed_dim % num_heads:
-            raise ValueError(
+            raise UserError(
                 f"a width of {self.embed_dim} cannot be cut into {num_heads} attention heads; choose a divisor"
             )
         if not isinstance(self.model, VisionTransformer):
-            raise ValueError(
+            raise UserError(
                 f"the position embeddings of {self.architecture.name} are made for its own {self.num_heads} attention "
                 "heads; only transformers as DINO trained them can be cut into others"
             )
@@ -144,7 +145,7 @@ class ViT(nn.Module):
         model, grid_size = self.model, self.grid_size(image_size)
         if getattr(model, "pos_embed", None) is None or grid_size == model.patch_embed.grid_size:
             return
-        if self.position_resampling == "timm":
+        if self.pos_embed_interpolation == "timm":
             model.set_input_size(img_size=image_size)
             return
         prefix, patches = self._split_positions()
@@ -156,13 +157,15 @@ class ViT(nn.Module):
         """Whether blocks compute their activations again in the backward pass instead of keeping them."""
         self.model.set_grad_checkpointing(recompute)
 
-    def set_makes_again(self, makes_again: bool) -> None:
+    def set_activation_recompute(self, recomputes_activations: bool) -> None:
         """Whether blocks make again what their norms and activation functions made, and keep the rest."""
         for block in self.model.blocks:
-            if isinstance(block, SkippingBlock):
-                block.makes_again = makes_again
+            if isinstance(block, SubsetDropPathBlock):
+                block.recomputes_activations = recomputes_activations
 
-    def _as_map(self, tokens: Float[Tensor, "B T D"], images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+    def _to_feature_map(
+        self, tokens: Float[Tensor, "B T D"], images: Float[Tensor, "B 3 H W"]
+    ) -> Float[Tensor, "B D R S"]:
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
         return tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid_size)
 
@@ -170,10 +173,10 @@ class ViT(nn.Module):
         """Rows and columns of patches of an image of (rows, columns) pixels.
 
         Raises:
-            ValueError: a side is not a multiple of the patch size.
+            UserError: a side is not a multiple of the patch size.
         """
         if image_size[0] % self.patch_size[0] or image_size[1] % self.patch_size[1]:
-            raise ValueError(
+            raise UserError(
                 f"an image of {image_size[0]} x {image_size[1]} pixels cannot be cut into patches of "
                 f"{self.patch_size[0]} x {self.patch_size[1]}; both sides must be multiples: crop, pad or resize it"
             )
@@ -209,7 +212,7 @@ class Call(NamedTuple):
     output: Tensor
 
 
-def calls_of(
+def capture_activations(
     modules: Sequence[nn.Module], network: Callable[[Tensor], Any], images: Float[Tensor, "B 3 H W"]
 ) -> list[Call]:
     """What happens in these modules while the network sees the images: one way into every family's forward."""
@@ -269,33 +272,33 @@ def build_vit(config: BackboneConfig, image_size: tuple[int, int]) -> ViT:
         if (value := getattr(config, name)) is not None:
             arguments[name] = value
     model = create_timm_vit(config.name, **arguments, drop_path_rate=config.drop_path)
-    skip_dropped_samples(model.blocks)
+    use_subset_drop_path(model.blocks)
     if not config.final_norm:
         model.norm = nn.Identity()
-    return ViT(model, Architecture(config.name, arguments), position_resampling=config.position_resampling)
+    return ViT(model, Architecture(config.name, arguments), pos_embed_interpolation=config.pos_embed_interpolation)
 
 
 def create_timm_vit(name: str, **arguments: Any) -> nn.Module:
     """`timm.create_model` for vision transformers only, with errors that say what is allowed.
 
     Raises:
-        ValueError: an unknown name (the nearest ones are given), not a vision transformer, or a setting it lacks.
+        UserError: an unknown name (the nearest ones are given), not a vision transformer, or a setting it lacks.
     """
     architecture = name.split(".")[0]
     if not timm.is_model(architecture):
         nearest = difflib.get_close_matches(
             architecture, timm.list_models("*vit*") + timm.list_models("*eva*"), n=3, cutoff=0.3
         )
-        raise ValueError(f"unknown backbone {name!r}; timm has no such model. Nearest: {', '.join(nearest) or 'none'}")
+        raise UserError(f"unknown backbone {name!r}; timm has no such model. Nearest: {', '.join(nearest) or 'none'}")
     try:
         model = timm.create_model(name, **arguments)
     except (TypeError, AssertionError) as error:
-        raise ValueError(
+        raise UserError(
             f"timm cannot build {name!r} with {arguments}: {error}. Only vision transformers are trained here; leave "
             "out the setting that this one does not have, or choose another, e.g. vit_small_patch16_224"
         ) from error
     if not isinstance(model, VisionTransformer | Eva):
-        raise ValueError(
+        raise UserError(
             f"{name!r} is not a vision transformer but a {type(model).__name__}; choose e.g. vit_small_patch16_224"
         )
     return model

@@ -15,15 +15,16 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from selfpatch.commands.cores import num_cores
+from selfpatch.commands.hardware import num_cores
 from selfpatch.config import CropsConfig, RunConfig, rows_columns
-from selfpatch.data.decode import UnreadableImage, read_image
 from selfpatch.data.image_folder import ImageFolder
-from selfpatch.metric_logger import say, with_progress
+from selfpatch.data.reading.decode import UnreadableImage, read_image
+from selfpatch.errors import UserError
+from selfpatch.output.progress import say, track
 
 CROP = min(rows_columns(CropsConfig().global_size))  # of the recipes for real images
 SMALL_DATA = 100_000  # images up to which the recipes for small data are meant
-KINDS = {"RGB": "colour", "L": "grey", "1": "black and white", "P": "palette", "CMYK": "CMYK"}
+KINDS = {"RGB": "color", "L": "gray", "1": "black and white", "P": "palette", "CMYK": "CMYK"}
 
 
 class Checked(NamedTuple):
@@ -62,13 +63,13 @@ def check(images: Path | str, *, out: Path | str | None = None) -> Report:
     """Read all images below `images` and print a table and advice; the list of unreadable ones goes to the file `out`.
 
     Raises:
-        ValueError: there is no such folder, no image in it, or `out` cannot be written.
+        UserError: there is no such folder, no image in it, or `out` cannot be written.
     """
     if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
-        raise ValueError(f"{out} cannot be a file for the list: it is a folder, or in none; give a file in a folder")
+        raise UserError(f"{out} cannot be a file for the list: it is a folder, or in none; give a file in a folder")
     folder = ImageFolder(Path(images))
     good, bad, first_of, copies = [], [], {}, []
-    for image in with_progress(check_all(folder), "reading", len(folder)):
+    for image in track(check_all(folder), "reading", len(folder)):
         (bad if image.problem else good).append(image)
         if image.digest and (first := first_of.setdefault(image.digest, image.path)) != image.path:
             copies.append((image.path, first))
@@ -126,8 +127,9 @@ def advice(report: Report, images: Path | str) -> Iterator[str]:
     if report.bad:
         shown = "; ".join(f"{image.path}: {image.problem}" for image in report.bad[:3])
         yield (
-            f"{len(report.bad)} of {num_images} files cannot be read ({shown}): mend or remove them. Training "
-            f"puts other images in their places, and stops above {RunConfig().max_bad_share:.0%}; --out FILE lists all"
+            f"{len(report.bad)} of {num_images} files cannot be read ({shown}): fix or remove them. Training "
+            f"puts other images in their places, and stops above {RunConfig().max_bad_fraction:.0%}; "
+            "--out FILE lists all"
         )
     if report.copies:
         copy, original = report.copies[0]

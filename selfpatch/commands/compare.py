@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from selfpatch.errors import UserError
 from selfpatch.evaluation.comparison import (
     Comparison,
     as_csv,
@@ -36,11 +37,11 @@ def compare(
         split_protocols: give each protocol of a task its own columns, instead of refusing the second.
 
     Raises:
-        ValueError: there is no result, or two of one task have different protocols or met different data.
+        UserError: there is no result, or two of one task have different protocols or met different data.
     """
     out = None if out is None else Path(out)
     if out is not None and out.suffix not in WRITERS:
-        raise ValueError(f"{out} must end in .md (a table in Markdown) or .csv (numbers in full)")
+        raise UserError(f"{out} must end in .md (a table in Markdown) or .csv (numbers in full)")
     files = dict.fromkeys(path for place in results for path in find_results(Path(place)))
     comparison = compare_results(
         [(path, read_result(path)) for path in files], metrics=metrics, split_protocols=split_protocols

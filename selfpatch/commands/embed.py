@@ -12,13 +12,13 @@ from jaxtyping import Float, UInt8
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.backbones.swin import Swin
 from selfpatch.backbones.vit import ViT
-from selfpatch.checkpoint import replacing, require_writable
-from selfpatch.commands.devices import find_device
-from selfpatch.data.decode import UnreadableImage
+from selfpatch.commands.hardware import find_device
 from selfpatch.data.image_folder import ImageFolder
-from selfpatch.evaluation.features import fit_to_patches, input_size, normalized, read_ahead, resize_image
-from selfpatch.metric_logger import say, with_progress
-from selfpatch.versions import versions
+from selfpatch.data.reading.decode import UnreadableImage
+from selfpatch.evaluation.features import floor_to_patch_multiple, input_size, normalized, prefetch, resize_image
+from selfpatch.output.atomic_files import atomic_write, require_writable
+from selfpatch.output.progress import say, track
+from selfpatch.output.versions import versions
 
 BATCH_SIZE = 16
 
@@ -49,7 +49,7 @@ def embed(
         num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
-        ValueError: a model, images or device that are not there or do not fit; `out` cannot be written.
+        UserError: a model, images or device that are not there or do not fit; `out` cannot be written.
     """
     out = Path(out)
     require_writable(out)
@@ -59,7 +59,7 @@ def embed(
     for note in backbone.notes:
         say(note)
     size = image_size or min(backbone.model.patch_embed.img_size)
-    fit_to_patches(size, backbone.patch_size)
+    floor_to_patch_multiple(size, backbone.patch_size)
 
     def read(index: int) -> tuple[str, np.ndarray | UnreadableImage]:
         name = str(folder.path(index).relative_to(images))
@@ -71,9 +71,9 @@ def embed(
 
     out.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(folder), BATCH_SIZE)
-    batches = read_ahead(read, (range(i, min(i + BATCH_SIZE, len(folder))) for i in starts))
+    batches = prefetch(read, (range(i, min(i + BATCH_SIZE, len(folder))) for i in starts))
     names, rows, unreadable = [], [], []
-    for batch in with_progress(batches, "embedding", len(starts)):
+    for batch in track(batches, "embedding", len(starts)):
         unreadable += [f"{name}\t{error}" for name, error in batch if isinstance(error, UnreadableImage)]
         readable = [(name, pixels) for name, pixels in batch if isinstance(pixels, np.ndarray)]
         for name, vectors in encode(backbone, readable, level, found_device):
@@ -124,7 +124,7 @@ def encode(
 
 def save_array(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
 
 

@@ -9,13 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from selfpatch.backbones.pretrained import load_backbone
-from selfpatch.checkpoint import require_writable
-from selfpatch.commands.devices import find_device
+from selfpatch.commands.hardware import find_device
+from selfpatch.errors import UserError
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import run_task
-from selfpatch.metric_logger import ReportBar
+from selfpatch.output.atomic_files import require_writable
+from selfpatch.output.progress import PhaseProgressBar
 
 
 def evaluate(
@@ -36,15 +37,15 @@ def evaluate(
         num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
-        ValueError: an unknown task or preset; a model, data or device that are not there or do not fit.
+        UserError: an unknown task or preset; a model, data or device that are not there or do not fit.
     """
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; there are: {', '.join(TASKS)}")
+        raise UserError(f"unknown task {task!r}; there are: {', '.join(TASKS)}")
     if protocol is None or isinstance(protocol, str):
         presets = TASKS[task].presets
         name = protocol or next(iter(presets))
         if name not in presets:
-            raise ValueError(f"{task} has no preset {name!r}; there are: {', '.join(presets)}")
+            raise UserError(f"{task} has no preset {name!r}; there are: {', '.join(presets)}")
         protocol = presets[name]
     require_writable(Path(out))
     found_device = find_device(device)
@@ -52,7 +53,7 @@ def evaluate(
     console = Console()
     for note in backbone.notes:
         console.print(note, highlight=False, markup=False)
-    with closing(ReportBar(task)) as report:
+    with closing(PhaseProgressBar(task)) as report:
         context = Context(Path(out), found_device, report, str(model))
         result = run_task(task, backbone, Path(data), protocol, context)
     console.print(table(result))

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from selfpatch.backbones.pretrained import load_vit
-from selfpatch.checkpoint import require_writable
+from selfpatch.errors import UserError
 from selfpatch.export import export_timm
-from selfpatch.metric_logger import say
+from selfpatch.output.atomic_files import require_writable
+from selfpatch.output.progress import say
 
 
 def export(model: Path | str, out: Path | str, *, format: str = "timm", num_heads: int | None = None) -> str:
@@ -16,10 +17,10 @@ def export(model: Path | str, out: Path | str, *, format: str = "timm", num_head
         num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
-        ValueError: an unknown format; a model that is not there or is none.
+        UserError: an unknown format; a model that is not there or is none.
     """
     if format != "timm":
-        raise ValueError(f"unknown format {format!r}; there is: timm")
+        raise UserError(f"unknown format {format!r}; there is: timm")
     file = Path(out) if Path(out).suffix == ".safetensors" else Path(out) / "backbone.safetensors"
     require_writable(file.parent)
     backbone = load_vit(model, num_heads=num_heads)

@@ -7,31 +7,32 @@ from typing import Any
 
 import torch
 
-from selfpatch import checkpoint
 from selfpatch.backbones.pretrained import load_weights
 from selfpatch.backbones.vit import build_vit
-from selfpatch.commands.advice import estimate, fit_batch_size, when_waiting
-from selfpatch.commands.cores import num_workers
-from selfpatch.commands.devices import find_device, light_on_device
-from selfpatch.commands.watch import Watch
+from selfpatch.commands.hardware import augment_on_device, find_device, num_workers
+from selfpatch.commands.monitor import Watch
+from selfpatch.commands.resource_estimate import data_wait_hint, estimate, fit_batch_size
 from selfpatch.config import PretrainConfig, rows_columns
-from selfpatch.data.copy_ahead import copied_ahead
+from selfpatch.config.io import override
+from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder, require_readable
-from selfpatch.data.loader import training_batches
-from selfpatch.data.multi_crop import MultiCrop
-from selfpatch.data.plan import Plan
+from selfpatch.data.loading.device_prefetch import prefetch_to_device
+from selfpatch.data.loading.loader import training_batches
+from selfpatch.data.loading.sampler import Plan
+from selfpatch.errors import UserError
 from selfpatch.export import export_timm
-from selfpatch.metric_logger import MetricLogger, TrainingProgress, say
-from selfpatch.objectives.selfpatch import neighbourhood
+from selfpatch.objectives.selfpatch import neighborhood
+from selfpatch.output import checkpoint
+from selfpatch.output.metric_logger import MetricLogger
+from selfpatch.output.progress import TrainingProgress, say
+from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.run_folder import RunFolder
-from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher, make_efficient
-from selfpatch.pretraining.update import Pretraining, build_optimizer, build_schedules
+from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
+from selfpatch.pretraining.train_step import PretrainTask, build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
-from selfpatch.recipes.derive import Derived, Facts, derive
-from selfpatch.settings_file import with_settings
-from selfpatch.training.loop import Every, train
+from selfpatch.recipes.derive import ResolvedSetting, RunFacts, derive
+from selfpatch.training.loop import PeriodicCallback, train
 from selfpatch.training.stop_signal import StopSignal
-from selfpatch.versions import installed_version
 
 # A shorter run is over before an estimate of it helps.
 ESTIMATED_STEPS = 100
@@ -69,13 +70,13 @@ def pretrain(
         init_from: a backbone to start from, if there is nothing to go on from: anything `load_backbone` takes.
 
     Raises:
-        ValueError: images, settings, device or `out` do not allow the run; nothing has been written then.
+        UserError: images, settings, device or `out` do not allow the run; nothing has been written then.
     """
     # 1. Settings: those given, and those that follow from images and hardware.
-    config = with_settings(config or find_recipe(recipe), settings or {})
+    config = override(config or find_recipe(recipe), settings or {})
     device = find_device(config.run.device)
     folder = ImageFolder(Path(images))
-    facts = Facts(num_images=len(folder), on_gpu=device.type == "cuda")
+    facts = RunFacts(num_images=len(folder), on_gpu=device.type == "cuda")
     config, fitted = fit_batch_size(config, facts, Path(out), device)
     config, derived = derive(config, facts)
     derived = fitted + derived
@@ -90,7 +91,7 @@ def pretrain(
         backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
         check_crops(config, backbone.patch_size)
         student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
-        make_efficient(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate
+        apply_efficiency(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate
         optimizer = build_optimizer(student_teacher)
         if config.optim.warmup_epochs and config.optim.warmup_epochs * plan.steps_per_epoch >= num_steps:
             say(
@@ -107,25 +108,25 @@ def pretrain(
         # 3. Take the folder.
         command = f"selfpatch pretrain {images} {out} --config THIS FILE"
         run.open(config, header=f"selfpatch {installed_version('selfpatch')}: {command}")
-        announce(config, folder, student_teacher, derived, num_steps=num_steps, device=device)
+        print_summary(config, folder, student_teacher, derived, num_steps=num_steps, device=device)
         if first_step >= num_steps:
             say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
 
         elif num_steps - first_step >= ESTIMATED_STEPS:
             say(estimate(student_teacher, config, num_steps - first_step, device))
-        make_efficient(student_teacher, config.efficiency)
+        apply_efficiency(student_teacher, config.efficiency)
 
         # 4. Train.
-        trainee = Pretraining(
+        trainee = PretrainTask(
             student_teacher,
             optimizer,
             config,
             schedules=schedules,
             steps_per_epoch=plan.steps_per_epoch,
             device=device,
-            note_bad_images=lambda bad: refuse_bad_images(run.note_bad_images(bad), len(folder), config, run),
+            record_bad_images=lambda bad: refuse_bad_images(run.record_bad_images(bad), len(folder), config, run),
             files_of_step=lambda step: [folder.path(int(i)) for i in plan.indices(step)],
-            when_waiting=when_waiting(config, device),
+            data_wait_hint=data_wait_hint(config, device),
         )
 
         def save(step: int) -> dict[str, float]:
@@ -135,7 +136,7 @@ def pretrain(
 
         def write_backbone(step: int) -> str:
             metadata = {"recipe": config.recipe, "step": str(step)}
-            return export_timm(student_teacher.deployed_backbone(), run.backbone_file, metadata=metadata)
+            return export_timm(student_teacher.export_backbone(), run.backbone_file, metadata=metadata)
 
         save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
         logger = MetricLogger(run.metrics_file, first_step=first_step)
@@ -146,7 +147,7 @@ def pretrain(
                 batches = training_batches(
                     folder,
                     plan,
-                    MultiCrop(config.crops, relights=not light_on_device(config.efficiency.light, device)),
+                    MultiCrop(config.crops, color_in_worker=not augment_on_device(config.efficiency.light, device)),
                     first_step=first_step,
                     stop_step=num_steps,
                     num_workers=num_workers(config.efficiency.num_workers),
@@ -154,7 +155,7 @@ def pretrain(
                 )
                 steps_done = train(
                     trainee,
-                    copied_ahead(batches, device),
+                    prefetch_to_device(batches, device),
                     first_step=first_step,
                     num_steps=num_steps,
                     seed=config.seed,
@@ -163,8 +164,8 @@ def pretrain(
                     device=device,
                     logger=logger,
                     progress=progress,
-                    callbacks=[*watch.callbacks(student_teacher), Every(save_every, save, at_stop=True)],
-                    should_stop=lambda done: signal.received is not None or done == config.run.stop_after_steps,
+                    callbacks=[*watch.callbacks(student_teacher), PeriodicCallback(save_every, save, at_stop=True)],
+                    should_stop=lambda done: signal.received is not None or done == config.run.stop_at_step,
                 )
         result = PretrainResult(
             out=run.path,
@@ -194,12 +195,12 @@ def check_crops(config: PretrainConfig, patch_size: tuple[int, int]) -> None:
                 max(round(rows / patch_size[0]), 1) * patch_size[0],
                 max(round(columns / patch_size[1]), 1) * patch_size[1],
             )
-            raise ValueError(
+            raise UserError(
                 f"crops.{name}-size {rows} x {columns} is not a multiple of the patch size {patch_size[0]} x "
                 f"{patch_size[1]}; the nearest is {nearest[0]} x {nearest[1]} (crops.{name}-size {nearest[0]})"
             )
         if selfpatch is not None and (name == "global" or selfpatch.crops == "all"):
-            neighbourhood((rows // patch_size[0], columns // patch_size[1]), selfpatch.window_size, selfpatch.borders)
+            neighborhood((rows // patch_size[0], columns // patch_size[1]), selfpatch.window_size, selfpatch.borders)
 
 
 def restore(
@@ -213,20 +214,20 @@ def restore(
     init_from: Path | str | None,
 ) -> int:
     """Load what the run goes on from, in the order that run_folder.py states; returns the number of steps done."""
-    found, passed_over = run.newest_checkpoint(folder)
-    if found is None and passed_over and resume is None:
-        raise ValueError(
-            f"no checkpoint of {run.path} can be read: {passed_over[0]}. Give another one to go on from (--resume), or "
-            "a new folder to start anew"
+    found, skipped_checkpoints = run.newest_checkpoint(folder)
+    if found is None and skipped_checkpoints and resume is None:
+        raise UserError(
+            f"no checkpoint of {run.path} can be read: {skipped_checkpoints[0]}. Give another one to go on from "
+            "(--resume), or a new folder to start anew"
         )
-    for reason in passed_over:
+    for reason in skipped_checkpoints:
         say(f"warning: {reason}; an older checkpoint is used")
     if found is None and resume is not None:
         found = checkpoint.load(Path(resume))
-        run.refuse_other_method(found.state["method"], config, Path(resume))
+        run.require_same_method(found.state["method"], config, Path(resume))
     if found is not None:
         student_teacher.load_state_dict(found.tensors["model"])
-        checkpoint.load_optimizer_tensors(optimizer, found.tensors["optimizer"])
+        checkpoint.unflatten_optimizer_state(optimizer, found.tensors["optimizer"])
         say(f"going on from {found.path} at step {found.state['step']}")
         return found.state["step"]
     if init_from is not None:
@@ -237,19 +238,19 @@ def restore(
 
 
 def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: RunFolder) -> int:
-    if count > config.run.max_bad_share * num_images:
-        raise ValueError(
-            f"{count} of {num_images} images cannot be read, more than run.max-bad-share "
-            f"{config.run.max_bad_share:.0%}; they are listed in {run.bad_images_file}. Mend or remove them"
+    if count > config.run.max_bad_fraction * num_images:
+        raise UserError(
+            f"{count} of {num_images} images cannot be read, more than run.max-bad-fraction "
+            f"{config.run.max_bad_fraction:.0%}; they are listed in {run.bad_images_file}. Fix or remove them"
         )
     return count
 
 
-def announce(
+def print_summary(
     config: PretrainConfig,
     folder: ImageFolder,
     student_teacher: StudentTeacher,
-    derived: list[Derived],
+    derived: list[ResolvedSetting],
     *,
     num_steps: int,
     device: torch.device,

@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfpatch.backbones.pretrained import load_vit
-from selfpatch.checkpoint import require_writable
-from selfpatch.commands.devices import find_device
+from selfpatch.commands.hardware import find_device
 from selfpatch.config import SelfPatchConfig
-from selfpatch.data.image_folder import ImageFolder, read_spread
-from selfpatch.metric_logger import say
-from selfpatch.settings_file import read_yaml
+from selfpatch.config.io import read_yaml
+from selfpatch.data.image_folder import ImageFolder, read_evenly_spaced
+from selfpatch.errors import UserError
+from selfpatch.output.atomic_files import require_writable
+from selfpatch.output.progress import say
 from selfpatch.visualization import pictures
 
 
@@ -38,26 +39,26 @@ def visualize(
         num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
-        ValueError: a model, images or device that are not there, or settings that do not fit them.
+        UserError: a model, images or device that are not there, or settings that do not fit them.
     """
     given = {"num_positives": num_positives, "window_size": window_size, "borders": borders}
-    selfpatch = replace(own_settings(model), **{name: value for name, value in given.items() if value is not None})
+    selfpatch = replace(own_config(model), **{name: value for name, value in given.items() if value is not None})
     if count < 1:
-        raise ValueError(f"count is {count}; at least one image is drawn")
+        raise UserError(f"count is {count}; at least one image is drawn")
     require_writable(Path(out))
     found_device = find_device(device)
     folder = ImageFolder(Path(images))
     backbone = load_vit(model, device=found_device, num_heads=num_heads)
     for note in backbone.notes:
         say(note)
-    shown = [(path.name, pixels) for path, pixels in read_spread(folder, count)]
+    shown = [(path.name, pixels) for path, pixels in read_evenly_spaced(folder, count)]
     paths = pictures.visualize(backbone, shown, Path(out), image_size=image_size, pixel=pixel, selfpatch=selfpatch)
     for path in paths:
         say(str(path))
     return paths
 
 
-def own_settings(model: Path | str) -> SelfPatchConfig:
+def own_config(model: Path | str) -> SelfPatchConfig:
     """How a run looks for positives; the paper's settings if `model` is no run, or one without SelfPatch."""
     config_file = Path(model) / "config.yaml"
     selfpatch = read_yaml(config_file).objectives.selfpatch if config_file.is_file() else None

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from selfpatch.data.decode import UnreadableImage, read_image
+from selfpatch.data.reading.decode import UnreadableImage, read_image
+from selfpatch.errors import UserError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 _ENDINGS = tuple(ending.encode() for ending in ENDINGS)
@@ -27,7 +28,7 @@ class ImageFolder:
     names that are no valid UTF-8 work.
 
     Raises:
-        ValueError: a folder is missing, is a file, or there is no image in any of them.
+        UserError: a folder is missing, is a file, or there is no image in any of them.
     """
 
     def __init__(self, *folders: Path):
@@ -44,7 +45,7 @@ class ImageFolder:
         self._ends = np.frombuffer(ends, np.int64)
         self._first_of_folder = np.array(first_of_folder)
         if len(self) == 0:
-            raise ValueError(_no_images(self.folders, others, self.num_links))
+            raise UserError(_no_images(self.folders, others, self.num_links))
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -83,14 +84,14 @@ def require_readable(images: ImageFolder, num_tries: int = 32) -> None:
             return
         except UnreadableImage as error:
             reasons.append(f"{images.path(int(index))}: {error}")
-    raise ValueError(
+    raise UserError(
         f"none of {len(places)} images, spread over the {len(images)} found, can be read. The first: "
         + "; ".join(reasons[:3])
         + ". JPEG, PNG, WebP and TIFF files are read; `selfpatch check` lists what is wrong with each"
     )
 
 
-def read_spread(images: ImageFolder, count: int) -> Iterator[tuple[Path, UInt8[np.ndarray, "_h _w 3"]]]:
+def read_evenly_spaced(images: ImageFolder, count: int) -> Iterator[tuple[Path, UInt8[np.ndarray, "_h _w 3"]]]:
     """At most `count` images, spread evenly over all, without those that cannot be read."""
     for index in np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)):
         try:
@@ -103,9 +104,9 @@ def _check_folder(folder: Path) -> None:
     if folder.is_dir():
         return
     if folder.exists():
-        raise ValueError(f"{folder} is a file; give the folder that holds the images")
+        raise UserError(f"{folder} is a file; give the folder that holds the images")
     nearest = next(parent for parent in folder.absolute().parents if parent.exists())
-    raise ValueError(f"the folder {folder} does not exist (but {nearest} does); give a folder of images")
+    raise UserError(f"the folder {folder} does not exist (but {nearest} does); give a folder of images")
 
 
 def _scan(root: bytes, names: bytearray, ends: array, others: Counter[str]) -> int:

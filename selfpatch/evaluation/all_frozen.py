@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets import box_folder, class_folder, davis, segmentation
 from selfpatch.evaluation.feature_cache import CachedBackbone
 from selfpatch.evaluation.features import StagedBackbone
@@ -11,36 +12,38 @@ from selfpatch.evaluation.head_training import OtherTrainingError
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.all_frozen import AllFrozen
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import Context, Outcome
-from selfpatch.metric_logger import say
+from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.output.progress import say
 from selfpatch.training.loop import DivergenceError
 
 # Whether a folder looks like what a task needs; whether it is complete is for the task to say.
-FITS: dict[str, Callable[[Path], bool]] = {
-    "in-context-segmentation": segmentation.recognises,
-    "linear-segmentation": segmentation.recognises,
-    "overclustering": segmentation.recognises,
-    "video-segmentation": davis.recognises,
-    "object-discovery": box_folder.recognises,
-    "knn-classification": class_folder.recognises,
-    "linear-classification": class_folder.recognises,
+DATA_MATCHERS: dict[str, Callable[[Path], bool]] = {
+    "in-context-segmentation": segmentation.matches_layout,
+    "linear-segmentation": segmentation.matches_layout,
+    "overclustering": segmentation.matches_layout,
+    "video-segmentation": davis.matches_layout,
+    "object-discovery": box_folder.matches_layout,
+    "knn-classification": class_folder.matches_layout,
+    "linear-classification": class_folder.matches_layout,
 }
 
 RunTask = Callable[[str, Any, Path, Any, Context], Result]
 
 
-class Planned(NamedTuple):
+class PlannedTask(NamedTuple):
     task: str
     candidates: list[Path]  # folders that look like its data; the first that is complete is taken
 
 
-def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Context, *, run_task: RunTask) -> Outcome:
+def run(
+    backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Context, *, run_task: RunTask
+) -> EvalOutput:
     """Run each task into a folder of its own below OUT, and sum up: the headline of each.
 
     A task whose data turn out not to be complete is left out, and why is said; the others are run.
 
     Raises:
-        ValueError: no task fits the data, or one that was asked for does not; or OUT holds layers of another model.
+        UserError: no task fits the data, or one that was asked for does not; or OUT holds layers of another model.
     """
     plan = find_tasks(root, protocol.tasks)
     folder = protocol.cache or context.out / "features"
@@ -71,25 +74,25 @@ def run(backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Cont
         metrics[f"{task}/{headline}"] = value
         protocols[task] = result.protocol
     if not metrics:
-        raise ValueError("\n".join(refused))
+        raise UserError("\n".join(refused))
     say(f"features: {cached.num_encoded} times encoded, {cached.num_found} times found in {folder}")
-    return Outcome(metrics, {"notes": refused}, {"protocol_of": protocols})
+    return EvalOutput(metrics, {"notes": refused}, {"protocol_of": protocols})
 
 
-def find_tasks(root: Path, wanted: tuple[str, ...]) -> list[Planned]:
+def find_tasks(root: Path, wanted: tuple[str, ...]) -> list[PlannedTask]:
     """Every task with the data sets that fit it: `root` itself, or folders in it."""
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}; give a data set, or a folder that holds some")
-    if unknown := [task for task in wanted if task not in FITS]:
-        raise ValueError(f"unknown frozen task {unknown[0]!r}; there are: {', '.join(FITS)}")
+        raise UserError(f"there is no folder {root}; give a data set, or a folder that holds some")
+    if unknown := [task for task in wanted if task not in DATA_MATCHERS]:
+        raise UserError(f"unknown frozen task {unknown[0]!r}; there are: {', '.join(DATA_MATCHERS)}")
     folders = [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]
     plan = [
-        Planned(task, candidates)
-        for task, fits in FITS.items()
+        PlannedTask(task, candidates)
+        for task, fits in DATA_MATCHERS.items()
         if (not wanted or task in wanted) and (candidates := list(filter(fits, folders)))
     ]
     missing = [task for task in wanted if task not in {planned.task for planned in plan}]
     if missing or not plan:
-        needs = "".join(f"\n  {task}: {TASKS[task].data}" for task in missing or FITS)
-        raise ValueError(f"neither {root} nor a folder in it holds the data of{needs}")
+        needs = "".join(f"\n  {task}: {TASKS[task].data}" for task in missing or DATA_MATCHERS)
+        raise UserError(f"neither {root} nor a folder in it holds the data of{needs}")
     return plan

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfpatch.config.io import differences
+from selfpatch.errors import UserError
 from selfpatch.evaluation.result import Result
-from selfpatch.settings_file import differences
 
 LARGEST_RESULT = 50_000_000  # bytes; a result of 80 classes has a few thousand
 
@@ -32,13 +33,13 @@ def find_results(place: Path) -> list[Path]:
     """The result.json that `place` is, has, or has below it.
 
     Raises:
-        ValueError: there is none.
+        UserError: there is none.
     """
     if place.is_file():
         return [place]
     found = sorted(place.glob("**/result.json")) if place.is_dir() else []
     if not found:
-        raise ValueError(
+        raise UserError(
             f"{place} is no result and has none below it; give a result.json, or the folder that `selfpatch evaluate` "
             "wrote to (--out)"
         )
@@ -48,19 +49,19 @@ def find_results(place: Path) -> list[Path]:
 def read_result(path: Path) -> Result:
     """
     Raises:
-        ValueError: it is not what `selfpatch evaluate` writes.
+        UserError: it is not what `selfpatch evaluate` writes.
     """
     try:
         if path.stat().st_size > LARGEST_RESULT:
-            raise ValueError(f"it has {path.stat().st_size / 1e6:.0f} MB")
+            raise UserError(f"it has {path.stat().st_size / 1e6:.0f} MB")
         result = Result(**json.loads(path.read_text(encoding="utf-8")))
         numbers = all(isinstance(value, int | float) for value in result.metrics.values())
         if not (
             isinstance(result.protocol["name"], str) and isinstance(result.task, str) and result.metrics and numbers
         ):
-            raise ValueError("its task, protocol or metrics are not of the right kind")
+            raise UserError("its task, protocol or metrics are not of the right kind")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is not a result of `selfpatch evaluate`: {error}; give the result.json that it wrote"
         ) from error
     return result
@@ -75,7 +76,7 @@ def compare(
         split_protocols: give each protocol of a task its own columns, numbered, instead of refusing the second.
 
     Raises:
-        ValueError: two results of one task have different protocols, or met different data; or no result has a metric.
+        UserError: two results of one task have different protocols, or met different data; or no result has a metric.
     """
     # The sum of several tasks says nothing that they do not say themselves.
     results = [(path, result) for path, result in results if result.task != "all-frozen"] or results
@@ -90,7 +91,7 @@ def compare(
             continue
         if known and not split_protocols:
             lines = "\n  ".join(differences(known[0][1], result.protocol)[:12])
-            raise ValueError(
+            raise UserError(
                 f"{known[0][0]} and {path} score {result.task} by different protocols, and their numbers cannot stand "
                 f"in one column:\n  {lines}\nScore them alike, compare them apart, or give each its own column "
                 "(--split-protocols)"
@@ -113,7 +114,7 @@ def compare(
                 cells[names[path], column] = result.metrics[metric]
     if not columns:
         known_metrics = sorted({name for _, result in results for name in result.metrics if "/" not in name})
-        raise ValueError(f"no result has a metric {', '.join(metrics)}; there are: {', '.join(known_metrics)}")
+        raise UserError(f"no result has a metric {', '.join(metrics)}; there are: {', '.join(known_metrics)}")
     rows = list(dict.fromkeys(names.values()))
     return Comparison(rows, columns, [[cells.get((row, column)) for column in columns] for row in rows])
 

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from selfpatch.checkpoint import replacing
+from selfpatch.backbones.tokens import Tokens
 from selfpatch.evaluation.features import StagedBackbone
 from selfpatch.evaluation.fingerprint import fingerprint
-from selfpatch.tokens import Tokens
+from selfpatch.output.atomic_files import atomic_write
 
 SPARE_SHARE = 0.05  # of the disk, which is left free
 Encoded = dict[str, Tensor]  # of one image or of a batch
@@ -34,7 +34,7 @@ class CachedBackbone:
     """
 
     def __init__(self, backbone: StagedBackbone, folder: Path, *, max_bytes: float):
-        self.uncached = backbone
+        self.unwrap_cache = backbone
         self.patch_size, self.embed_dim, self.stages = backbone.patch_size, backbone.embed_dim, backbone.stages
         self.mean, self.std = backbone.mean, backbone.std
         self.notes: tuple[str, ...] = getattr(backbone, "notes", ())
@@ -46,7 +46,7 @@ class CachedBackbone:
 
     def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Tokens:
         def encode(images: Float[Tensor, "B 3 H W"]) -> Encoded:
-            tokens = self.uncached(images)
+            tokens = self.unwrap_cache(images)
             return {"patch": tokens.patch_tokens} | ({} if tokens.cls_token is None else {"cls": tokens.cls_token})
 
         encoded = self._cached("tokens", images, encode)
@@ -55,13 +55,15 @@ class CachedBackbone:
 
     def stage_maps(self, images: Float[Tensor, "B 3 H W"], stages: Sequence[int]) -> list[Float[Tensor, "B D R S"]]:
         def encode(images: Float[Tensor, "B 3 H W"]) -> Encoded:
-            return {str(i): x for i, x in enumerate(self.uncached.stage_maps(images, stages))}
+            return {str(i): x for i, x in enumerate(self.unwrap_cache.stage_maps(images, stages))}
 
         encoded = self._cached(f"stages {[stage % len(self.stages) for stage in stages]}", images, encode)
         return [encoded[str(i)] for i in range(len(stages))]
 
-    def last_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
-        return self._cached("keys", images, lambda images: {"keys": self.uncached.last_keys(images)})["keys"]
+    def last_attention_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+        return self._cached("keys", images, lambda images: {"keys": self.unwrap_cache.last_attention_keys(images)})[
+            "keys"
+        ]
 
     @torch.no_grad()
     def _cached(
@@ -96,11 +98,11 @@ class CachedBackbone:
         if self._num_bytes + num_bytes > self._max_bytes or disk.free - num_bytes < SPARE_SHARE * disk.total:
             return
         file.parent.mkdir(exist_ok=True)
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             save_file({name: value.cpu().contiguous() for name, value in encoded.items()}, temporary)
         self._num_bytes += num_bytes
 
 
-def uncached(backbone: Any) -> Any:
+def unwrap_cache(backbone: Any) -> Any:
     """The backbone itself: for training crops, no two of which are alike."""
-    return getattr(backbone, "uncached", backbone)
+    return getattr(backbone, "unwrap_cache", backbone)

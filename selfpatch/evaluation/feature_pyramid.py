@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from selfpatch.errors import UserError
 from selfpatch.evaluation.features import StagedBackbone
 from selfpatch.evaluation.protocols.decoder_training import BLOCKS
 
@@ -25,22 +26,22 @@ NUM_LEVELS = 4  # that are pooled from; a fifth one is for large anchors alone
 Levels = OrderedDict[str, Float[Tensor, "B _ _ _"]]
 
 
-def is_pyramid(backbone: StagedBackbone) -> bool:
+def is_hierarchical(backbone: StagedBackbone) -> bool:
     """Whether its stages have several strides, as Swin's."""
     return len({stage.stride_px for stage in backbone.stages}) > 1
 
 
-def scaled_taps(backbone: StagedBackbone, taps: Sequence[int]) -> list[int]:
+def scale_out_indices(backbone: StagedBackbone, taps: Sequence[int]) -> list[int]:
     """Stages at the same shares of the depth as `taps` of twelve blocks; all four stages of a pyramid.
 
     Raises:
-        ValueError: a pyramid of another number of stages.
+        UserError: a pyramid of another number of stages.
     """
     depth = len(backbone.stages)
-    if not is_pyramid(backbone):
+    if not is_hierarchical(backbone):
         return [-(-(tap + 1) * depth // BLOCKS) - 1 for tap in taps]
     if depth != NUM_LEVELS:
-        raise ValueError(f"a feature pyramid takes {NUM_LEVELS} maps, and this backbone has {depth}; choose another")
+        raise UserError(f"a feature pyramid takes {NUM_LEVELS} maps, and this backbone has {depth}; choose another")
     return list(range(depth))
 
 
@@ -50,7 +51,7 @@ def doublings(patch_size: int) -> list[int]:
     return [finest - level for level in range(NUM_LEVELS)]
 
 
-class ResizedTaps(nn.Module):
+class ResizedFeatures(nn.Module):
     """Four maps of one stride, from four depths, become four strides: by transposed convolutions or max-pooling.
 
     Two doublings are deconv-norm-GELU-deconv, one is a deconv, none is the map itself.
@@ -68,7 +69,7 @@ class ResizedTaps(nn.Module):
         return [level(tap) for level, tap in zip(self.levels, maps, strict=True)]
 
 
-class TappedPyramid(nn.Module):
+class FPN(nn.Module):
     """A feature pyramid network on maps of four depths.
 
     Args:
@@ -80,7 +81,7 @@ class TappedPyramid(nn.Module):
 
     def __init__(self, embed_dims: Sequence[int], channels: int, *, patch_size: int | None):
         super().__init__()
-        self.resized = None if patch_size is None else ResizedTaps(embed_dims[0], patch_size)
+        self.resized = None if patch_size is None else ResizedFeatures(embed_dims[0], patch_size)
         self.fpn = FeaturePyramidNetwork(list(embed_dims), channels, extra_blocks=LastLevelMaxPool())
 
     def forward(self, maps: Sequence[Float[Tensor, "B _ _ _"]]) -> Levels:
@@ -134,15 +135,15 @@ def level_strides(backbone: StagedBackbone, stages: Sequence[int]) -> list[float
     """Pixels between neighbours on each of the five levels.
 
     Raises:
-        ValueError: patches that are not square.
+        UserError: patches that are not square.
     """
     taken = [backbone.stages[stage].stride_px for stage in stages]
     if any(rows != columns for rows, columns in taken):
-        raise ValueError(
+        raise UserError(
             f"patches of {taken[0][0]} x {taken[0][1]} pixels are not square, as detection needs them; choose another "
             "backbone"
         )
-    if is_pyramid(backbone):
+    if is_hierarchical(backbone):
         strides = [float(rows) for rows, _ in taken]
     else:
         strides = [taken[0][0] / 2.0**count for count in doublings(taken[0][0])]
@@ -152,8 +153,8 @@ def level_strides(backbone: StagedBackbone, stages: Sequence[int]) -> list[float
 def build_pyramid(kind: str, backbone: StagedBackbone, stages: Sequence[int], channels: int) -> nn.Module:
     """ "xcit" or "simple" for a plain transformer; Swin's stages go straight into the feature pyramid network."""
     embed_dims = [backbone.stages[stage].embed_dim for stage in stages]
-    if is_pyramid(backbone):
-        return TappedPyramid(embed_dims, channels, patch_size=None)
+    if is_hierarchical(backbone):
+        return FPN(embed_dims, channels, patch_size=None)
     if kind == "simple":
         return SimplePyramid(embed_dims[-1], channels, patch_size=backbone.patch_size[0])
-    return TappedPyramid(embed_dims, channels, patch_size=backbone.patch_size[0])
+    return FPN(embed_dims, channels, patch_size=backbone.patch_size[0])

@@ -11,7 +11,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from selfpatch.tokens import Stage, Tokens
+from selfpatch.backbones.tokens import Stage, Tokens
+from selfpatch.errors import UserError
 
 CACHE_BYTES = 2**30
 READ_THREADS = 8
@@ -40,19 +41,19 @@ class StagedBackbone(Backbone, Protocol):
         """Tokens after these stages (from 0, or from the end by -1, ...), before the final norm."""
         ...
 
-    def last_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+    def last_attention_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
         """The keys of the last attention, all heads side by side."""
         ...
 
 
-def fit_to_patches(size: int, patch_size: tuple[int, int]) -> tuple[int, int]:
+def floor_to_patch_multiple(size: int, patch_size: tuple[int, int]) -> tuple[int, int]:
     """A square of this side, rounded down to whole patches: (rows, columns) in pixels.
 
     Raises:
-        ValueError: not one patch fits.
+        UserError: not one patch fits.
     """
     if size < max(patch_size):
-        raise ValueError(
+        raise UserError(
             f"image-size is {size} px, less than one patch of {patch_size[0]} x {patch_size[1]}; make it larger"
         )
     return size // patch_size[0] * patch_size[0], size // patch_size[1] * patch_size[1]
@@ -62,7 +63,7 @@ def input_size(
     image_size: tuple[int, int], size: int, patch_size: tuple[int, int], *, resize: Literal["square", "keep_aspect"]
 ) -> tuple[int, int]:
     """(rows, columns) in pixels, whole patches, that an image of (rows, columns) is resized to."""
-    rows, columns = fit_to_patches(size, patch_size)
+    rows, columns = floor_to_patch_multiple(size, patch_size)
     if resize == "square":
         return rows, columns
     height, width = (side * size // min(image_size) for side in image_size)
@@ -90,7 +91,7 @@ def normalized(
 # embeddings, say) must stay fit for training.
 @torch.no_grad()
 def patch_features(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
-    """The backbone's patch tokens as a map, in float32 whatever autocast says; call it within `evaluating`."""
+    """The backbone's patch tokens as a map, in float32 whatever autocast says; call it within `eval_mode`."""
     with torch.autocast(images.device.type, enabled=False):
         tokens = backbone(images)
     return tokens.patch_tokens.float().transpose(1, 2).unflatten(2, tokens.grid_size)
@@ -120,7 +121,7 @@ class RowBuffer:
 
 
 @contextmanager
-def evaluating(backbone: Backbone) -> Iterator[None]:
+def eval_mode(backbone: Backbone) -> Iterator[None]:
     """Dropout and its like are off inside; afterwards every submodule is in the mode it was in."""
     if not isinstance(backbone, nn.Module):
         yield
@@ -152,7 +153,7 @@ class Cached:
         return value
 
 
-def read_ahead(read: Callable[[Any], Any], batches: Iterator[Sequence[Any]]) -> Iterator[list[Any]]:
+def prefetch(read: Callable[[Any], Any], batches: Iterator[Sequence[Any]]) -> Iterator[list[Any]]:
     """`[read(item) for item in batch]` for every batch, by threads that are one batch ahead."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
         waiting = None

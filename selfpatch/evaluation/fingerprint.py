@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 # Of a backbone: what changes its tokens and stands in no tensor.
-BEYOND_WEIGHTS = ("architecture", "num_heads", "position_resampling")
+BEYOND_WEIGHTS = ("architecture", "num_heads", "pos_embed_interpolation")
 
 
 def fingerprint(model: Any) -> str:
     """SHA-256 of all weights, their names, and what else makes the tokens; of what has no weights, its type's name."""
-    model = getattr(model, "uncached", model)
+    model = getattr(model, "unwrap_cache", model)
     if not isinstance(model, nn.Module):
         return type(model).__name__
     digest = hashlib.sha256(repr([getattr(model, name, None) for name in BEYOND_WEIGHTS]).encode())
@@ -24,9 +24,9 @@ def fingerprint(model: Any) -> str:
 
 def description(backbone: Any) -> dict[str, Any]:
     """What a reader of a result should know of the model beside its name."""
-    model = getattr(backbone, "uncached", backbone)
+    model = getattr(backbone, "unwrap_cache", backbone)
     described = {"fingerprint": fingerprint(model)[:12]}
     if (architecture := getattr(model, "architecture", None)) is not None:
         described["architecture"] = architecture.name
-    names = ("patch_size", "embed_dim", "num_heads", "position_resampling", "mean", "std")
+    names = ("patch_size", "embed_dim", "num_heads", "pos_embed_interpolation", "mean", "std")
     return described | {name: getattr(model, name) for name in names if hasattr(model, name)}

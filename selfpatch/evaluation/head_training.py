@@ -7,17 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selfpatch import checkpoint
-from selfpatch.data.plan import Plan
-from selfpatch.evaluation.features import read_ahead
+from selfpatch.config.io import differences, to_dict
+from selfpatch.data.loading.sampler import Plan
+from selfpatch.evaluation.features import prefetch
 from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.evaluation.task import Context
-from selfpatch.metric_logger import MetricLogger, TrainingProgress, say
-from selfpatch.optim import optimizer_step
-from selfpatch.schedules import Schedule
-from selfpatch.settings_file import differences, to_dict
-from selfpatch.training.folder_lock import FolderLock
-from selfpatch.training.loop import Every, Update, autocast_for, train
+from selfpatch.optim.optimizer import optimizer_step
+from selfpatch.optim.schedules import Schedule
+from selfpatch.output import checkpoint
+from selfpatch.output.folder_lock import FolderLock
+from selfpatch.output.metric_logger import MetricLogger
+from selfpatch.output.progress import TrainingProgress, say
+from selfpatch.training.loop import PeriodicCallback, StepOutput, train
+from selfpatch.training.precision import autocast_for
 from selfpatch.training.stop_signal import StopSignal
 
 LOG_EVERY = 10  # steps, or a 200th of the training, if that is more
@@ -75,7 +77,7 @@ def train_head(
 
     Raises:
         OtherTrainingError: OUT holds the training of something else.
-        ValueError: another process is at OUT.
+        UserError: another process is at OUT.
         StoppedError: a signal came; the training so far is saved.
         DivergenceError: step after step was not finite.
     """
@@ -87,7 +89,7 @@ def train_head(
         first_step = _restore(model, optimizer, identity, context)
 
         def save(step: int) -> dict[str, float]:
-            tensors = {"model": model.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
+            tensors = {"model": model.state_dict(), "optimizer": checkpoint.flatten_optimizer_state(optimizer)}
             checkpoint.save(folder, step, tensors, {"step": step, "identity": identity}, keep=KEPT_CHECKPOINTS)
             return {}
 
@@ -115,7 +117,7 @@ def train_head(
                     device=context.device,
                     logger=MetricLogger(context.out / "metrics.jsonl", first_step=first_step),
                     progress=progress,
-                    callbacks=[Every(min(max(steps // 10, 1), 1000), save, at_stop=True)],
+                    callbacks=[PeriodicCallback(min(max(steps // 10, 1), 1000), save, at_stop=True)],
                     should_stop=lambda done: signal.received is not None,
                 )
             if signal.received is not None and done < steps:
@@ -150,7 +152,7 @@ class _Head:
     def train_mode(self) -> None:
         self._model.train()
 
-    def update(self, batch: list[Any], step: int) -> Update:
+    def update(self, batch: list[Any], step: int) -> StepOutput:
         # The forward pass moves the means of batch norms, also in a step that turns out not to be finite.
         buffers = [buffer.clone() for buffer in self._model.buffers()]
 
@@ -174,7 +176,7 @@ class _Head:
         if not accepted:
             for buffer, before in zip(self._model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-        return Update(sums, accepted)
+        return StepOutput(sums, accepted)
 
     def state(self, step: int) -> dict[str, float]:
         return {"lr": self._lr(step)}
@@ -200,13 +202,13 @@ def _batches(
             positions = range(step * batch_size, (step + 1) * batch_size)
             yield [(plan.epoch(position), int(plan.indices(position)[0])) for position in positions]
 
-    return read_ahead(lambda place: sample(*place), places())
+    return prefetch(lambda place: sample(*place), places())
 
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], context: Context) -> int:
     """Load what OUT holds; returns the number of steps done."""
-    found, passed_over = checkpoint.newest_valid(context.out / "checkpoints")
-    for reason in passed_over:
+    found, skipped_checkpoints = checkpoint.load_latest(context.out / "checkpoints")
+    for reason in skipped_checkpoints:
         say(f"warning: {reason}; an older checkpoint is used")
     if found is None:
         return 0
@@ -217,12 +219,12 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
             "the settings, data and model of then to go on"
         )
     model.load_state_dict(found.tensors["model"])
-    checkpoint.load_optimizer_tensors(optimizer, found.tensors["optimizer"])
+    checkpoint.unflatten_optimizer_state(optimizer, found.tensors["optimizer"])
     say(f"going on from {found.path} at step {found.state['step']}")
     return found.state["step"]
 
 
-def identity_of(task: str, protocol: Any, facts: dict[str, Any], backbone: Any) -> dict[str, Any]:
+def resume_key(task: str, protocol: Any, facts: dict[str, Any], backbone: Any) -> dict[str, Any]:
     """What a checkpoint must agree in: the task, its settings, what it met in the data, and the model's weights."""
     return {"task": task, "protocol": to_dict(protocol), "data": facts, "model": fingerprint(backbone)}
 

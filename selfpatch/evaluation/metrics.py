@@ -9,6 +9,8 @@ from jaxtyping import Float, Int, Int64, UInt8
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from selfpatch.errors import UserError
+
 IGNORED = 255  # the label of pixels that are not scored
 
 
@@ -31,11 +33,11 @@ def segmentation_metrics(confusion: Int64[Tensor, "C C"], class_names: Sequence[
     (Hungarian method); it is a mean over as many classes as mIoU, so it can only be higher.
 
     Raises:
-        ValueError: no pixel is labelled.
+        UserError: no pixel is labelled.
     """
     counts = confusion.cpu().numpy().astype(np.float64)
     if not counts.any():
-        raise ValueError(
+        raise UserError(
             "not one pixel of the validation masks carries a class, so there is nothing to score; check the masks"
         )
     correct, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)

@@ -11,7 +11,7 @@ import torch
 Report = Callable[[int, int], None]
 
 
-def no_report(done: int, total: int) -> None:
+def no_progress(done: int, total: int) -> None:
     pass
 
 
@@ -26,7 +26,7 @@ class Context(NamedTuple):
 
     out: Path
     device: torch.device = torch.device("cpu")
-    report: Report = no_report
+    report: Report = no_progress
     model: str = "unnamed"
 
     @property
@@ -35,16 +35,16 @@ class Context(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class EvalOutput:
     """What a task came to.
 
     Args:
         metrics: name -> number; shares are in [0, 1]. The first one is the task's headline.
-        met: what the protocol met in the data, for result.json: the split, numbers of images and classes; under
+        dataset_info: what the protocol met in the data, for result.json: split, numbers of images and classes; under
             "notes", a list of what should be known of scores on them. Results that differ in it are not compared.
         details: what the model or its scores decided, for result.json: which vector, which learning rate was best.
     """
 
     metrics: dict[str, float]
-    met: dict[str, Any]
+    dataset_info: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)

@@ -6,28 +6,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from selfpatch.evaluation import (
-    all_frozen,
-    in_context_segmentation,
-    knn_classification,
-    linear_classification,
-    linear_segmentation,
-    mask_rcnn,
-    object_discovery,
-    overclustering,
-    semantic_segmentation,
-    video_segmentation,
-)
+from selfpatch.config.io import to_dict
+from selfpatch.evaluation import all_frozen
+from selfpatch.evaluation.classification import knn_classification, linear_classification
+from selfpatch.evaluation.detection import mask_rcnn
+from selfpatch.evaluation.discovery import object_discovery
 from selfpatch.evaluation.fingerprint import description
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import Context, Outcome
-from selfpatch.settings_file import to_dict
-from selfpatch.training.loop import resolve_precision
-from selfpatch.versions import versions
+from selfpatch.evaluation.segmentation import (
+    in_context_segmentation,
+    linear_segmentation,
+    overclustering,
+    semantic_segmentation,
+)
+from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.video import video_segmentation
+from selfpatch.output.versions import versions
+from selfpatch.training.precision import resolve_precision
 
-# (backbone, folder of data, protocol, context) -> outcome
-RUN: dict[str, Callable[[Any, Path, Any, Context], Outcome]] = {
+# (backbone, folder of data, protocol, context) -> output
+TASK_RUNNERS: dict[str, Callable[[Any, Path, Any, Context], EvalOutput]] = {
     "in-context-segmentation": in_context_segmentation.run,
     "knn-classification": knn_classification.run,
     "linear-classification": linear_classification.run,
@@ -49,29 +48,29 @@ def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Conte
         protocol: the task's settings.
 
     Raises:
-        ValueError: the data are not complete and consistent, or do not fit the model or the protocol.
+        UserError: the data are not complete and consistent, or do not fit the model or the protocol.
     """
     start = time.monotonic()
     # A setting that is left out of comparisons changes no number: it does not make another protocol.
     changes_nothing = {field.name for field in dataclasses.fields(protocol) if not field.compare}
     settings = to_dict(protocol)
-    apart = {name: settings.pop(name) for name in changes_nothing}
+    non_result_settings = {name: settings.pop(name) for name in changes_nothing}
     if "precision" in settings:
         settings["precision"] = resolve_precision(settings["precision"], context.device)
-    outcome = RUN[task](backbone, data, protocol, context)
-    # Not with the protocol: what is said of the data does not make it another one.
-    met = {name: value for name, value in outcome.met.items() if name != "notes"}
-    assert not met.keys() & settings.keys(), "a fact of the data would hide a setting of the same name"
+    output = TASK_RUNNERS[task](backbone, data, protocol, context)
+    # Notes are not part of the protocol's identity.
+    dataset_info = {name: value for name, value in output.dataset_info.items() if name != "notes"}
+    assert not dataset_info.keys() & settings.keys(), "a fact of the data would hide a setting of the same name"
     result = Result(
         task=task,
-        protocol={"name": protocol_name(task, protocol)} | settings | met,
-        metrics=outcome.metrics,
+        protocol={"name": protocol_name(task, protocol)} | settings | dataset_info,
+        metrics=output.metrics,
         model=context.model,
         data=str(data),
         seconds=time.monotonic() - start,
         versions=versions(),
-        details={"model": description(backbone), "device": str(context.device)} | apart | outcome.details,
-        notes=[*getattr(backbone, "notes", ()), *outcome.met.get("notes", ())],
+        details={"model": description(backbone), "device": str(context.device)} | non_result_settings | output.details,
+        notes=[*getattr(backbone, "notes", ()), *output.dataset_info.get("notes", ())],
     )
     result.write(context.out / "result.json")
     return result

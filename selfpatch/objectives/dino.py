@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.config import DINOConfig
-from selfpatch.layers.projection_heads import ProjectionHead
 from selfpatch.objectives.objective import EncodedViews, Objective, without_gradient
+from selfpatch.objectives.projection_heads import ProjectionHead
 from selfpatch.objectives.self_distillation import SelfDistillation, chunked_cross_entropy, signals
 
 
@@ -76,7 +76,7 @@ class DINO(Objective):
         # Prototypes are linear: the mean logit is the logit of the mean, no logits of local crops needed.
         self.distillation.observe(self.teacher_head.prototypes(global_bottleneck.mean(dim=0)))
 
-    def twins(self) -> list[tuple[nn.Module, nn.Module]]:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.head, self.teacher_head)]
 
     def frozen_parameters(self, step: int) -> Iterable[nn.Parameter]:

@@ -6,10 +6,11 @@ from typing import Literal, NamedTuple, TypeVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from selfpatch.backbones.tokens import Tokens
 from selfpatch.backbones.vit import ViT
 from selfpatch.config import AggregatorConfig
-from selfpatch.layers.class_attention import Aggregator
-from selfpatch.tokens import Tokens
+from selfpatch.errors import UserError
+from selfpatch.objectives.class_attention import Aggregator
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -23,7 +24,7 @@ class Encoder(nn.Module):
         self.aggregator = Aggregator(backbone.embed_dim, backbone.num_heads, aggregator) if aggregator else None
         self._aggregates_image_token = aggregator is not None and aggregator.image_token == "aggregator"
         if not self._aggregates_image_token and not backbone.has_cls_token:
-            raise ValueError(
+            raise UserError(
                 f"{backbone.architecture.name} has no class token to describe an image; take the image token from the "
                 "aggregator (aggregator.image-token aggregator) or a backbone with one (backbone.class-token True)"
             )
@@ -68,7 +69,7 @@ class Objective(nn.Module):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         raise NotImplementedError
 
-    def twins(self) -> list[tuple[nn.Module, nn.Module]]:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """(student's, teacher's) modules; the second follows the first as an exponential moving average."""
         return []
 

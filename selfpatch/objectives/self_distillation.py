@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from selfpatch.config import SelfDistillationConfig
 from selfpatch.distributed import global_mean, global_sum
-from selfpatch.schedules import linear_epochs
+from selfpatch.optim.schedules import epochwise_linear
 
 # Numbers in a chunk of logits: 64 MiB in float32.
 CHUNK_SIZE = 2**24
@@ -31,7 +31,7 @@ class SelfDistillation(nn.Module):
     def __init__(self, num_prototypes: int, config: SelfDistillationConfig, *, steps_per_epoch: int):
         super().__init__()
         self.student_temperature = config.student_temperature
-        self.teacher_temperature = linear_epochs(
+        self.teacher_temperature = epochwise_linear(
             config.warmup_teacher_temperature, config.teacher_temperature, config.warmup_epochs, steps_per_epoch
         )
         self.centering = config.centering

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from selfpatch.backbones.tokens import Tokens
 from selfpatch.config import SelfPatchConfig
-from selfpatch.layers.projection_heads import ProjectionHead
+from selfpatch.errors import UserError
 from selfpatch.objectives.objective import EncodedViews, Objective, without_gradient
+from selfpatch.objectives.projection_heads import ProjectionHead
 from selfpatch.objectives.self_distillation import SelfDistillation, chunked_cross_entropy, signals
-from selfpatch.tokens import Tokens
 
 
 class SelfPatch(Objective):
@@ -79,7 +80,7 @@ class SelfPatch(Objective):
         self.distillation.observe(self.teacher_head.prototypes(mean_bottleneck))
         return loss, signals(global_targets, loss) | similarity
 
-    def twins(self) -> list[tuple[nn.Module, nn.Module]]:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.head, self.teacher_head)]
 
     def frozen_parameters(self, step: int) -> Iterable[nn.Parameter]:
@@ -94,12 +95,12 @@ class SelfPatch(Objective):
 
 def find_positives(tokens: Tokens, config: SelfPatchConfig) -> tuple[Int[Tensor, "B N P"], Float[Tensor, "B N P"]]:
     """The most similar neighbours of every patch, best first, and their cosine similarity."""
-    neighbours, exists = neighbourhood(tokens.grid_size, config.window_size, config.borders)
-    neighbours, exists = neighbours.to(tokens.patch_tokens.device), exists.to(tokens.patch_tokens.device)
-    return match_positives(tokens.patch_tokens, neighbours, exists, config.num_positives)
+    neighbors, exists = neighborhood(tokens.grid_size, config.window_size, config.borders)
+    neighbors, exists = neighbors.to(tokens.patch_tokens.device), exists.to(tokens.patch_tokens.device)
+    return match_positives(tokens.patch_tokens, neighbors, exists, config.num_positives)
 
 
-def neighbourhood(
+def neighborhood(
     grid_size: tuple[int, int], window_size: int, borders: str
 ) -> tuple[Int[Tensor, "N M"], Bool[Tensor, "N M"]]:
     """Indices of the patches in the window around every patch, itself left out, and whether they exist.
@@ -107,11 +108,11 @@ def neighbourhood(
     Beyond the border, "wrap" continues at the opposite side, as the authors' code does; "clip" has nothing there.
 
     Raises:
-        ValueError: the grid is smaller than the window: a wrapped neighbour would be the patch itself, or come twice.
+        UserError: the grid is smaller than the window: a wrapped neighbour would be the patch itself, or come twice.
     """
     rows, columns = grid_size
     if min(rows, columns) < window_size:
-        raise ValueError(
+        raise UserError(
             f"a crop of {rows} x {columns} patches is smaller than the window of {window_size} x {window_size} patches "
             "in which positives are sought; use larger crops, smaller patches or a smaller "
             "objectives.selfpatch.window-size"
@@ -129,7 +130,7 @@ def neighbourhood(
 
 def match_positives(
     patch_tokens: Float[Tensor, "B N D"],
-    neighbours: Int[Tensor, "N M"],
+    neighbors: Int[Tensor, "N M"],
     exists: Bool[Tensor, "N M"],
     num_positives: int,
 ) -> tuple[Int[Tensor, "B N P"], Float[Tensor, "B N P"]]:
@@ -142,9 +143,9 @@ def match_positives(
     # are so alike that bf16 cannot tell them apart.
     with torch.autocast(unit.device.type, enabled=False):
         similarity = unit @ unit.transpose(1, 2)  # [B, N, N]
-    similarity = similarity.gather(2, neighbours.expand(len(similarity), -1, -1))  # [B, N, M]
+    similarity = similarity.gather(2, neighbors.expand(len(similarity), -1, -1))  # [B, N, M]
     best, order = similarity.masked_fill(~exists, -torch.inf).topk(num_positives, dim=-1)
-    return neighbours.expand_as(similarity).gather(2, order), best
+    return neighbors.expand_as(similarity).gather(2, order), best
 
 
 @torch.no_grad()

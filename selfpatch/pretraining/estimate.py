@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.errors import UserError
 from selfpatch.pretraining.student_teacher import StudentTeacher
-from selfpatch.training.loop import autocast_for
+from selfpatch.training.precision import autocast_for
 
 # What stays free: kernels' own buffers, fragments, data workers, everybody else.
 MARGIN = 0.2
@@ -22,9 +23,9 @@ LARGEST_BATCH = 1024
 
 
 # Images a step for which memory is counted; between and beyond them it grows by a straight line.
-COUNTED = (32, 64)
+PROBE_BATCH_SIZES = (32, 64)
 # Images in the step that is timed.
-TIMED = 2
+TIMED_BATCH_SIZE = 2
 
 
 class Need(NamedTuple):
@@ -37,45 +38,45 @@ class Need(NamedTuple):
         return self.fixed_bytes + num_images * self.bytes_per_image
 
 
-def count_memory(student_teacher: StudentTeacher, config: PretrainConfig, device: torch.device) -> Need:
+def estimate_memory(student_teacher: StudentTeacher, config: PretrainConfig, device: torch.device) -> Need:
     """The tensors alive at the peak of a step, counted while it runs on tensors without data, so in no memory.
 
     Buffers inside of kernels and what allocators waste are not seen; without stochastic depth, so a little too much.
     """
     student_teacher.eval()
     peaks = []
-    for num_images in COUNTED:
+    for num_images in PROBE_BATCH_SIZES:
         with FakeTensorMode(allow_non_fake_inputs=True), _LiveBytes(student_teacher) as live:
             _step(student_teacher, config, num_images, device)
         peaks.append(live.peak)
-    per_image = (peaks[1] - peaks[0]) / (COUNTED[1] - COUNTED[0])
+    per_image = (peaks[1] - peaks[0]) / (PROBE_BATCH_SIZES[1] - PROBE_BATCH_SIZES[0])
     moments = 2 * sum(p.nbytes for p in student_teacher.parameters() if p.requires_grad)
-    return Need(peaks[0] - COUNTED[0] * per_image + moments, per_image)
+    return Need(peaks[0] - PROBE_BATCH_SIZES[0] * per_image + moments, per_image)
 
 
-def time_an_image(student_teacher: StudentTeacher, config: PretrainConfig, device: torch.device) -> float:
+def time_per_image(student_teacher: StudentTeacher, config: PretrainConfig, device: torch.device) -> float:
     """Seconds, from the second of two small steps on made-up images; nothing of them stays."""
     student_teacher.train()
     seconds = 0.0
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for _ in range(2):
             start = time.perf_counter()
-            _step(student_teacher, config, TIMED, device)
+            _step(student_teacher, config, TIMED_BATCH_SIZE, device)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds = time.perf_counter() - start
-    return seconds / TIMED
+    return seconds / TIMED_BATCH_SIZE
 
 
 def largest_batch(need: Need, available_bytes: float, *, num_images: int, accumulate: int = 1) -> int:
     """The largest power of two (times `accumulate`) that leaves MARGIN of the memory free, and four batches an epoch.
 
     Raises:
-        ValueError: not a single image fits.
+        UserError: not a single image fits.
     """
     fits = (available_bytes * (1 - MARGIN) - need.fixed_bytes) / need.bytes_per_image
     if fits < 1:
-        raise ValueError(
+        raise UserError(
             f"not one image a step fits into memory: {available_bytes / 2**30:.1f} GB are available, of which "
             f"{1 - MARGIN:.0%} may be used, and {need.bytes(1) / 2**30:.1f} GB are needed. Choose a smaller backbone "
             "(backbone.name), smaller crops (crops.global-size) or efficiency.recompute blocks"

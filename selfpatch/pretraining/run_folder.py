@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from selfpatch import checkpoint
-from selfpatch.checkpoint import Checkpoint
-from selfpatch.config import METHOD, PretrainConfig
+from selfpatch.config import RESULT_AFFECTING, PretrainConfig
+from selfpatch.config.io import differences, read_yaml, to_dict, write_yaml
 from selfpatch.data.image_folder import ImageFolder
+from selfpatch.errors import UserError
+from selfpatch.output import checkpoint
+from selfpatch.output.atomic_files import atomic_write, require_writable
+from selfpatch.output.checkpoint import Checkpoint
+from selfpatch.output.folder_lock import FolderLock
 from selfpatch.pretraining.student_teacher import StudentTeacher
-from selfpatch.settings_file import differences, read_yaml, to_dict, write_yaml
-from selfpatch.training.folder_lock import FolderLock
 
 
 class RunFolder:
@@ -35,27 +37,27 @@ class RunFolder:
         """Refuse what `open` could not take.
 
         Raises:
-            ValueError: OUT cannot be written, holds something else, or a run with other settings (the differences are
+            UserError: OUT cannot be written, holds something else, or a run with other settings (the differences are
                 listed), or another process is running in it.
         """
-        checkpoint.require_writable(self.path)
+        require_writable(self.path)
         if self.path.exists() and any(self.path.iterdir()) and not self.config_file.exists():
-            raise ValueError(
+            raise UserError(
                 f"{self.path} is not empty and holds no run of selfpatch (no config.yaml); give a new or empty folder"
             )
         if self.config_file.exists():
-            self.refuse_other_method(method_of(to_dict(read_yaml(self.config_file))), config, self.path)
+            self.require_same_method(result_affecting(to_dict(read_yaml(self.config_file))), config, self.path)
             self._lock.take()  # from here on nobody else writes what this run is about to read
 
     def open(self, config: PretrainConfig, *, header: str) -> None:
         """Take the folder for this process, and write config.yaml.
 
         Raises:
-            ValueError: another process is running in it (its host and number are said).
+            UserError: another process is running in it (its host and number are said).
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.take()
-        with checkpoint.replacing(self.config_file) as file:
+        with atomic_write(self.config_file) as file:
             write_yaml(config, file, header=header)
         if self.bad_images_file.exists():
             lines = self.bad_images_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
@@ -68,15 +70,15 @@ class RunFolder:
         """OUT's own newest valid checkpoint, and why newer ones were passed over.
 
         Raises:
-            ValueError: it was made with other images.
+            UserError: it was made with other images.
         """
-        found, passed_over = checkpoint.newest_valid(self.checkpoints)
+        found, skipped_checkpoints = checkpoint.load_latest(self.checkpoints)
         if found is not None and found.state["images"] != images.fingerprint():
-            raise ValueError(
+            raise UserError(
                 f"the images have changed since {found.path} was written ({found.state['num_images']} then, "
                 f"{len(images)} now, or other names); put them back to go on, or give a new folder for a new run"
             )
-        return found, passed_over
+        return found, skipped_checkpoints
 
     def save(
         self,
@@ -86,16 +88,16 @@ class RunFolder:
         images: ImageFolder,
         config: PretrainConfig,
     ) -> None:
-        tensors = {"model": student_teacher.state_dict(), "optimizer": checkpoint.optimizer_tensors(optimizer)}
+        tensors = {"model": student_teacher.state_dict(), "optimizer": checkpoint.flatten_optimizer_state(optimizer)}
         state = {
             "step": step,
             "num_images": len(images),
             "images": images.fingerprint(),
-            "method": method_of(to_dict(config)),
+            "method": result_affecting(to_dict(config)),
         }
         checkpoint.save(self.checkpoints, step, tensors, state, keep=config.run.keep)
 
-    def note_bad_images(self, bad_images: list[tuple[Path, str]]) -> int:
+    def record_bad_images(self, bad_images: list[tuple[Path, str]]) -> int:
         """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far."""
         new = {str(path): " ".join(reason.split()) for path, reason in bad_images if str(path) not in self._bad_images}
         if new:
@@ -104,16 +106,16 @@ class RunFolder:
                 file.writelines(f"{path}\t{reason}\n" for path, reason in new.items())
         return len(self._bad_images)
 
-    def refuse_other_method(self, method: dict[str, Any], config: PretrainConfig, where: Path) -> None:
+    def require_same_method(self, method: dict[str, Any], config: PretrainConfig, where: Path) -> None:
         """Settings that change results must be those that `where` was made with."""
-        if lines := differences(method, method_of(to_dict(config))):
+        if lines := differences(method, result_affecting(to_dict(config))):
             shown = "\n  ".join(lines[:20])
-            raise ValueError(
+            raise UserError(
                 f"{where} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this "
                 "run, or the settings of then to go on"
             )
 
 
-def method_of(values: dict[str, Any]) -> dict[str, Any]:
+def result_affecting(values: dict[str, Any]) -> dict[str, Any]:
     """Of all settings, as JSON and YAML hold them, those that change results."""
-    return {name: values[name] for name in METHOD}
+    return {name: values[name] for name in RESULT_AFFECTING}

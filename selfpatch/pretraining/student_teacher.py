@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from selfpatch.backbones.vit import ViT
 from selfpatch.config import EfficiencyConfig, ObjectivesConfig, PretrainConfig
-from selfpatch.layers.class_attention import Aggregator
+from selfpatch.objectives.class_attention import Aggregator
 from selfpatch.objectives.dino import DINO
 from selfpatch.objectives.objective import EncodedViews, Encoder, Objective, without_gradient
 from selfpatch.objectives.selfpatch import SelfPatch
-from selfpatch.optim import update_moving_average
+from selfpatch.optim.optimizer import update_moving_average
 
 OBJECTIVES = {"dino": DINO, "selfpatch": SelfPatch}
 
@@ -57,13 +57,13 @@ class StudentTeacher(nn.Module):
     def terms(self) -> dict[str, Objective]:
         return cast(dict[str, Objective], dict(self.objectives.items()))
 
-    def twins(self) -> list[tuple[nn.Module, nn.Module]]:
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         """All pairs of a student's module and the teacher's that follows it."""
-        return [(self.student, self.teacher), *(pair for term in self.terms.values() for pair in term.twins())]
+        return [(self.student, self.teacher), *(pair for term in self.terms.values() for pair in term.ema_pairs())]
 
     def commit(self, momentum: float) -> None:
         """The step is accepted: teachers follow, centres move."""
-        update_moving_average(self.twins(), momentum)
+        update_moving_average(self.ema_pairs(), momentum)
         for term in self.terms.values():
             term.commit()
 
@@ -75,7 +75,7 @@ class StudentTeacher(nn.Module):
     def frozen_parameters(self, step: int) -> list[nn.Parameter]:
         return [p for term in self.terms.values() for p in term.frozen_parameters(step)]
 
-    def deployed_backbone(self) -> ViT:
+    def export_backbone(self) -> ViT:
         """A copy of the teacher's backbone as it is shipped: in evaluation mode, as timm runs it, with a final norm.
 
         A backbone without a norm of its own takes the aggregator's, which its patch tokens go through in training.
@@ -85,8 +85,8 @@ class StudentTeacher(nn.Module):
         aggregator = self.teacher.aggregator
         if isinstance(backbone.model.norm, nn.Identity) and isinstance(aggregator, Aggregator):
             backbone.model.norm = copy.deepcopy(aggregator.norm)
-            backbone.norm_is_aggregators = True
-        backbone.position_resampling = "timm"
+            backbone.final_norm_from_aggregator = True
+        backbone.pos_embed_interpolation = "timm"
         return backbone
 
 
@@ -114,10 +114,10 @@ def build_student_teacher(backbone: ViT, config: PretrainConfig, *, steps_per_ep
     return StudentTeacher(Encoder(backbone, config.aggregator), objectives)
 
 
-def make_efficient(student_teacher: StudentTeacher, config: EfficiencyConfig) -> None:
+def apply_efficiency(student_teacher: StudentTeacher, config: EfficiencyConfig) -> None:
     """What changes speed and memory of student and teacher, and not what they compute."""
     student_teacher.student.backbone.set_recompute(config.recompute == "blocks")
-    student_teacher.student.backbone.set_makes_again(config.recompute == "activations")
+    student_teacher.student.backbone.set_activation_recompute(config.recompute == "activations")
     if config.compile:
         for encoder in (student_teacher.student, student_teacher.teacher):
             encoder.backbone.compile_blocks()

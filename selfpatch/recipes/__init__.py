@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Callable
 
 from selfpatch.config import PretrainConfig
+from selfpatch.errors import UserError
 from selfpatch.recipes.demo import demo
 from selfpatch.recipes.dino import dino, dino_selfpatch
 from selfpatch.recipes.small_data import dino_selfpatch_small, dino_small
@@ -24,10 +25,10 @@ def find_recipe(name: str) -> PretrainConfig:
     """The settings of a recipe.
 
     Raises:
-        ValueError: an unknown name; the nearest one and all others are given.
+        UserError: an unknown name; the nearest one and all others are given.
     """
     if name not in RECIPES:
         nearest = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-        raise ValueError(f"unknown recipe {name!r}{hint} There are: {', '.join(RECIPES)}")
+        raise UserError(f"unknown recipe {name!r}{hint} There are: {', '.join(RECIPES)}")
     return RECIPES[name]()

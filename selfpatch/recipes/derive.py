@@ -4,20 +4,20 @@ import math
 from typing import Any, NamedTuple
 
 from selfpatch.config import PretrainConfig, rows_columns
-from selfpatch.settings_file import with_settings
+from selfpatch.config.io import override
 
 # Of timm's vision transformers, by the size in their names.
 WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}
 
 
-class Facts(NamedTuple):
+class RunFacts(NamedTuple):
     """What is known before a run."""
 
     num_images: int
     on_gpu: bool
 
 
-class Derived(NamedTuple):
+class ResolvedSetting(NamedTuple):
     """A setting that nobody gave, what it became, and why."""
 
     setting: str
@@ -25,14 +25,14 @@ class Derived(NamedTuple):
     reason: str
 
 
-def derive(config: PretrainConfig, facts: Facts) -> tuple[PretrainConfig, list[Derived]]:
+def derive(config: PretrainConfig, facts: RunFacts) -> tuple[PretrainConfig, list[ResolvedSetting]]:
     """Fill in what the configuration leaves at None. What was given stays, and what depends on it follows it."""
-    derived: list[Derived] = []
+    derived: list[ResolvedSetting] = []
 
     def fill(setting: str, given: Any, value: Any, reason: str) -> Any:
         if given is not None:
             return given
-        derived.append(Derived(setting, value, reason))
+        derived.append(ResolvedSetting(setting, value, reason))
         return value
 
     # 1. Size, by the hardware.
@@ -93,8 +93,8 @@ def derive(config: PretrainConfig, facts: Facts) -> tuple[PretrainConfig, list[D
                 min(max(2 * batch_size, 64), 4096),
                 "one for each global crop of a step, over which Sinkhorn spreads them",
             )
-    return with_settings(config, {setting: value for setting, value, _ in derived}), derived
+    return override(config, {setting: value for setting, value, _ in derived}), derived
 
 
-def _by_hardware(facts: Facts, gpu: Any, cpu: Any, hardware: str) -> tuple[Any, str]:
+def _by_hardware(facts: RunFacts, gpu: Any, cpu: Any, hardware: str) -> tuple[Any, str]:
     return (gpu if facts.on_gpu else cpu), hardware

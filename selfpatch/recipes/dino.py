@@ -23,7 +23,7 @@ def dino() -> PretrainConfig:
 
     Source: DINO (ICCV 2021); learning rate, crops and heads as SelfPatch's code sets them, so that the two compare.
     """
-    return PretrainConfig(recipe="dino", backbone=BackboneConfig(position_resampling="dino"))
+    return PretrainConfig(recipe="dino", backbone=BackboneConfig(pos_embed_interpolation="dino"))
 
 
 def dino_selfpatch() -> PretrainConfig:
@@ -40,7 +40,7 @@ def dino_selfpatch() -> PretrainConfig:
     return replace(
         dino(),
         recipe="dino-selfpatch",
-        backbone=BackboneConfig(class_token=False, final_norm=False, position_resampling="dino"),
+        backbone=BackboneConfig(class_token=False, final_norm=False, pos_embed_interpolation="dino"),
         aggregator=AggregatorConfig(image_token="aggregator"),
         objectives=ObjectivesConfig(
             dino=DINOConfig(center_crops="all"),

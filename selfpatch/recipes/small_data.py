@@ -49,7 +49,7 @@ def dino_selfpatch_small() -> PretrainConfig:
             num_local=4,
             local_scale=(0.2, 0.5),
             jitter=(0.4, 0.4, 0.4, 0.5),
-            grey_prob=0.5,
+            grayscale_prob=0.5,
             blur_prob=(0.0, 0.0, 0.0),
             solarize_prob=0.0,
         ),

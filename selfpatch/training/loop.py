@@ -5,14 +5,15 @@ What is trained (losses, how a step changes weights) and what is done meanwhile 
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from selfpatch.distributed import any_rank, rank
-from selfpatch.metric_logger import MetricLogger, TrainingProgress
+from selfpatch.output.metric_logger import MetricLogger
+from selfpatch.output.progress import TrainingProgress
 from selfpatch.training.memory import peak_memory_mb
 
 
@@ -20,7 +21,7 @@ class DivergenceError(RuntimeError):
     """Step after step without a finite loss and gradient."""
 
 
-class Update(NamedTuple):
+class StepOutput(NamedTuple):
     """What one optimizer step came to."""
 
     metrics: dict[str, Tensor]  # scalars without gradient: "loss", its terms ("NAME/loss"), signals
@@ -28,7 +29,7 @@ class Update(NamedTuple):
 
 
 @runtime_checkable
-class Trainee(Protocol):
+class TrainTask(Protocol):
     """What the loop trains: it knows its losses, and how a step changes its weights."""
 
     batch_size: int  # images a step, over all ranks
@@ -37,7 +38,7 @@ class Trainee(Protocol):
         """Dropout and its like on."""
         ...
 
-    def update(self, batch: Any, step: int) -> Update:
+    def update(self, batch: Any, step: int) -> StepOutput:
         """One optimizer step, or nothing at all, if something is not finite on any rank."""
         ...
 
@@ -58,7 +59,7 @@ class Trainee(Protocol):
 Callback = Callable[[int], dict[str, float]]
 
 
-class Every(NamedTuple):
+class PeriodicCallback(NamedTuple):
     """When a callback is called: every so many steps and after the last; also at the start or when stopped, if said."""
 
     steps: int
@@ -68,7 +69,7 @@ class Every(NamedTuple):
 
 
 def train(
-    trainee: Trainee,
+    trainee: TrainTask,
     batches: Iterator[Any],
     *,
     first_step: int,
@@ -79,7 +80,7 @@ def train(
     device: torch.device,
     logger: MetricLogger,
     progress: TrainingProgress,
-    callbacks: Sequence[Every] = (),
+    callbacks: Sequence[PeriodicCallback] = (),
     should_stop: Callable[[int], bool] = lambda done: False,
 ) -> int:
     """Train from `first_step` to `num_steps`, or until `should_stop(steps done)`; returns the number of steps done.
@@ -90,7 +91,7 @@ def train(
     Raises:
         DivergenceError: `max_skipped` steps in a row were not finite; the weights are as they were before them.
     """
-    interval = Interval(trainee.batch_size)
+    interval = MetricWindow(trainee.batch_size)
     skipped = skipped_in_a_row = 0
     trainee.train_mode()
 
@@ -139,7 +140,7 @@ def train(
             progress.show(step, means)
             if note := trainee.note(means, last=done == num_steps):
                 progress.say(note)
-            interval = Interval(trainee.batch_size)
+            interval = MetricWindow(trainee.batch_size)
 
         # 5. Now and then: scores, pictures, checkpoints. On a signal every rank stops at the same step, and saves.
         stop = any_rank(should_stop(done), device)
@@ -152,7 +153,7 @@ def train(
     return num_steps
 
 
-class Interval:
+class MetricWindow:
     """Means over the steps between two lines of the log, and what share of the time went into waiting for data."""
 
     def __init__(self, batch_size: int):
@@ -186,21 +187,6 @@ class Interval:
         seconds = time.perf_counter() - self._start
         rates = {"images_per_second": self.count * self._batch_size / seconds, "data_wait": self._waited / seconds}
         return dict(zip(self._sums, values, strict=True)) | rates
-
-
-def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """bf16 where it was asked for, or where "auto" finds a GPU that has it; losses cast themselves to float32."""
-    if resolve_precision(precision, device) == "bf16":
-        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" is on this device."""
-    if precision != "auto":
-        return precision
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if has_bf16 else "float32"
 
 
 def not_finite(metrics: dict[str, Tensor]) -> str:

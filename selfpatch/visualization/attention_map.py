@@ -8,7 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from selfpatch.backbones.vit import ViT
-from selfpatch.visualization.sheet import ColourBar, EncodedImage, Panel, draw_sheet, heat, image_panel, map_panel
+from selfpatch.errors import UserError
+from selfpatch.visualization.sheet import ColorBar, EncodedImage, Panel, draw_sheet, heat, image_panel, map_panel
 
 
 @torch.no_grad()
@@ -16,10 +17,10 @@ def cls_attention(backbone: ViT, image: Float[Tensor, "1 3 H W"]) -> Float[Tenso
     """Attention of the class token to every patch; what is left to 1 it gives to itself and to registers.
 
     Raises:
-        ValueError: the backbone has no class token.
+        UserError: the backbone has no class token.
     """
     if not backbone.has_cls_token:
-        raise ValueError(f"{backbone.architecture.name} has no class token whose attention could be shown")
+        raise UserError(f"{backbone.architecture.name} has no class token whose attention could be shown")
     attention: Any = list(backbone.model.blocks)[-1].attn
     fused, weights = attention.fused_attn, []
     hook = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: weights.append(inputs[0]))
@@ -45,5 +46,5 @@ def draw_attention_maps(images: list[EncodedImage], attentions: list[Float[Tenso
         "Where the class token looks",
         "Attention of the class token to the patches in the last block, one map a head.",
         rows,
-        ColourBar("attention, in shares of the head's largest", 0.0, 1.0),
+        ColorBar("attention, in shares of the head's largest", 0.0, 1.0),
     )

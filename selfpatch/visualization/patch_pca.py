@@ -22,19 +22,19 @@ def patch_pca(token_maps: list[Float[Tensor, "_r _s D"]]) -> PatchPCA:
     (1), so that a few odd patches do not take all the contrast.
     """
     tokens = torch.cat([tokens.flatten(0, 1) for tokens in token_maps]).cpu().double()
-    centred = tokens - tokens.mean(dim=0)
-    variances, components = torch.linalg.eigh(centred.T @ centred)  # ascending
+    centered = tokens - tokens.mean(dim=0)
+    variances, components = torch.linalg.eigh(centered.T @ centered)  # ascending
     first = components[:, -3:].flip(-1)  # [D, 3]
     first = first * first.gather(0, first.abs().argmax(dim=0, keepdim=True)).sign()
-    projected = centred @ first  # [all patches, 3]
+    projected = centered @ first  # [all patches, 3]
     low, high = torch.quantile(
         projected[:: len(projected) // 1_000_000 + 1], torch.tensor([0.02, 0.98]).double(), dim=0
     )
-    colours = ((projected - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).float()
+    colors = ((projected - low) / (high - low).clamp_min(1e-12)).clamp(0, 1).float()
     maps = [
         part.unflatten(0, tokens.shape[:2])
         for part, tokens in zip(
-            colours.split([len(tokens.flatten(0, 1)) for tokens in token_maps]), token_maps, strict=True
+            colors.split([len(tokens.flatten(0, 1)) for tokens in token_maps]), token_maps, strict=True
         )
     ]
     return PatchPCA(maps, (variances[-3:].flip(0) / variances.sum().clamp_min(1e-12)).float())
@@ -45,9 +45,9 @@ def draw_patch_pca(images: list[EncodedImage]) -> Image.Image:
     token_maps = [image.tokens.patch_tokens[0].unflatten(0, image.tokens.grid_size) for image in images]
     pca = patch_pca(token_maps)
     panels = []
-    for image, colours in zip(images, pca.maps, strict=True):
-        colour_map = map_panel((255 * colours).round().byte().numpy())
-        panels.append(Panel(side_by_side(image_panel(image.pixels, image.tokens.grid_size), colour_map), image.name))
+    for image, colors in zip(images, pca.maps, strict=True):
+        color_map = map_panel((255 * colors).round().byte().numpy())
+        panels.append(Panel(side_by_side(image_panel(image.pixels, image.tokens.grid_size), color_map), image.name))
     shares = ", ".join(f"{share:.0%}" for share in pca.explained.tolist())
     return draw_sheet(
         "Patch tokens as colours",

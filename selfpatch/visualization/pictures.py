@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from selfpatch.backbones.vit import ViT
-from selfpatch.checkpoint import replacing
 from selfpatch.config import SelfPatchConfig
-from selfpatch.data.multi_crop import normalize
+from selfpatch.data.augmentation.multi_crop import normalize
+from selfpatch.errors import UserError
+from selfpatch.output.atomic_files import atomic_write
 from selfpatch.visualization.attention_map import cls_attention, draw_attention_maps
 from selfpatch.visualization.patch_pca import draw_patch_pca
 from selfpatch.visualization.positives import draw_positives
@@ -45,15 +46,15 @@ def visualize(
         selfpatch: how positives are sought; None: as the paper does.
 
     Raises:
-        ValueError: no images, an image_size of less than a window of patches, or a pixel outside the image.
+        UserError: no images, an image_size of less than a window of patches, or a pixel outside the image.
     """
     if not images:
-        raise ValueError("no images to make pictures of; give a folder with at least one")
+        raise UserError("no images to make pictures of; give a folder with at least one")
     assert not backbone.training
     selfpatch = selfpatch or SelfPatchConfig()
     image_size = image_size or 2 * int(min(backbone.model.patch_embed.img_size))
     if image_size < selfpatch.window_size * max(backbone.patch_size):
-        raise ValueError(
+        raise UserError(
             f"image-size is {image_size} px, less than {selfpatch.window_size} patches of {max(backbone.patch_size)} "
             "px, the window in which positives are sought; make it larger"
         )
@@ -81,7 +82,7 @@ def visualize(
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = [out_dir / f"{name}.png" for name in pictures]
     for path, picture in zip(paths, pictures.values(), strict=True):
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             picture.save(temporary, format="PNG")
     return paths
 
@@ -103,7 +104,7 @@ def encode(
 
 @torch.no_grad()
 def _for_positives(backbone: ViT, image: EncodedImage) -> EncodedImage:
-    return image._replace(tokens=backbone.tokens_for_positives(_to_input(backbone, image.pixels)))
+    return image._replace(tokens=backbone.pre_norm_tokens(_to_input(backbone, image.pixels)))
 
 
 def _to_input(backbone: ViT, pixels: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:

@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from selfpatch.backbones.tokens import Tokens
 from selfpatch.config import SelfPatchConfig
-from selfpatch.objectives.selfpatch import find_positives, neighbourhood
-from selfpatch.tokens import Tokens
+from selfpatch.objectives.selfpatch import find_positives, neighborhood
 from selfpatch.visualization.sheet import (
     PAPER,
     EncodedImage,
@@ -25,7 +25,7 @@ CHOSEN, PICKED = (255, 210, 40), (80, 255, 120)
 WINDOW_SIDE = 216
 
 
-class Neighbourhood(NamedTuple):
+class Neighborhood(NamedTuple):
     """A patch, by its index, and what SelfPatch finds around it."""
 
     patch: int
@@ -34,12 +34,12 @@ class Neighbourhood(NamedTuple):
     similarity: list[float]  # of each positive
 
 
-def neighbourhoods(tokens: Tokens, patches: list[int], config: SelfPatchConfig) -> list[Neighbourhood]:
+def neighborhoods(tokens: Tokens, patches: list[int], config: SelfPatchConfig) -> list[Neighborhood]:
     """As the objective finds them, in the first image of `tokens`."""
-    indices, exists = neighbourhood(tokens.grid_size, config.window_size, config.borders)
+    indices, exists = neighborhood(tokens.grid_size, config.window_size, config.borders)
     positives, similarity = find_positives(tokens, config)
     return [
-        Neighbourhood(
+        Neighborhood(
             patch,
             [
                 index if there else None
@@ -68,7 +68,7 @@ def draw_positives(
     """
     rows = []
     for image in images:
-        found = neighbourhoods(image.tokens, patches or spread_patches(image.tokens.grid_size), config)
+        found = neighborhoods(image.tokens, patches or spread_patches(image.tokens.grid_size), config)
         row = [Panel(_draw_overview(image, found, config), image.name)]
         for number, around in enumerate(found, start=1):
             position = divmod(around.patch, image.tokens.grid_size[1])
@@ -86,7 +86,7 @@ def draw_positives(
     )
 
 
-def _draw_overview(image: EncodedImage, found: list[Neighbourhood], config: SelfPatchConfig) -> Image.Image:
+def _draw_overview(image: EncodedImage, found: list[Neighborhood], config: SelfPatchConfig) -> Image.Image:
     columns, cell = image.tokens.grid_size[1], cell_size(image.tokens.grid_size)
     panel = image_panel(image.pixels, image.tokens.grid_size)
     draw = ImageDraw.Draw(panel)
@@ -101,7 +101,7 @@ def _draw_overview(image: EncodedImage, found: list[Neighbourhood], config: Self
     return panel
 
 
-def _draw_window(image: EncodedImage, around: Neighbourhood, config: SelfPatchConfig) -> Image.Image:
+def _draw_window(image: EncodedImage, around: Neighborhood, config: SelfPatchConfig) -> Image.Image:
     """The patches of the window side by side as the objective sees them, wherever in the image they are."""
     side = config.window_size
     cell = WINDOW_SIDE // side

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from selfpatch.tokens import Tokens
+from selfpatch.backbones.tokens import Tokens
 
 MARGIN, GAP, LINE = 28, 12, 22
 INK, FAINT_INK, PAPER = (32, 32, 32), (110, 110, 110), (255, 255, 255)
@@ -31,13 +31,13 @@ class Panel(NamedTuple):
     caption: str = ""
 
 
-class ColourBar(NamedTuple):
+class ColorBar(NamedTuple):
     label: str
     low: float
     high: float
 
 
-def draw_sheet(title: str, subtitle: str, rows: list[list[Panel]], bar: ColourBar | None = None) -> Image.Image:
+def draw_sheet(title: str, subtitle: str, rows: list[list[Panel]], bar: ColorBar | None = None) -> Image.Image:
     """The panels of a row stand side by side; in all rows those of one column begin at the same place."""
     widths = [0] * max(map(len, rows))
     for row in rows:
@@ -86,11 +86,11 @@ def image_panel(pixels: UInt8[np.ndarray, "H W 3"], grid_size: tuple[int, int]) 
     return Image.fromarray(pixels).resize((grid_size[1] * cell, grid_size[0] * cell), Image.Resampling.LANCZOS)
 
 
-def map_panel(colours: UInt8[np.ndarray, "R S 3"]) -> Image.Image:
+def map_panel(colors: UInt8[np.ndarray, "R S 3"]) -> Image.Image:
     """One flat square a patch: no smoothness that the patches do not have."""
-    rows, columns, _ = colours.shape
+    rows, columns, _ = colors.shape
     cell = cell_size((rows, columns))
-    return Image.fromarray(colours).resize((columns * cell, rows * cell), Image.Resampling.NEAREST)
+    return Image.fromarray(colors).resize((columns * cell, rows * cell), Image.Resampling.NEAREST)
 
 
 def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
@@ -107,13 +107,13 @@ def heat(values: Float[np.ndarray, "*shape"], low: float, high: float) -> UInt8[
 
 
 def mark_patch(
-    draw: ImageDraw.ImageDraw, patch: tuple[int, int], cell: int, colour: tuple[int, int, int], width: int = 2
+    draw: ImageDraw.ImageDraw, patch: tuple[int, int], cell: int, color: tuple[int, int, int], width: int = 2
 ) -> None:
     """A frame around a patch (row, column), on a dark one, so that it is seen on any image."""
     left, top = patch[1] * cell, patch[0] * cell
     box = (left, top, left + cell - 1, top + cell - 1)
     draw.rectangle((box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1), outline=INK, width=width + 2)
-    draw.rectangle(box, outline=colour, width=width)
+    draw.rectangle(box, outline=color, width=width)
 
 
 def outlined_text(draw: ImageDraw.ImageDraw, middle: tuple[float, float], text: str) -> None:
@@ -121,7 +121,7 @@ def outlined_text(draw: ImageDraw.ImageDraw, middle: tuple[float, float], text: 
     draw.text(middle, text, PAPER, _font(13, bold=True), anchor="mm", stroke_width=2, stroke_fill=INK)
 
 
-def _draw_bar(sheet: Image.Image, position: tuple[int, int], bar: ColourBar) -> None:
+def _draw_bar(sheet: Image.Image, position: tuple[int, int], bar: ColorBar) -> None:
     left, top = position
     gradient = heat(np.linspace(0, 1, BAR_WIDTH)[None], 0, 1)
     sheet.paste(Image.fromarray(gradient).resize((BAR_WIDTH, BAR_HEIGHT)), (left, top))

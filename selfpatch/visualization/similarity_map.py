@@ -5,8 +5,9 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from selfpatch.errors import UserError
 from selfpatch.visualization.sheet import (
-    ColourBar,
+    ColorBar,
     EncodedImage,
     Panel,
     cell_size,
@@ -29,11 +30,11 @@ def patch_at(pixel: tuple[int, int], image_size: tuple[int, int], grid_size: tup
     """(row, column) of the patch under a pixel (x, y) of an image of (rows, columns) pixels.
 
     Raises:
-        ValueError: the pixel is not in the image.
+        UserError: the pixel is not in the image.
     """
     (x, y), (height, width) = pixel, image_size
     if not (0 <= x < width and 0 <= y < height):
-        raise ValueError(
+        raise UserError(
             f"pixel ({x}, {y}) is outside the image, which is {width} wide and {height} high; x comes first"
         )
     return y * grid_size[0] // height, x * grid_size[1] // width
@@ -63,5 +64,5 @@ def draw_similarity_maps(images: list[EncodedImage], queries: list[tuple[int, tu
         "Which patches are similar to this one",
         "A row a question: the framed patch on the left, and the similarity of every patch of every image to it.",
         rows,
-        ColourBar("cosine similarity to the framed patch", low, 1.0),
+        ColorBar("cosine similarity to the framed patch", low, 1.0),
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from selfpatch.backbones import pretrained
 from selfpatch.backbones.pretrained import load_backbone, load_weights
-from selfpatch.data.multi_crop import normalize
+from selfpatch.data.augmentation.multi_crop import normalize
 from selfpatch.export import export_timm
 from tests.backbones.small_vits import small_vit
 
@@ -36,8 +36,8 @@ def kit_crops(which: str) -> tuple[torch.Tensor, torch.Tensor]:
     crops = load_file(KIT / "crops.safetensors")
     numbers = (0, 1) if which == "global" else (2, 3)
     images = torch.cat([crops[f"step0.crop{j}"] for j in numbers])
-    normalised = normalize(images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    return normalised, load_file(KIT / "activations.safetensors")[f"teacher.patch_tokens.{which}"]
+    normalized = normalize(images, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    return normalized, load_file(KIT / "activations.safetensors")[f"teacher.patch_tokens.{which}"]
 
 
 def save_pth(path: Path, content: object) -> Path:
@@ -102,7 +102,7 @@ def test_dino_checkpoint_with_class_token(tmp_path):
         "head.mlp.0.weight": torch.zeros(2, 2)
     }
     backbone = load_backbone(save_pth(tmp_path / "dino.pth", {"student": {}, "teacher": state}))
-    assert (backbone.num_heads, backbone.patch_size, backbone.position_resampling) == (3, (16, 16), "dino")
+    assert (backbone.num_heads, backbone.patch_size, backbone.pos_embed_interpolation) == (3, (16, 16), "dino")
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         tokens, expected = backbone(x), plain(x)
@@ -112,7 +112,7 @@ def test_dino_checkpoint_with_class_token(tmp_path):
 
 def test_original_can_be_exported(tmp_path):
     for path in (KIT / "initial.safetensors", save_pth(tmp_path / "bare.pth", original_backbone())):
-        backbone = load_backbone(path, num_heads=HEADS, position_resampling="timm")
+        backbone = load_backbone(path, num_heads=HEADS, pos_embed_interpolation="timm")
         export_timm(backbone, tmp_path / "backbone.safetensors")
         again = load_backbone(tmp_path)
         x = torch.randn(1, 3, 32, 64)
@@ -191,7 +191,7 @@ def test_load_weights_of_another_backbone(tmp_path):
     export_timm(small_vit("class token"), tmp_path / "backbone.safetensors")
     target = small_vit("class token", embed_dim=48)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
-    with pytest.raises(ValueError, match=r"0 of 30 tensors match; 30 other of shape: cls_token 1x1x24 for 1x1x48"):
+    with pytest.raises(ValueError, match=r"0 of 30 tensors match; 30 mismatched: cls_token 1x1x24 for 1x1x48"):
         load_weights(target, tmp_path)
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
     with pytest.raises(ValueError, match=r"30 of 54 tensors match; 24 missing: blocks.2"):
@@ -260,7 +260,7 @@ ARGUMENTS = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True, "pat
             "12 unexpected: blocks.1",
         ),
         ({"arguments": json.dumps(ARGUMENTS | {"img_size": 64, "embed_dim": 24})}, "pos_embed 1x17x24 for 1x65x24"),
-        ({"arguments": json.dumps(ARGUMENTS | {"img_size": 32, "embed_dim": 600_000_000})}, "30 other of shape"),
+        ({"arguments": json.dumps(ARGUMENTS | {"img_size": 32, "embed_dim": 600_000_000})}, "30 mismatched"),
     ],
 )
 def test_metadata_that_does_not_fit(changes, message, tmp_path):
@@ -273,9 +273,9 @@ def test_metadata_that_does_not_fit(changes, message, tmp_path):
 
 
 def test_plain_timm_resampling_unless_asked(tmp_path):
-    export_timm(small_vit("class token", position_resampling="dino"), tmp_path / "backbone.safetensors")
-    assert load_backbone(tmp_path).position_resampling == "timm"
-    assert load_backbone(tmp_path, position_resampling="dino").position_resampling == "dino"
+    export_timm(small_vit("class token", pos_embed_interpolation="dino"), tmp_path / "backbone.safetensors")
+    assert load_backbone(tmp_path).pos_embed_interpolation == "timm"
+    assert load_backbone(tmp_path, pos_embed_interpolation="dino").pos_embed_interpolation == "dino"
 
 
 def test_it_comes_ready_for_evaluation(tmp_path):
@@ -413,7 +413,7 @@ def test_checkpoints_of_something_else(content, tmp_path):
     [
         ({"pos_embed": torch.zeros(1, 199, 48)}, "3 channels and 199 positions"),
         ({"patch_embed.proj.weight": torch.zeros(48, 1, 16, 16)}, "1 channels and 196 positions"),
-        ({"patch_embed.proj.weight": torch.zeros(96, 3, 16, 16)}, r"36 other of shape: .* 48 for 96|other of shape"),
+        ({"patch_embed.proj.weight": torch.zeros(96, 3, 16, 16)}, r"36 mismatched: .* 48 for 96|mismatched"),
     ],
 )
 def test_shapes_that_do_not_fit(changes, message, tmp_path):

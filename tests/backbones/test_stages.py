@@ -52,7 +52,7 @@ def test_maps_are_those_that_timm_gives(family, size):
 
 
 def test_maps_follow_the_resampling_of_positions():
-    plain, dino = small_vit("class token"), small_vit("class token", position_resampling="dino")
+    plain, dino = small_vit("class token"), small_vit("class token", pos_embed_interpolation="dino")
     x = images(plain, 3, 6)
     with torch.no_grad():
         (ours,), (timms,) = (backbone.stage_maps(x, [0]) for backbone in (dino, plain))
@@ -66,7 +66,7 @@ def test_keys_are_those_of_the_last_attention(family, size):
     backbone = small_vit(family)
     x = images(backbone, *size)
     with torch.no_grad():
-        keys = backbone.last_keys(x)
+        keys = backbone.last_attention_keys(x)
         (before,) = backbone.stage_maps(x, [0])
     block = backbone.model.blocks[1]
     attention = block.attn
@@ -86,11 +86,11 @@ def test_keys_are_those_of_the_last_attention(family, size):
 def test_nothing_stays_hooked():
     backbone = small_vit("class token")
     backbone.stage_maps(images(backbone, 2, 2), [0, 1])
-    backbone.last_keys(images(backbone, 2, 2))
+    backbone.last_attention_keys(images(backbone, 2, 2))
     with pytest.raises(ValueError, match="20 x 16 pixels cannot be cut into patches of 8 x 8"):
         backbone.stage_maps(torch.zeros(1, 3, 20, 16), [0])
     with pytest.raises(ValueError, match="20 x 16 pixels cannot be cut into patches of 8 x 8"):
-        backbone.last_keys(torch.zeros(1, 3, 20, 16))
+        backbone.last_attention_keys(torch.zeros(1, 3, 20, 16))
     assert not any(module._forward_hooks for module in backbone.modules())
 
 
@@ -128,7 +128,7 @@ def test_load_vit_gives_what_load_backbone_gives(tmp_path):
     backbone = small_vit("class token")
     export_timm(backbone, tmp_path / "backbone.safetensors")
     x = images(backbone, 3, 2)
-    for vit in (load_vit(tmp_path, num_heads=3), load_vit(tmp_path, position_resampling="dino")):
+    for vit in (load_vit(tmp_path, num_heads=3), load_vit(tmp_path, pos_embed_interpolation="dino")):
         assert isinstance(vit, ViT) and not vit.training
     with torch.no_grad():
         assert torch.equal(load_vit(tmp_path)(x).patch_tokens, load_backbone(tmp_path)(x).patch_tokens)

@@ -74,7 +74,7 @@ def test_keys_are_those_of_the_last_attention(size):
     backbone, x = small_swin(), images(size)
     model = backbone.model
     with torch.no_grad():
-        keys = backbone.last_keys(x)
+        keys = backbone.last_attention_keys(x)
         last_stage = model.layers[1]
         before = last_stage.blocks[0](last_stage.downsample(model.layers[0](model.patch_embed(x))))  # [B, R, S, D]
     block = last_stage.blocks[1]
@@ -93,14 +93,14 @@ def test_it_is_what_evaluation_asks_for():
 def test_nothing_stays_hooked():
     backbone = small_swin()
     backbone.stage_maps(images((16, 16)), [0, 1])
-    backbone.last_keys(images((16, 16)))
+    backbone.last_attention_keys(images((16, 16)))
     assert not any(module._forward_hooks for module in backbone.modules())
 
 
 @pytest.mark.parametrize("size", [(36, 32), (32, 4), (30, 30)])
 def test_sizes_that_do_not_fit(size):
     backbone, x = small_swin(), images(size)
-    for call in (backbone, lambda x: backbone.stage_maps(x, [0]), backbone.last_keys):
+    for call in (backbone, lambda x: backbone.stage_maps(x, [0]), backbone.last_attention_keys):
         with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels has no whole number of places of 8 x 8"):
             call(x)
 
@@ -143,7 +143,7 @@ def test_another_version_of_swin():
 
 
 def test_settings_of_plain_transformers_are_refused():
-    for setting in ({"num_heads": 3}, {"position_resampling": "dino"}):
+    for setting in ({"num_heads": 3}, {"pos_embed_interpolation": "dino"}):
         with pytest.raises(ValueError, match=f"timm:{NAME} has attention heads by stage and no position embeddings"):
             load_backbone(f"timm:{NAME}", **setting)
 

@@ -49,7 +49,7 @@ def test_architecture_builds_it_again(family):
 
 @pytest.mark.parametrize("family", LEARNED)
 def test_dino_and_timm_agree_on_the_own_grid_only(family):
-    backbone, dino = small_vit(family), small_vit(family, position_resampling="dino")
+    backbone, dino = small_vit(family), small_vit(family, pos_embed_interpolation="dino")
     with torch.no_grad():
         same, other = images(backbone, 4, 4), images(backbone, 6, 5)
         torch.testing.assert_close(dino(same).patch_tokens, backbone(same).patch_tokens, rtol=1e-5, atol=1e-5)
@@ -73,7 +73,7 @@ def test_dino_resampling_equals_plain(new_grid):
     ("family", "resampling"), [(family, "timm") for family in FAMILIES] + [(family, "dino") for family in LEARNED]
 )
 def test_positions_resampled_for_good_give_the_same_tokens(family, resampling):
-    backbone = small_vit(family, position_resampling=resampling)
+    backbone = small_vit(family, pos_embed_interpolation=resampling)
     inputs, before = images(backbone, 3, 6), backbone.model.pos_embed
     with torch.no_grad():
         expected = backbone(inputs).patch_tokens
@@ -87,8 +87,8 @@ def test_positions_resampled_for_good_give_the_same_tokens(family, resampling):
 
 @pytest.mark.parametrize("family", ["RoPE", "RoPE and positions"])
 def test_dino_resampling_is_refused_where_dino_has_none(family):
-    with pytest.raises(ValueError, match="use position-resampling 'timm'"):
-        small_vit(family, position_resampling="dino")
+    with pytest.raises(ValueError, match="use pos-embed-interpolation 'timm'"):
+        small_vit(family, pos_embed_interpolation="dino")
 
 
 def test_stochastic_depth_is_for_training():

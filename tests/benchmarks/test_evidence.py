@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from benchmarks import evidence
 from selfpatch.backbones.pretrained import load_vit
 from selfpatch.backbones.vit import build_vit
-from selfpatch.commands import watch
-from selfpatch.data.scenes import write_scenes
+from selfpatch.commands import monitor as watch
+from selfpatch.config.io import read_yaml
+from selfpatch.demo.scenes import write_scenes
 from selfpatch.export import export_timm
-from selfpatch.settings_file import read_yaml
 from tests.small_models import tiny_config, tiny_student_teacher
 
 TINY = [
@@ -28,12 +28,12 @@ TINY = [
 
 
 def test_a_backbone_in_half_precision_sees_nearly_the_same(tmp_path):
-    backbone = tiny_student_teacher(tiny_config()).deployed_backbone()
+    backbone = tiny_student_teacher(tiny_config()).export_backbone()
     export_timm(backbone, tmp_path / "whole.safetensors")
     evidence.keep_half(tmp_path / "whole.safetensors", tmp_path / "half.safetensors")
     assert all(value.dtype == torch.float16 for value in load_file(tmp_path / "half.safetensors").values())
     half = load_vit(tmp_path / "half.safetensors")
-    assert half.norm_is_aggregators
+    assert half.final_norm_from_aggregator
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(half(images).patch_tokens, backbone(images).patch_tokens, rtol=0.01, atol=0.01)
@@ -49,21 +49,21 @@ def test_the_time_is_up():
 def test_a_method_is_cut_goes_on_and_is_told(tmp_path, monkeypatch):
     """Stopped between its parts: the start is the initial weights, and what is kept is not made again."""
     write_scenes(tmp_path / "scenes", num_unlabeled=9, num_train=4, num_val=2, size=48, seed=0)
-    given = ["--images", str(tmp_path / "scenes/images"), "--labelled", str(tmp_path / "scenes/ade20k")]
+    given = ["--images", str(tmp_path / "scenes/images"), "--labeled", str(tmp_path / "scenes/ade20k")]
     given += ["--crop-size", "48", "--device", "cpu", "--steps", "10", "--seed", "3", "--set", *TINY]
     arguments = evidence.parse([str(tmp_path), *given])
     folder = tmp_path / "dino-selfpatch"
     steps = evidence.find_budget(tmp_path, arguments.images, arguments)
 
     def train() -> None:
-        evidence.train_method("dino-selfpatch", folder, arguments.images, arguments.labelled, steps, arguments)
+        evidence.train_method("dino-selfpatch", folder, arguments.images, arguments.labeled, steps, arguments)
 
     monkeypatch.setattr(watch, "visualize", lambda *_, **__: [])  # eleven times, and not looked at here
     monkeypatch.setattr(watch, "draw_curves", lambda *_: None)
     pretrain, stops = evidence.pretrain, []
 
     def counted(*positional, settings, **named):
-        stops.append(settings["run.stop_after_steps"])
+        stops.append(settings["run.stop_at_step"])
         if len(stops) == 2:
             raise evidence.OutOfTimeError
         return pretrain(*positional, settings=settings, **named)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from benchmarks.shortcut import (
     POSITIONS,
     PlaceInformation,
-    centre_crops,
+    center_crops,
     cluster,
     encode,
     load_model,
@@ -19,7 +19,7 @@ from benchmarks.shortcut import (
     variance_shares,
 )
 from selfpatch.commands.pretrain import pretrain
-from selfpatch.data.scenes import write_scenes
+from selfpatch.demo.scenes import write_scenes
 from selfpatch.pretraining.student_teacher import encode as encode_views
 from tests.reference.plain_place import plain_information, plain_loss_share, plain_variance_shares
 from tests.small_models import tiny_config, tiny_student_teacher
@@ -110,9 +110,9 @@ def test_one_prototype_for_all_shares_nothing():
 
 
 def test_clusters_find_what_is_apart():
-    centres = F.normalize(torch.randn(K, D, generator=generator()), dim=-1)
+    centers = F.normalize(torch.randn(K, D, generator=generator()), dim=-1)
     truth = torch.randint(K, (B, N), generator=generator(1))
-    found = cluster(3 * centres[truth] + 0.01 * torch.randn(B, N, D, generator=generator(2)), K, seed=0)
+    found = cluster(3 * centers[truth] + 0.01 * torch.randn(B, N, D, generator=generator(2)), K, seed=0)
     pairs = set(zip(truth.flatten().tolist(), found.flatten().tolist(), strict=True))
     assert len(pairs) == K
 
@@ -127,7 +127,7 @@ def run(tmp_path_factory):
 
 
 def test_positions_are_changed_for_patches_alone_and_put_back():
-    backbone = tiny_student_teacher(tiny_config()).deployed_backbone()
+    backbone = tiny_student_teacher(tiny_config()).export_backbone()
     images = torch.randn(1, 3, 32, 32, generator=generator()).expand(3, -1, -1, -1)
     with torch.no_grad():
         before = backbone(images).patch_tokens
@@ -144,7 +144,7 @@ def test_positions_are_changed_for_patches_alone_and_put_back():
 def test_targets_are_those_of_the_training_step(run):
     """The term's own cross-entropy with a student that is the teacher: with these targets it comes out the same."""
     model = load_model(run / "run", torch.device("cpu"))
-    student_teacher, pixels = model.student_teacher, centre_crops(run / "images", 32, 4)
+    student_teacher, pixels = model.student_teacher, center_crops(run / "images", 32, 4)
     (tokens,) = encode(student_teacher.teacher.backbone, pixels, "kept", 4)
     targets = targets_of(student_teacher, tokens, model.step)
     term = student_teacher.terms["selfpatch"]
@@ -166,7 +166,7 @@ def encode_tokens(encoder, tokens):
 
 def test_all_figures_of_a_run_and_of_its_backbone(run, capsys):
     models = [load_model(path, torch.device("cpu")) for path in (run / "run", run / "run" / "backbone.safetensors")]
-    pixels = centre_crops(run / "images", 32, 8)
+    pixels = center_crops(run / "images", 32, 8)
     results = [measure(model, pixels, batch_size=3, num_clusters=4) for model in models]
     assert results[0]["step"] == 2
     for mode in POSITIONS:

@@ -38,7 +38,7 @@ def test_counts(folder):
         "colour.jpg": (240, 300), "copy.jpg": (240, 300), "grey.png": (100, 80), "transparent.png": (300, 230),
         "sixteen.png": (240, 240), "palette.png": (240, 240),
     }  # fmt: skip
-    assert report.kinds == {"colour": 2, "grey": 1, "with transparency": 1, "16-bit grey": 1, "palette": 1}
+    assert report.kinds == {"color": 2, "gray": 1, "with transparency": 1, "16-bit grey": 1, "palette": 1}
     assert [image.path.name for image in report.bad] == ["cut.jpg", "words.png"]
     assert "not a JPEG" in report.bad[1].problem
     assert report.copies == [(folder / "copy.jpg", folder / "colour.jpg")]

@@ -9,10 +9,10 @@ from PIL import Image
 
 import selfpatch
 from selfpatch.cli import main
-from selfpatch.commands import demo as demo_command
-from selfpatch.data.scenes import write_scenes
-from selfpatch.metric_logger import read_metrics
-from selfpatch.settings_file import write_yaml
+from selfpatch.config.io import write_yaml
+from selfpatch.demo import tour as demo_command
+from selfpatch.demo.scenes import write_scenes
+from selfpatch.output.metric_logger import read_metrics
 from tests.small_models import tiny_config
 
 STEPS = 4

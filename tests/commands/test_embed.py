@@ -12,7 +12,7 @@ from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.backbones.vit import ViT, build_vit
 from selfpatch.cli import main
 from selfpatch.config import BackboneConfig
-from selfpatch.data.decode import read_image
+from selfpatch.data.reading.decode import read_image
 from selfpatch.export import export_timm
 
 SIZES = {"a.png": (40, 40), "b.png": (32, 70), "deep/c.png": (64, 33), "d.png": (40, 40)}  # rows, columns

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from selfpatch.data.decode import UnreadableImage
 from selfpatch.data.image_folder import ImageFolder, require_readable
+from selfpatch.data.reading.decode import UnreadableImage
 
 
 def touch(folder: Path, *names: str) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.evaluation.labelled_scenes import ColorBackbone
+from tests.evaluation.labeled_scenes import ColorBackbone
 
 BACKGROUND, OBJECT = (40, 40, 40), (240, 220, 60)
 
@@ -56,7 +56,7 @@ class ContrastBackbone(ColorBackbone):
 
     stages = ()
 
-    def last_keys(self, images):
+    def last_attention_keys(self, images):
         tokens = self(images)
         return torch.where(tokens.patch_tokens > 0, 1.0, -1.0).transpose(1, 2).unflatten(2, tokens.grid_size)
 

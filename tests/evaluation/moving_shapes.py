@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from selfpatch.evaluation.video_pictures import PALETTE
-from selfpatch.tokens import Stage
-from tests.evaluation.labelled_scenes import COLORS, ColorBackbone
+from selfpatch.backbones.tokens import Stage
+from selfpatch.evaluation.video.video_pictures import PALETTE
+from tests.evaluation.labeled_scenes import COLORS, ColorBackbone
 
 
 class ColorStages(ColorBackbone):
@@ -21,7 +21,7 @@ class ColorStages(ColorBackbone):
         tokens = self(images)
         return [tokens.patch_tokens.transpose(1, 2).unflatten(2, tokens.grid_size) for _ in stages]
 
-    def last_keys(self, images):
+    def last_attention_keys(self, images):
         raise NotImplementedError
 
 

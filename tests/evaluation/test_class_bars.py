@@ -19,7 +19,7 @@ def test_bars_are_as_long_as_their_numbers(tmp_path):
     path = write_class_bars({"mIoU": 0.5, "IoU/full": 1.0, "IoU/half": 0.5, "IoU/none": 0.0}, tmp_path)
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    bar, track = ((pixels == colour).all(axis=-1).sum() for colour in ((78, 121, 167), (238, 238, 238)))
+    bar, track = ((pixels == color).all(axis=-1).sum() for color in ((78, 121, 167), (238, 238, 238)))
     assert bar / (bar + track) == pytest.approx(0.5, abs=0.02)
 
 
@@ -29,7 +29,7 @@ def test_bars_of_another_score(tmp_path):
     assert path.name == "class_box_ap.png"
     with Image.open(path) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    bar, track = ((pixels == colour).all(axis=-1).sum() for colour in ((78, 121, 167), (238, 238, 238)))
+    bar, track = ((pixels == color).all(axis=-1).sum() for color in ((78, 121, 167), (238, 238, 238)))
     assert bar / (bar + track) == pytest.approx(0.5, abs=0.02)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from selfpatch.evaluation import feature_cache
-from selfpatch.evaluation.feature_cache import CachedBackbone, uncached
+from selfpatch.evaluation.feature_cache import CachedBackbone, unwrap_cache
 from selfpatch.evaluation.fingerprint import fingerprint
 from tests.backbones.small_swin import small_swin
 from tests.backbones.small_vits import small_vit
@@ -20,10 +20,10 @@ def cached(backbone, tmp_path, max_bytes=1e9):
 @torch.no_grad()
 def test_answers_are_the_backbones_own_and_come_from_disk_the_second_time(backbone, tmp_path):
     images = torch.randn(3, 3, 32, 48)
-    expected = backbone(images), backbone.stage_maps(images, [0, -1]), backbone.last_keys(images)
+    expected = backbone(images), backbone.stage_maps(images, [0, -1]), backbone.last_attention_keys(images)
     for found in (0, 9):
         memory = cached(backbone, tmp_path)
-        tokens, maps, keys = memory(images), memory.stage_maps(images, [0, -1]), memory.last_keys(images)
+        tokens, maps, keys = memory(images), memory.stage_maps(images, [0, -1]), memory.last_attention_keys(images)
         assert tokens.grid_size == expected[0].grid_size
         torch.testing.assert_close(tokens.patch_tokens, expected[0].patch_tokens)
         torch.testing.assert_close(tokens.cls_token, expected[0].cls_token)
@@ -66,7 +66,7 @@ def test_a_damaged_file_is_made_again_and_a_full_cache_keeps_working(backbone, t
 def test_what_stands_in_no_tensor_counts_too(backbone, tmp_path):
     images = torch.randn(1, 3, 48, 32)
     cached(backbone, tmp_path)(images)
-    for change in (lambda: backbone.set_num_heads(2), lambda: setattr(backbone, "position_resampling", "dino")):
+    for change in (lambda: backbone.set_num_heads(2), lambda: setattr(backbone, "pos_embed_interpolation", "dino")):
         change()
         memory = cached(backbone, tmp_path)
         torch.testing.assert_close(memory(images).patch_tokens, backbone(images).patch_tokens)
@@ -77,7 +77,7 @@ def test_it_is_the_same_model(backbone, tmp_path):
     backbone.notes = ("random",)
     memory = cached(backbone, tmp_path)
     assert memory.notes == backbone.notes
-    assert fingerprint(memory) == fingerprint(backbone) and uncached(memory) is backbone is uncached(backbone)
+    assert fingerprint(memory) == fingerprint(backbone) and unwrap_cache(memory) is backbone is unwrap_cache(backbone)
 
 
 @torch.no_grad()

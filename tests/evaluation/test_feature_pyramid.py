@@ -2,19 +2,19 @@ import pytest
 import torch
 from torch import nn
 
+from selfpatch.backbones.tokens import Stage
 from selfpatch.evaluation.feature_pyramid import (
-    ResizedTaps,
+    FPN,
+    ResizedFeatures,
     SimplePyramid,
-    TappedPyramid,
     build_pyramid,
     doublings,
-    is_pyramid,
+    is_hierarchical,
     level_strides,
-    scaled_taps,
+    scale_out_indices,
 )
-from selfpatch.tokens import Stage
 from tests.backbones.small_swin import small_pyramid
-from tests.evaluation.labelled_scenes import ColorBackbone
+from tests.evaluation.labeled_scenes import ColorBackbone
 
 
 class Staged(ColorBackbone):
@@ -25,15 +25,15 @@ class Staged(ColorBackbone):
     def stage_maps(self, images, stages):
         raise NotImplementedError
 
-    last_keys = stage_maps
+    last_attention_keys = stage_maps
 
 
 def test_taps_keep_their_share_of_the_depth():
-    assert scaled_taps(Staged(12), (3, 5, 7, 11)) == [3, 5, 7, 11]
-    assert scaled_taps(Staged(24), (3, 5, 7, 11)) == [7, 11, 15, 23]
-    assert scaled_taps(Staged(4), (3, 5, 7, 11)) == [1, 1, 2, 3]
-    assert scaled_taps(Staged(1), (3, 5, 7, 11)) == [0, 0, 0, 0]
-    assert scaled_taps(small_pyramid(), (3, 5, 7, 11)) == [0, 1, 2, 3]
+    assert scale_out_indices(Staged(12), (3, 5, 7, 11)) == [3, 5, 7, 11]
+    assert scale_out_indices(Staged(24), (3, 5, 7, 11)) == [7, 11, 15, 23]
+    assert scale_out_indices(Staged(4), (3, 5, 7, 11)) == [1, 1, 2, 3]
+    assert scale_out_indices(Staged(1), (3, 5, 7, 11)) == [0, 0, 0, 0]
+    assert scale_out_indices(small_pyramid(), (3, 5, 7, 11)) == [0, 1, 2, 3]
 
 
 def test_strides_follow_the_patch_size():
@@ -65,7 +65,7 @@ def test_levels_are_as_large_as_their_strides_say(kind, patch_size):
 
 def test_what_is_between_taps_and_levels():
     """Deconv, norm, GELU, deconv; deconv; identity; max-pool."""
-    neck = ResizedTaps(6, 16).eval()
+    neck = ResizedFeatures(6, 16).eval()
     fine, half, same, coarse = neck.levels
     assert [type(layer) for layer in fine] == [nn.ConvTranspose2d, nn.BatchNorm2d, nn.GELU, nn.ConvTranspose2d]
     assert [type(layer) for layer in half] == [nn.ConvTranspose2d]
@@ -95,10 +95,10 @@ def test_vitdets_pyramid_reads_the_last_map_alone():
 
 def test_swin_goes_straight_into_the_pyramid():
     backbone = small_pyramid()
-    assert is_pyramid(backbone) and not is_pyramid(Staged(12))
+    assert is_hierarchical(backbone) and not is_hierarchical(Staged(12))
     for kind in ("xcit", "simple"):
         pyramid = build_pyramid(kind, backbone, [0, 1, 2, 3], 6)
-        assert isinstance(pyramid, TappedPyramid) and pyramid.resized is None
+        assert isinstance(pyramid, FPN) and pyramid.resized is None
     levels = pyramid(backbone.stage_maps(torch.randn(1, 3, 64, 96), [0, 1, 2, 3]))
     assert [tuple(level.shape[2:]) for level in levels.values()] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
 
@@ -107,4 +107,4 @@ def test_a_pyramid_of_other_stages_is_refused():
     backbone = small_pyramid()
     backbone.stages = backbone.stages[:3]
     with pytest.raises(ValueError, match="takes 4 maps, and this backbone has 3; choose another"):
-        scaled_taps(backbone, (3, 5, 7, 11))
+        scale_out_indices(backbone, (3, 5, 7, 11))

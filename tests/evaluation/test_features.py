@@ -7,22 +7,22 @@ from selfpatch.evaluation import features
 from selfpatch.evaluation.features import (
     Cached,
     RowBuffer,
-    evaluating,
-    fit_to_patches,
+    eval_mode,
+    floor_to_patch_multiple,
     input_size,
     normalized,
     patch_features,
-    read_ahead,
+    prefetch,
     resize_image,
     resize_mask,
 )
-from tests.evaluation.labelled_scenes import ColorBackbone
+from tests.evaluation.labeled_scenes import ColorBackbone
 
 
 def test_sizes_are_whole_patches():
-    assert fit_to_patches(512, (16, 16)) == (512, 512)
-    assert fit_to_patches(512, (14, 14)) == (504, 504)
-    assert fit_to_patches(100, (16, 8)) == (96, 96)
+    assert floor_to_patch_multiple(512, (16, 16)) == (512, 512)
+    assert floor_to_patch_multiple(512, (14, 14)) == (504, 504)
+    assert floor_to_patch_multiple(100, (16, 8)) == (96, 96)
     assert input_size((333, 500), 224, (16, 16), resize="square") == (224, 224)
     assert input_size((300, 450), 224, (16, 16), resize="keep_aspect") == (224, 336)
     assert input_size((450, 300), 224, (14, 14), resize="keep_aspect") == (336, 224)
@@ -32,7 +32,7 @@ def test_sizes_are_whole_patches():
 
 def test_refuses_images_smaller_than_a_patch():
     with pytest.raises(ValueError, match="image-size is 12 px, less than one patch of 16 x 16; make it larger"):
-        fit_to_patches(12, (16, 16))
+        floor_to_patch_multiple(12, (16, 16))
 
 
 def test_resizing_keeps_means_of_images_and_values_of_masks():
@@ -48,7 +48,7 @@ def test_normalized_and_row_major_maps():
     pixels[0, 8:, :8] = torch.tensor([255, 0, 51])  # the patch in row 1, column 0
     backbone = ColorBackbone((8, 8))
     images = normalized(pixels, (0.5, 0.5, 0.2), (0.5, 0.25, 1.0))
-    with evaluating(backbone):
+    with eval_mode(backbone):
         feature_map = patch_features(backbone, images)
     assert feature_map.shape == (1, 3, 2, 3)
     assert feature_map[0, :, 1, 0].tolist() == pytest.approx([1, -2, 0], abs=1e-6)
@@ -58,11 +58,11 @@ def test_normalized_and_row_major_maps():
 def test_evaluating_puts_every_module_back():
     backbone = ColorBackbone()
     images = torch.rand(1, 3, 8, 8)
-    with evaluating(backbone):
+    with eval_mode(backbone):
         assert not backbone.dropout.training
         assert torch.equal(patch_features(backbone, images), patch_features(backbone, images))
     assert backbone.training and backbone.dropout.training and not backbone.frozen.training
-    with pytest.raises(RuntimeError), evaluating(backbone):
+    with pytest.raises(RuntimeError), eval_mode(backbone):
         raise RuntimeError
     assert backbone.training and not backbone.frozen.training
 
@@ -100,10 +100,10 @@ def test_cache_keeps_what_fits(monkeypatch):
 
 
 def test_read_ahead_keeps_order_and_passes_errors_on():
-    assert list(read_ahead(lambda item: item**2, iter([[1, 2], [3], [4, 5]]))) == [[1, 4], [9], [16, 25]]
-    assert list(read_ahead(lambda item: item, iter([]))) == []
+    assert list(prefetch(lambda item: item**2, iter([[1, 2], [3], [4, 5]]))) == [[1, 4], [9], [16, 25]]
+    assert list(prefetch(lambda item: item, iter([]))) == []
     with pytest.raises(ZeroDivisionError):
-        list(read_ahead(lambda item: 1 / item, iter([[1], [0]])))
+        list(prefetch(lambda item: 1 / item, iter([[1], [0]])))
 
 
 def test_a_row_buffer_is_the_parts_one_after_another_and_must_be_full():

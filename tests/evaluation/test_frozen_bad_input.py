@@ -9,8 +9,8 @@ import pytest
 from selfpatch import cli
 from tests.backbones.small_vits import small_vit
 from tests.evaluation.boxed_scenes import annotation, write_voc
-from tests.evaluation.labelled_classes import write_class, write_classes
-from tests.evaluation.labelled_scenes import write_ade20k
+from tests.evaluation.labeled_classes import write_class, write_classes
+from tests.evaluation.labeled_scenes import write_ade20k
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_vectors_and_neighbours(refused, tmp_path):
     refused(
         "knn-classification",
         data,
-        "--num-neighbours",
+        "--num-neighbors",
         2,
         "--vector",
         "class_token",
@@ -92,7 +92,7 @@ def test_vectors_and_neighbours(refused, tmp_path):
     )
     refused("knn-classification", data, "--vector", "cls", says="invalid choice 'cls'|--vector cannot be 'cls'")
     refused(
-        "knn-classification", data, says=r"num-neighbours is \(10, 20, 100, 200\), all more than the 6 training images"
+        "knn-classification", data, says=r"num-neighbors is \(10, 20, 100, 200\), all more than the 6 training images"
     )
     refused("linear-classification", data, "--lrs", "0", says=r"lrs is \(0.0,\); all must be above 0")
 

@@ -18,12 +18,12 @@ from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
 from selfpatch.evaluation.protocols.overclustering import Overclustering
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
 from selfpatch.evaluation.task import Context
-from selfpatch.evaluation.tasks import RUN, run_task
+from selfpatch.evaluation.tasks import TASK_RUNNERS, run_task
 from tests.backbones.small_swin import small_swin
 from tests.backbones.small_vits import small_vit
 from tests.evaluation.boxed_scenes import write_voc
-from tests.evaluation.labelled_classes import write_classes
-from tests.evaluation.labelled_scenes import write_ade20k
+from tests.evaluation.labeled_classes import write_classes
+from tests.evaluation.labeled_scenes import write_ade20k
 from tests.evaluation.moving_shapes import write_davis
 
 FAMILIES = {
@@ -36,13 +36,13 @@ FAMILIES = {
 # Images and videos have sides that are not equal, and no whole patches of 14, 16 or 32.
 SMALL = {
     "in-context-segmentation": InContextSegmentation(
-        image_size=64, resize="keep_aspect", memory_size=60, num_neighbours=5
+        image_size=64, resize="keep_aspect", memory_size=60, num_neighbors=5
     ),
     "linear-segmentation": LinearSegmentation(image_size=64, stride=40, steps=1, batch_size=1, warmup_steps=0),
     "overclustering": Overclustering(image_size=64, num_clusters=("classes", 5), num_seeds=1, num_restarts=1),
     "video-segmentation": VideoSegmentation(image_size=70, long_side_multiple=35),
     "object-discovery": ObjectDiscovery(),
-    "knn-classification": KnnClassification(resize_size=70, image_size=64, num_neighbours=(2,)),
+    "knn-classification": KnnClassification(resize_size=70, image_size=64, num_neighbors=(2,)),
     "linear-classification": LinearClassification(resize_size=70, image_size=64, lrs=(0.1,), steps=1, batch_size=2),
 }
 DATA = {"video-segmentation": "videos", "object-discovery": "boxes"}
@@ -60,7 +60,7 @@ def data(tmp_path_factory):
 
 
 def test_all_frozen_tasks_are_here():
-    assert SMALL.keys() == all_frozen.FITS.keys()
+    assert SMALL.keys() == all_frozen.DATA_MATCHERS.keys()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,19 +70,19 @@ def test_every_task_takes_every_family_and_the_same_from_disk(family, data, tmp_
     details = {}
     for task, protocol in SMALL.items():
         root = data / DATA.get(task, "masks")
-        plain = RUN[task](backbone, root, protocol, Context(tmp_path / task))
+        plain = TASK_RUNNERS[task](backbone, root, protocol, Context(tmp_path / task))
         assert all(0 <= value <= 1 for name, value in plain.metrics.items() if "Decay" not in name)
         details[task] = plain.details
         for i in range(2):  # written, then read
             cached = CachedBackbone(backbone, tmp_path / "features", max_bytes=1e8)
-            again = RUN[task](cached, root, protocol, Context(tmp_path / f"{task} {i}"))
+            again = TASK_RUNNERS[task](cached, root, protocol, Context(tmp_path / f"{task} {i}"))
             assert again.metrics == pytest.approx(plain.metrics, abs=1e-6)
         assert cached.num_found > 0 and cached.num_encoded == 0
     assert details["knn-classification"]["vector_scored"] == ("class_token" if has_class_token else "mean")
     both = ["class_token", "class_token_and_mean"]
     assert details["linear-classification"]["vectors_scored"] == (both if has_class_token else ["mean"])
     leopart = LeopartSegmentation(image_size=70, mask_size=20, epochs=1, batch_size=1)
-    assert RUN["linear-segmentation"](backbone, data / "masks", leopart, Context(tmp_path)).metrics["mIoU"] > 0
+    assert TASK_RUNNERS["linear-segmentation"](backbone, data / "masks", leopart, Context(tmp_path)).metrics["mIoU"] > 0
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfpatch.data.plan import sample_rng
+from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.evaluation.head_training import StoppedError, train_head
 from selfpatch.evaluation.task import Context

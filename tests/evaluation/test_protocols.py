@@ -34,7 +34,7 @@ def test_decoders_are_trained_as_published():
         assert (protocol.warmup_steps, protocol.warmup_start, protocol.power) == (1500, 1e-6, 1.0)
         assert (protocol.taps, protocol.drop_path, protocol.dropout) == ((2, 5, 8, 11), 0.1, 0.1)
         assert (protocol.image_size, protocol.long_side, protocol.inference) == (512, 2048, "whole")
-        assert (protocol.scale, protocol.max_class_share, protocol.flip_prob) == ((0.5, 2.0), 0.75, 0.5)
+        assert (protocol.scale, protocol.cat_max_ratio, protocol.hflip_prob) == ((0.5, 2.0), 0.75, 0.5)
     assert (fpn.fpn_channels, fpn.head_channels) == (256, 128)
     assert (uper.neck_scales, uper.head_channels, uper.pool_scales) == ((4, 2, 1, 0.5), 512, (1, 2, 3, 6))
     assert (uper.auxiliary_weight, uper.auxiliary_channels) == (0.4, 256)
@@ -59,9 +59,9 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
         (InContextSegmentation, {"seed": -1}, "seed is -1; it cannot be negative"),
         (LinearSegmentation, {"stride": 513}, "stride is 513 with windows of 512 px; at most 512 leaves no gaps"),
         (LinearSegmentation, {"scale": (2.0, 0.5)}, r"scale is \(2.0, 0.5\); 0 < low <= high is needed"),
-        (LinearSegmentation, {"flip_prob": 1.5}, r"flip-prob is 1.5; it is a probability in \[0, 1\]"),
+        (LinearSegmentation, {"hflip_prob": 1.5}, r"hflip-prob is 1.5; it is a probability in \[0, 1\]"),
         (LinearSegmentation, {"dropout": 1.0}, r"dropout is 1.0; it is a probability in \[0, 1\)"),
-        (LinearSegmentation, {"max_class_share": 0.0}, r"max-class-share is 0.0; it must be in \(0, 1\]"),
+        (LinearSegmentation, {"cat_max_ratio": 0.0}, r"max-class-share is 0.0; it must be in \(0, 1\]"),
         (LinearSegmentation, {"weight_decay": -0.1}, "weight-decay is -0.1; it cannot be negative"),
         (LinearSegmentation, {"long_side": 0}, "long-side is 0; it must be above 0"),
         (
@@ -74,8 +74,8 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
         (SemanticFPN, {"stride": 513}, "stride is 513 with windows of 512 px; at most 512 leaves no gaps"),
         (SemanticFPN, {"drop_path": 1.0}, r"drop-path is 1.0; it is a probability in \[0, 1\)"),
         (SemanticFPN, {"scale": (0.0, 1.0)}, r"scale is \(0.0, 1.0\); 0 < low <= high is needed"),
-        (SemanticFPN, {"flip_prob": -0.1}, r"flip-prob is -0.1; it is a probability in \[0, 1\]"),
-        (SemanticFPN, {"max_class_share": 1.1}, r"max-class-share is 1.1; it must be in \(0, 1\]"),
+        (SemanticFPN, {"hflip_prob": -0.1}, r"hflip-prob is -0.1; it is a probability in \[0, 1\]"),
+        (SemanticFPN, {"cat_max_ratio": 1.1}, r"max-class-share is 1.1; it must be in \(0, 1\]"),
         (SemanticFPN, {"warmup_start": 2.0}, r"warmup-start is 2.0; it is a share in \[0, 1\]"),
         (SemanticFPN, {"clip_norm": -1.0}, "clip-norm is -1.0; it cannot be negative"),
         (SemanticFPN, {"steps": 100}, "warmup-steps is 1500 with steps 100; make it shorter than the training"),
@@ -91,8 +91,8 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
             {"image_size": 300},
             "resize-size is 256, less than image-size 300, which is cut out of it",
         ),
-        (KnnClassification, {"num_neighbours": (5, 0)}, r"num-neighbours is \(5, 0\); give one number at least, all"),
-        (KnnClassification, {"num_neighbours": (5, 5)}, r"num-neighbours is \(5, 5\); give each number once"),
+        (KnnClassification, {"num_neighbors": (5, 0)}, r"num-neighbors is \(5, 0\); give one number at least, all"),
+        (KnnClassification, {"num_neighbors": (5, 5)}, r"num-neighbors is \(5, 5\); give each number once"),
         (LinearClassification, {"lrs": ()}, "lrs is empty; give one at least"),
         (LinearClassification, {"lrs": (0.1, 0.0)}, r"lrs is \(0.1, 0.0\); all must be above 0"),
         (LinearClassification, {"vectors": ("mean", "mean")}, r"vectors is \('mean', 'mean'\); give each once"),

@@ -16,11 +16,11 @@ from selfpatch.evaluation.protocols.upernet import UPerNet
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
-from selfpatch.evaluation.tasks import RUN, run_task
+from selfpatch.evaluation.tasks import TASK_RUNNERS, run_task
 from tests.backbones.small_vits import small_vit
 from tests.evaluation.boxed_scenes import ContrastBackbone, write_voc
-from tests.evaluation.labelled_classes import write_classes
-from tests.evaluation.labelled_scenes import ColorBackbone, write_ade20k
+from tests.evaluation.labeled_classes import write_classes
+from tests.evaluation.labeled_scenes import ColorBackbone, write_ade20k
 
 DECODER = {
     "image_size": 32, "stride": 20, "steps": 2, "batch_size": 2, "warmup_steps": 1, "max_images": 5, "head_channels": 8,
@@ -28,7 +28,7 @@ DECODER = {
 
 SMALL = {
     "in-context-segmentation": InContextSegmentation(image_size=32, memory_size=500, max_images=5),
-    "knn-classification": KnnClassification(resize_size=32, image_size=32, num_neighbours=(2,), max_images=10),
+    "knn-classification": KnnClassification(resize_size=32, image_size=32, num_neighbors=(2,), max_images=10),
     "linear-classification": LinearClassification(
         resize_size=32, image_size=32, lrs=(0.1,), steps=2, batch_size=3, max_images=10
     ),
@@ -57,7 +57,7 @@ TRAINED = (*FINE_TUNED, "linear-classification", "linear-segmentation")
 
 
 def test_every_task_has_protocols():
-    assert RUN.keys() == TASKS.keys() == SMALL.keys() | ON_OTHER_DATA
+    assert TASK_RUNNERS.keys() == TASKS.keys() == SMALL.keys() | ON_OTHER_DATA
     for name, protocol in SMALL.items():
         assert any(type(preset) is type(protocol) for preset in TASKS[name].presets.values())
 
@@ -71,11 +71,11 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
         backbone = ContrastBackbone()
     else:
         backbone = small_vit("class token") if name in FINE_TUNED else ColorBackbone()
-    result = run_task(name, backbone, root, SMALL[name], Context(out, model="colours"))
+    result = run_task(name, backbone, root, SMALL[name], Context(out, model="colors"))
     written = json.loads((out / "result.json").read_text())
     assert list(written) == ["task", "protocol", "metrics", "model", "data", "seconds", "versions", "details", "notes"]
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))
-    assert (written["task"], written["model"], written["data"]) == (name, "colours", str(root))
+    assert (written["task"], written["model"], written["data"]) == (name, "colors", str(root))
     settings = dataclasses.asdict(SMALL[name])
     apart = {field.name for field in dataclasses.fields(SMALL[name]) if not field.compare}
     resolved = settings | ({"precision": "float32"} if "precision" in settings else {})

@@ -7,7 +7,7 @@ import pytest
 from benchmarks import shortcut
 from selfpatch.commands.evaluate import evaluate
 from selfpatch.commands.visualize import visualize
-from selfpatch.data.scenes import write_scenes
+from selfpatch.demo.scenes import write_scenes
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from tests.gpu.devices import GPU, THEIR_WARNINGS
@@ -53,8 +53,8 @@ def test_figures_of_places(device, scenes):
     figures = []
     for there in ("cpu", device):
         student_teacher = tiny_student_teacher(tiny_config()).eval().to(there)
-        model = shortcut.Model("tiny", student_teacher.deployed_backbone(), student_teacher, 0)
-        pixels = shortcut.centre_crops(scenes / "images", 32, 6)
+        model = shortcut.Model("tiny", student_teacher.export_backbone(), student_teacher, 0)
+        pixels = shortcut.center_crops(scenes / "images", 32, 6)
         figures.append(shortcut.measure(model, pixels, batch_size=4, num_clusters=4))
     for mode in shortcut.POSITIONS:
         for group in ("variance", "targets"):

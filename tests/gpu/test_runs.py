@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfpatch import checkpoint
 from selfpatch.commands.pretrain import pretrain
-from selfpatch.data.scenes import write_scenes
-from selfpatch.metric_logger import read_metrics
+from selfpatch.demo.scenes import write_scenes
+from selfpatch.output import checkpoint
+from selfpatch.output.metric_logger import read_metrics
 from tests.gpu.devices import DEVICES, GPU, THEIR_WARNINGS
 from tests.small_models import tiny_config
 
 pytestmark = THEIR_WARNINGS
 
 NUM_STEPS = 6
-HALF = {"run.stop_after_steps": 3}
+HALF = {"run.stop_at_step": 3}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def losses(out: Path) -> list[float]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    newest, _ = checkpoint.newest_valid(out / "checkpoints")
+    newest, _ = checkpoint.load_latest(out / "checkpoints")
     assert newest is not None and newest.state["step"] == NUM_STEPS
     return newest.tensors["model"] | {f"optimizer.{name}": value for name, value in newest.tensors["optimizer"].items()}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from selfpatch.training.loop import autocast_for
+from selfpatch.training.precision import autocast_for
 from tests.gpu.devices import DEVICES, GPU, THEIR_WARNINGS
 from tests.small_models import random_crops, tiny_config, tiny_student_teacher
 

@@ -45,7 +45,7 @@ def test_finite_on_non_square_crops_with_gradients_for_the_student_alone(family,
     loss.backward()
     trained = [p for p in student_teacher.parameters() if p.requires_grad]
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
-    assert all(p.grad is None for _, teacher in student_teacher.twins() for p in teacher.parameters())
+    assert all(p.grad is None for _, teacher in student_teacher.ema_pairs() for p in teacher.parameters())
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if not name.startswith("no ") and "mixed" not in name])

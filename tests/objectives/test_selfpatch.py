@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selfpatch.backbones.tokens import Tokens
 from selfpatch.config import SelfPatchConfig
 from selfpatch.objectives.objective import Encoder
-from selfpatch.objectives.selfpatch import SelfPatch, find_positives, match_positives, neighbourhood
+from selfpatch.objectives.selfpatch import SelfPatch, find_positives, match_positives, neighborhood
 from selfpatch.pretraining.student_teacher import encode
-from selfpatch.tokens import Tokens
 from tests.reference.plain_selfpatch import positives_of, selfpatch_loss
 from tests.small_models import HEAD, random_crops, tiny_config, tiny_student_teacher
 
@@ -75,19 +75,19 @@ def test_positives_are_the_most_similar_neighbours_at_any_grid(rows, columns, bo
 
 
 def test_clip_never_leaves_the_image_and_wrap_does():
-    corner, exists = neighbourhood((4, 5), 3, "clip")
+    corner, exists = neighborhood((4, 5), 3, "clip")
     assert set(corner[0][exists[0]].tolist()) == {1, 5, 6}
-    corner, exists = neighbourhood((4, 5), 3, "wrap")
+    corner, exists = neighborhood((4, 5), 3, "wrap")
     assert exists.all()
     assert set(corner[0].tolist()) == {19, 15, 16, 4, 1, 9, 5, 6}
 
 
 def test_match_is_equivariant_to_scale_but_not_fooled_by_length():
     tokens = torch.randn(1, 9, 4)
-    neighbours, exists = neighbourhood((3, 3), 3, "wrap")
+    neighbors, exists = neighborhood((3, 3), 3, "wrap")
     lengths = torch.rand(1, 9, 1) * 10 + 0.1
-    a, _ = match_positives(tokens, neighbours, exists, 4)
-    b, _ = match_positives(tokens * lengths, neighbours, exists, 4)
+    a, _ = match_positives(tokens, neighbors, exists, 4)
+    b, _ = match_positives(tokens * lengths, neighbors, exists, 4)
     assert torch.equal(a, b)
 
 
@@ -134,7 +134,7 @@ def test_settings_out_of_range(settings, words):
 
 def test_a_grid_smaller_than_the_window_is_refused():
     with pytest.raises(ValueError, match="2 x 4 patches is smaller than the window of 3 x 3"):
-        neighbourhood((2, 4), 3, "wrap")
+        neighborhood((2, 4), 3, "wrap")
 
 
 def test_an_encoder_without_any_image_token_is_refused():
@@ -147,9 +147,9 @@ def test_an_encoder_without_any_image_token_is_refused():
 def test_positives_are_chosen_in_float32_under_autocast():
     generator = torch.Generator().manual_seed(0)
     tokens = 10 + torch.randn(2, 49, 16, generator=generator)  # alike, as neighbours are
-    neighbours, exists = neighbourhood((7, 7), 3, "wrap")
-    plain, _ = match_positives(tokens, neighbours, exists, 4)
+    neighbors, exists = neighborhood((7, 7), 3, "wrap")
+    plain, _ = match_positives(tokens, neighbors, exists, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under_autocast, similarity = match_positives(tokens, neighbours, exists, 4)
+        under_autocast, similarity = match_positives(tokens, neighbors, exists, 4)
     assert similarity.dtype == torch.float32
     assert torch.equal(plain, under_autocast)

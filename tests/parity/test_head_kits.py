@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from selfpatch.evaluation.segmentation_heads import FPNNeck, SemanticFPNHead, UPerHead
+from selfpatch.evaluation.segmentation.segmentation_heads import FPNNeck, SemanticFPNHead, UPerHead
 from tests.parity.kits import ROOTS, find_kits
 
 KITS = find_kits("heads.safetensors", "settings.json")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfpatch.backbones.original_selfpatch import convert_training_state
+from selfpatch.backbones.checkpoints.original_selfpatch import convert_training_state
 from selfpatch.backbones.vit import build_vit
 from selfpatch.config import (
     AggregatorConfig,
@@ -25,11 +25,11 @@ from selfpatch.config import (
     SelfPatchConfig,
     TeacherConfig,
 )
-from selfpatch.data.multi_crop import normalize
+from selfpatch.data.augmentation.multi_crop import normalize
 from selfpatch.objectives.selfpatch import find_positives
-from selfpatch.optim import gradient_norms
+from selfpatch.optim.optimizer import gradient_norms
 from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
-from selfpatch.pretraining.update import accumulate_gradients, apply_gradients, build_optimizer, build_schedules
+from selfpatch.pretraining.train_step import accumulate_gradients, apply_gradients, build_optimizer, build_schedules
 from tests.parity.kits import ROOTS, find_kits
 
 KITS = find_kits(
@@ -95,7 +95,7 @@ def config_of(settings: dict) -> PretrainConfig:
             class_token=False,
             final_norm=False,
             drop_path=settings["drop_path"],
-            position_resampling="dino",
+            pos_embed_interpolation="dino",
         ),
         aggregator=AggregatorConfig(),
         objectives=ObjectivesConfig(

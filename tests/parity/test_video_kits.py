@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from selfpatch.backbones.pretrained import load_vit
-from selfpatch.evaluation import video_segmentation
 from selfpatch.evaluation.datasets.davis import Davis
-from selfpatch.evaluation.davis_measures import global_measures
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
-from selfpatch.evaluation.task import Context, Outcome
-from selfpatch.evaluation.video_segmentation import score_video
+from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.video import video_segmentation
+from selfpatch.evaluation.video.davis_measures import global_measures
+from selfpatch.evaluation.video.video_segmentation import score_video
 from tests.parity.kits import ROOTS, find_kits
 
 KITS = find_kits("expected_masks", "backbone.safetensors", "expected.json", "davis")
@@ -25,7 +25,7 @@ KITS = find_kits("expected_masks", "backbone.safetensors", "expected.json", "dav
 NAMES = {
     "n_last_frames": "num_last_frames",
     "size_mask_neighborhood": "radius",
-    "topk": "num_neighbours",
+    "topk": "num_neighbors",
     "temperature": "temperature",
     "mean": "mean",
     "std": "std",
@@ -48,11 +48,13 @@ def expected(kit) -> dict:
 
 
 @pytest.fixture(scope="module")
-def predicted(kit, expected, tmp_path_factory) -> tuple[Outcome, Path]:
+def predicted(kit, expected, tmp_path_factory) -> tuple[EvalOutput, Path]:
     """What our evaluation makes of the kit, and the folder of its masks."""
     settings = dict(expected["settings"])
     protocol = VideoSegmentation(**{ours: to_ours(settings.pop(theirs)) for theirs, ours in NAMES.items()})
-    backbone = load_vit(kit / "backbone.safetensors", num_heads=settings.pop("num_heads"), position_resampling="dino")
+    backbone = load_vit(
+        kit / "backbone.safetensors", num_heads=settings.pop("num_heads"), pos_embed_interpolation="dino"
+    )
     patch_size = settings.pop("patch_size")
     assert backbone.patch_size == (patch_size, patch_size)
     assert backbone.embed_dim == settings.pop("embed_dim")

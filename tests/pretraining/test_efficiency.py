@@ -6,8 +6,8 @@ from torch._dynamo.backends.debugging import aot_eager
 
 from selfpatch.backbones import vit
 from selfpatch.config import EfficiencyConfig
-from selfpatch.pretraining.student_teacher import make_efficient
-from selfpatch.training.loop import autocast_for
+from selfpatch.pretraining.student_teacher import apply_efficiency
+from selfpatch.training.precision import autocast_for
 from tests.reference.plain_step import plain_loss
 from tests.reference.plain_stochastic_depth import make_plain
 from tests.small_models import random_crops, tiny_config, tiny_student_teacher
@@ -31,7 +31,7 @@ def plain() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 def step(efficiency: EfficiencyConfig, precision: str = "float32") -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     student_teacher = tiny_student_teacher(tiny_config()).train()
-    make_efficient(student_teacher, efficiency)
+    apply_efficiency(student_teacher, efficiency)
     torch.manual_seed(3)
     with autocast_for(precision, torch.device("cpu"))():
         loss, _ = student_teacher(*random_crops(tiny_config()), 0)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from selfpatch import checkpoint
 from selfpatch.commands.pretrain import pretrain
-from selfpatch.data.scenes import write_scenes
-from selfpatch.metric_logger import read_metrics
-from selfpatch.pretraining import update
-from selfpatch.settings_file import write_yaml
+from selfpatch.config.io import write_yaml
+from selfpatch.demo.scenes import write_scenes
+from selfpatch.output import checkpoint
+from selfpatch.output.metric_logger import read_metrics
+from selfpatch.pretraining import train_step as update
 from tests.small_models import tiny_config
 
 NUM_STEPS = 6
@@ -43,7 +43,7 @@ def unbroken(scenes, tmp_path_factory) -> Path:
 
 
 def final_weights(out: Path) -> dict[str, torch.Tensor]:
-    newest, _ = checkpoint.newest_valid(out / "checkpoints")
+    newest, _ = checkpoint.load_latest(out / "checkpoints")
     assert newest.state["step"] == NUM_STEPS
     return newest.tensors["model"] | {f"optimizer.{k}": v for k, v in newest.tensors["optimizer"].items()}
 
@@ -63,7 +63,7 @@ def assert_same_run(out: Path, unbroken: Path) -> None:
 
 @pytest.mark.parametrize("step", range(1, NUM_STEPS))
 def test_stopped_at_every_step(step, scenes, unbroken, tmp_path):
-    result = run(scenes, tmp_path / "run", **{"run.stop_after_steps": step})
+    result = run(scenes, tmp_path / "run", **{"run.stop_at_step": step})
     assert result.steps_done == step
     result = run(scenes, tmp_path / "run", **{"efficiency.num_workers": step % 3})
     assert result.steps_done == NUM_STEPS
@@ -93,13 +93,13 @@ def test_with_the_light_on_the_device(scenes, tmp_path):
     """Stopped inside an epoch, then gone on with another number of workers."""
     light = {"efficiency.light": "device"}
     run(scenes, tmp_path / "unbroken", **light)
-    run(scenes, tmp_path / "run", **light, **{"run.stop_after_steps": 2})
+    run(scenes, tmp_path / "run", **light, **{"run.stop_at_step": 2})
     run(scenes, tmp_path / "run", **light, **{"efficiency.num_workers": 1})
     assert_same_run(tmp_path / "run", tmp_path / "unbroken")
 
 
 def test_a_damaged_newest_checkpoint_costs_two_steps_and_no_more(scenes, unbroken, tmp_path, capsys):
-    run(scenes, tmp_path / "run", **{"run.stop_after_steps": 4})
+    run(scenes, tmp_path / "run", **{"run.stop_at_step": 4})
     file = tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     run(scenes, tmp_path / "run")
@@ -115,7 +115,7 @@ def test_a_finished_run_says_so_and_changes_nothing(scenes, unbroken, capsys):
 
 
 def test_resume_from_another_runs_checkpoint(scenes, unbroken, tmp_path):
-    run(scenes, tmp_path / "first", **{"run.stop_after_steps": 4})
+    run(scenes, tmp_path / "first", **{"run.stop_at_step": 4})
     changes = {"optim.steps": NUM_STEPS, "efficiency.num_workers": 0}
     pretrain(
         scenes / "images",
@@ -148,12 +148,12 @@ def test_sigterm_to_the_command_exits_with_143_and_goes_on(scenes, unbroken, tmp
         rest = process.stdout.read()
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
     assert "the same command goes on from there" in rest
-    newest, _ = checkpoint.newest_valid(out / "checkpoints")
+    newest, _ = checkpoint.load_latest(out / "checkpoints")
     assert newest.state["step"] >= 3
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(scenes, tmp_path):
-    run(scenes, tmp_path / "run", **{"run.stop_after_steps": 2})
+    run(scenes, tmp_path / "run", **{"run.stop_at_step": 2})
     for file in (tmp_path / "run" / "checkpoints").rglob("model.safetensors"):
         file.write_bytes(b"x")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
@@ -163,7 +163,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(scenes, tmp_p
 
 
 def test_resuming_with_other_settings_is_refused(scenes, tmp_path):
-    run(scenes, tmp_path / "first", **{"run.stop_after_steps": 2})
+    run(scenes, tmp_path / "first", **{"run.stop_at_step": 2})
     with pytest.raises(ValueError, match=r"optim.lr: 0.001 -> 0.5"):
         pretrain(
             scenes / "images",

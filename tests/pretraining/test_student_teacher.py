@@ -9,8 +9,8 @@ import torch
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.config import DINOConfig, EfficiencyConfig, ObjectivesConfig
 from selfpatch.export import export_timm
-from selfpatch.pretraining.student_teacher import make_efficient
-from selfpatch.pretraining.update import accumulate_gradients, apply_gradients, build_optimizer, build_schedules
+from selfpatch.pretraining.student_teacher import apply_efficiency
+from selfpatch.pretraining.train_step import accumulate_gradients, apply_gradients, build_optimizer, build_schedules
 from tests.small_models import HEAD, random_crops, tiny_config, tiny_student_teacher
 
 
@@ -31,14 +31,14 @@ def without_drop_path(config):
 def test_teachers_start_as_copies_and_follow():
     config = tiny_config()
     student_teacher = tiny_student_teacher(config)
-    pairs = [(s, t) for s, t in student_teacher.twins()]
+    pairs = [(s, t) for s, t in student_teacher.ema_pairs()]
     for student, teacher in pairs:
         assert all(torch.equal(a, b) for a, b in zip(student.parameters(), teacher.parameters(), strict=True))
     before = {n: p.clone() for n, p in student_teacher.named_parameters()}
     _, accepted = one_step(student_teacher, config, [random_crops(config)], step=3)
     assert accepted
     momentum = build_schedules(config.optim, config.teacher, num_steps=8, steps_per_epoch=4).momentum(3)
-    for student, teacher in student_teacher.twins():
+    for student, teacher in student_teacher.ema_pairs():
         names = [n for n, p in student_teacher.named_parameters() if any(p is q for q in teacher.parameters())]
         for name, s, t in zip(names, student.parameters(), teacher.parameters(), strict=True):
             torch.testing.assert_close(t, momentum * before[name] + (1 - momentum) * s, rtol=1e-5, atol=1e-7)
@@ -114,7 +114,7 @@ def test_the_deployed_backbone_is_the_teacher_with_the_aggregators_norm():
     student_teacher = tiny_student_teacher(config)
     with torch.no_grad():
         student_teacher.teacher.aggregator.norm.weight.uniform_(0.5, 2.0)
-    backbone = student_teacher.deployed_backbone()
+    backbone = student_teacher.export_backbone()
     images = torch.randn(2, 3, 32, 48)
     with torch.no_grad():
         raw = student_teacher.teacher.eval().backbone(images).patch_tokens
@@ -145,15 +145,15 @@ def test_a_few_steps_on_the_same_images_lower_the_loss():
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("position_resampling", ["timm", "dino"])
-def test_recomputing_changes_memory_and_nothing_else(position_resampling):
+@pytest.mark.parametrize("pos_embed_interpolation", ["timm", "dino"])
+def test_recomputing_changes_memory_and_nothing_else(pos_embed_interpolation):
     config = tiny_config()
-    backbone = dataclasses.replace(config.backbone, position_resampling=position_resampling)
+    backbone = dataclasses.replace(config.backbone, pos_embed_interpolation=pos_embed_interpolation)
     config = dataclasses.replace(config, backbone=backbone)
     gradients = []
     for recompute in ("nothing", "activations", "blocks"):
         student_teacher = tiny_student_teacher(config).train()
-        make_efficient(student_teacher, EfficiencyConfig(recompute=recompute))
+        apply_efficiency(student_teacher, EfficiencyConfig(recompute=recompute))
         torch.manual_seed(0)  # the same stochastic depth
         loss, _ = student_teacher(*random_crops(config), 0)
         loss.backward()
@@ -168,10 +168,10 @@ def test_pictures_of_positives_show_what_training_picks(tmp_path):
         student_teacher.teacher.aggregator.norm.weight.uniform_(0.1, 3.0)
         student_teacher.teacher.aggregator.norm.bias.normal_()
     images = torch.randn(1, 3, 32, 32)  # the size it trains with: positions need no resampling
-    export_timm(student_teacher.deployed_backbone(), tmp_path / "backbone.safetensors")
+    export_timm(student_teacher.export_backbone(), tmp_path / "backbone.safetensors")
     shipped = load_backbone(tmp_path / "backbone.safetensors")
     with torch.no_grad():
         trained = student_teacher.teacher.eval().backbone(images)
-        for backbone in (student_teacher.deployed_backbone(), shipped):
-            torch.testing.assert_close(backbone.tokens_for_positives(images).patch_tokens, trained.patch_tokens)
+        for backbone in (student_teacher.export_backbone(), shipped):
+            torch.testing.assert_close(backbone.pre_norm_tokens(images).patch_tokens, trained.patch_tokens)
             assert not torch.allclose(backbone(images).patch_tokens, trained.patch_tokens)

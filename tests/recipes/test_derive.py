@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from selfpatch.config.io import override, to_dict
 from selfpatch.recipes import RECIPES, find_recipe
-from selfpatch.recipes.derive import Facts, derive
-from selfpatch.settings_file import to_dict, with_settings
+from selfpatch.recipes.derive import RunFacts, derive
 
 
 def missing(values: object, where: str = "") -> list[str]:
@@ -22,7 +22,7 @@ def missing(values: object, where: str = "") -> list[str]:
 @pytest.mark.parametrize("num_images", [4, 100, 1_500, 100_000, 20_000_000])
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_nothing_stays_open_and_every_choice_has_a_reason(recipe, num_images, on_gpu):
-    config, derived = derive(find_recipe(recipe), Facts(num_images, on_gpu))
+    config, derived = derive(find_recipe(recipe), RunFacts(num_images, on_gpu))
     steps_instead = {"optim.epochs"} if config.optim.steps else set()
     assert set(missing(to_dict(config))) <= steps_instead
     assert all(reason for _, _, reason in derived)
@@ -33,8 +33,8 @@ def test_nothing_stays_open_and_every_choice_has_a_reason(recipe, num_images, on
 
 
 def test_what_is_given_stays_and_the_rest_follows_it():
-    facts = Facts(10_000, on_gpu=True)
-    given = with_settings(find_recipe("dino-selfpatch-small"), {"optim.batch_size": 64, "optim.epochs": 10})
+    facts = RunFacts(10_000, on_gpu=True)
+    given = override(find_recipe("dino-selfpatch-small"), {"optim.batch_size": 64, "optim.epochs": 10})
     config, derived = derive(given, facts)
     assert (config.optim.batch_size, config.optim.epochs) == (64, 10)
     assert config.objectives.dino.head.num_prototypes == config.objectives.selfpatch.head.num_prototypes == 128
@@ -46,7 +46,7 @@ def test_what_is_given_stays_and_the_rest_follows_it():
 
 def test_short_runs_have_a_quick_teacher_and_long_ones_a_slow_one():
     momenta = [
-        derive(with_settings(find_recipe("demo"), {"optim.steps": steps}), Facts(1000, False))[0].teacher.momentum
+        derive(override(find_recipe("demo"), {"optim.steps": steps}), RunFacts(1000, False))[0].teacher.momentum
         for steps in (300, 1_000, 10_000)
     ]
     assert momenta == sorted(momenta)
@@ -62,8 +62,8 @@ def test_an_unknown_recipe_names_the_nearest():
 @pytest.mark.parametrize("side", [48, 64, 96, 160, 224])
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_local_crops_follow_the_global_ones(side, on_gpu):
-    given = with_settings(find_recipe("dino-selfpatch-small"), {"crops.global_size": side})
-    config, _ = derive(given, Facts(1000, on_gpu))
+    given = override(find_recipe("dino-selfpatch-small"), {"crops.global_size": side})
+    config, _ = derive(given, RunFacts(1000, on_gpu))
     assert config.crops.local_size < side
     assert config.crops.local_size % 16 == 0
-    assert derive(find_recipe("dino-selfpatch-small"), Facts(1000, True))[0].crops.local_size == 96
+    assert derive(find_recipe("dino-selfpatch-small"), RunFacts(1000, True))[0].crops.local_size == 96

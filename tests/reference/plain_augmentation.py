@@ -7,7 +7,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD
-from selfpatch.data.multi_crop import CropParameters, Jitter
+from selfpatch.data.augmentation.multi_crop import CropParameters, Jitter
 
 JITTER = (0.4, 0.4, 0.2, 0.1)
 
@@ -20,10 +20,10 @@ def plain_crop(image: np.ndarray, parameters: CropParameters, size: tuple[int, i
         crop = F.hflip(crop)
     if light.jitter is not None:
         crop = plain_jitter(crop, light.jitter)
-    if light.grey:
+    if light.gray:
         crop = F.to_grayscale(crop, num_output_channels=3)
-    if light.blur_radius is not None:
-        crop = crop.filter(ImageFilter.GaussianBlur(light.blur_radius))
+    if light.blur_sigma is not None:
+        crop = crop.filter(ImageFilter.GaussianBlur(light.blur_sigma))
     if light.solarize:
         crop = ImageOps.solarize(crop)
     return np.asarray(crop)

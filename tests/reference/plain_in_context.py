@@ -22,12 +22,12 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b) / math.sqrt(float(a @ a) * float(b @ b))
 
 
-def patch_labels(token, keys, key_labels, num_neighbours: int, temperature: float) -> np.ndarray:
+def patch_labels(token, keys, key_labels, num_neighbors: int, temperature: float) -> np.ndarray:
     """The labels of the nearest keys, weighted by a softmax over cosine / temperature."""
     nearest = sorted(
         ((cosine(token, key), label) for key, label in zip(keys, key_labels, strict=True)), key=lambda p: -p[0]
     )
-    nearest = nearest[:num_neighbours]
+    nearest = nearest[:num_neighbors]
     weights = [math.exp((similarity - nearest[0][0]) / temperature) for similarity, _ in nearest]
     return sum(w * np.array(label) for w, (_, label) in zip(weights, nearest, strict=True)) / sum(weights)
 

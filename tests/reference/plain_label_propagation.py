@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 
-def neighbourhood(rows: int, columns: int, radius: int) -> torch.Tensor:
+def neighborhood(rows: int, columns: int, radius: int) -> torch.Tensor:
     """1 where two patches are at most `radius` rows and columns apart, pair by pair."""
     near = torch.zeros(rows, columns, rows, columns)
     for i in range(rows):
@@ -24,7 +24,7 @@ def carry(
     features: list[torch.Tensor],  # of the context
     labels: list[torch.Tensor],  # of the context, [C, N] each
     near: torch.Tensor | None,
-    num_neighbours: int,
+    num_neighbors: int,
     temperature: float,
 ) -> torch.Tensor:
     """The labels [C, N] of one frame."""
@@ -35,7 +35,7 @@ def carry(
     if near is not None:
         affinity *= near.repeat(context, 1, 1)
     affinity = affinity.transpose(1, 2).flatten(0, 1)  # [context * keys, queries]
-    lowest = affinity.topk(min(num_neighbours, len(affinity)), dim=0).values.amin(dim=0)
+    lowest = affinity.topk(min(num_neighbors, len(affinity)), dim=0).values.amin(dim=0)
     affinity[affinity < lowest] = 0
     affinity = affinity / affinity.sum(dim=0)
     return torch.cat(labels, dim=1) @ affinity
@@ -46,18 +46,18 @@ def propagate(
     first_labels: torch.Tensor,  # [C, R, S]
     num_last_frames: int,
     radius: int,
-    num_neighbours: int,
+    num_neighbors: int,
     temperature: float,
 ) -> list[torch.Tensor]:
     """Labels [C, R, S] of every frame after the first."""
     rows, columns = first_labels.shape[1:]
-    near = neighbourhood(rows, columns, radius) if radius > 0 else None
+    near = neighborhood(rows, columns, radius) if radius > 0 else None
     flat = [feature.flatten(1) for feature in features]
     labels = [first_labels.flatten(1)]
     for t in range(1, len(flat)):
         context = [0, *range(max(1, t - num_last_frames), t)]
         labels.append(
-            carry(flat[t], [flat[i] for i in context], [labels[i] for i in context], near, num_neighbours, temperature)
+            carry(flat[t], [flat[i] for i in context], [labels[i] for i in context], near, num_neighbors, temperature)
         )
     return [of_frame.reshape(-1, rows, columns) for of_frame in labels[1:]]
 

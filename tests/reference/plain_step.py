@@ -50,8 +50,8 @@ def _positives(tokens: Tensor, grid: tuple[int, int], num_positives: int) -> Ten
     offsets = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1) if (r, c) != (0, 0)]
     patch = torch.arange(rows * columns)
     row, column = patch // columns, patch % columns
-    neighbours = torch.stack([(row + r) % rows * columns + (column + c) % columns for r, c in offsets], dim=-1)
-    around = tokens[:, neighbours]  # [B, N, 8, D]
+    neighbors = torch.stack([(row + r) % rows * columns + (column + c) % columns for r, c in offsets], dim=-1)
+    around = tokens[:, neighbors]  # [B, N, 8, D]
     similarity = F.cosine_similarity(around, tokens[:, :, None], dim=-1)
     best = similarity.topk(num_positives, dim=-1).indices
     return around.gather(2, best[..., None].expand(-1, -1, -1, tokens.shape[-1]))

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from selfpatch.tokens import Tokens
+from selfpatch.backbones.tokens import Tokens
 from selfpatch.visualization.patch_pca import draw_patch_pca, patch_pca
 from selfpatch.visualization.sheet import EncodedImage
 
@@ -18,7 +18,7 @@ def test_equals_singular_value_decomposition():
     tokens = torch.cat([tokens.flatten(0, 1) for tokens in maps]).double().numpy()
     _, s, directions = np.linalg.svd(tokens - tokens.mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(pca.explained, s[:3] ** 2 / (s**2).sum(), rtol=1e-5)
-    ours = torch.cat([colours.flatten(0, 1) for colours in pca.maps])
+    ours = torch.cat([colors.flatten(0, 1) for colors in pca.maps])
     for i in range(3):
         direction = directions[i] * np.sign(directions[i][np.abs(directions[i]).argmax()])
         projected = (tokens - tokens.mean(axis=0)) @ direction

@@ -59,9 +59,9 @@ def test_backbone_gets_normalised_pixels():
     ((name, pixels),) = photographs((32, 32))
     image = encode(backbone, name, pixels, 32, min_patches=3)
     assert np.array_equal(image.pixels, pixels)
-    normalised = (torch.tensor(pixels / 255) - torch.tensor(backbone.mean)) / torch.tensor(backbone.std)
+    normalized = (torch.tensor(pixels / 255) - torch.tensor(backbone.mean)) / torch.tensor(backbone.std)
     with torch.no_grad():
-        expected = backbone(normalised.float().permute(2, 0, 1)[None])
+        expected = backbone(normalized.float().permute(2, 0, 1)[None])
     torch.testing.assert_close(image.tokens.patch_tokens, expected.patch_tokens, rtol=1e-4, atol=1e-5)
 
 

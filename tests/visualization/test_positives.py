@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
+from selfpatch.backbones.tokens import Tokens
 from selfpatch.config import SelfPatchConfig
-from selfpatch.tokens import Tokens
 from selfpatch.visualization import positives
-from selfpatch.visualization.positives import draw_positives, neighbourhoods, spread_patches
+from selfpatch.visualization.positives import draw_positives, neighborhoods, spread_patches
 from selfpatch.visualization.sheet import EncodedImage
 
 GRID = (4, 6)
@@ -22,7 +22,7 @@ def test_neighbours_and_the_best_of_them(borders):
     tokens = random_tokens()
     vectors = tokens.patch_tokens[0].double().numpy()
     config = SelfPatchConfig(num_positives=3, borders=borders)
-    for around in neighbourhoods(tokens, list(range(24)), config):
+    for around in neighborhoods(tokens, list(range(24)), config):
         row, column = divmod(around.patch, 6)
         window = []
         for r in (row - 1, row, row + 1):
@@ -32,8 +32,8 @@ def test_neighbours_and_the_best_of_them(borders):
                     window.append(r % 4 * 6 + c % 6 if inside or borders == "wrap" else None)
         assert around.window == window
 
-        def similarity(patch, centre=vectors[around.patch]):
-            return vectors[patch] @ centre / (np.linalg.norm(vectors[patch]) * np.linalg.norm(centre))
+        def similarity(patch, center=vectors[around.patch]):
+            return vectors[patch] @ center / (np.linalg.norm(vectors[patch]) * np.linalg.norm(center))
 
         best = sorted((patch for patch in window if patch is not None), key=similarity, reverse=True)[:3]
         assert around.positives == best
@@ -56,10 +56,10 @@ def test_what_is_drawn_is_what_is_found(borders, window_size, monkeypatch):
         random_tokens(grid_size),
         SelfPatchConfig(num_positives=3, borders=borders, window_size=window_size),
     )
-    found = neighbourhoods(tokens, [0, 20], config)
+    found = neighborhoods(tokens, [0, 20], config)
     framed, written = [], []
     monkeypatch.setattr(
-        positives, "mark_patch", lambda draw, patch, cell, colour, width=2: framed.append((patch, colour))
+        positives, "mark_patch", lambda draw, patch, cell, color, width=2: framed.append((patch, color))
     )
     monkeypatch.setattr(positives, "outlined_text", lambda draw, middle, text: written.append(text))
     image = EncodedImage("a.jpg", np.zeros((48, 64, 3), np.uint8), tokens)
@@ -91,9 +91,9 @@ def test_windows_show_the_pixels_of_their_patches():
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[40:, 56:] = (200, 100, 50)  # the last patch
     image = EncodedImage("a.jpg", pixels, random_tokens((6, 8)))
-    for borders, colour in (("wrap", (200, 100, 50)), ("clip", (255, 255, 255))):
+    for borders, color in (("wrap", (200, 100, 50)), ("clip", (255, 255, 255))):
         config = SelfPatchConfig(borders=borders, num_positives=1)
-        (around,) = neighbourhoods(image.tokens, [0], config)
+        (around,) = neighborhoods(image.tokens, [0], config)
         around = around._replace(positives=[8], similarity=[0.5])  # its frame is elsewhere
         window = positives._draw_window(image, around, config)
-        assert window.getpixel((30, 30)) == colour
+        assert window.getpixel((30, 30)) == color

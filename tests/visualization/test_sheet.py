@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from selfpatch.visualization.sheet import (
-    ColourBar,
+    ColorBar,
     Panel,
     _font,
     _shortened,
@@ -15,8 +15,8 @@ from selfpatch.visualization.sheet import (
 )
 
 
-def panel(width: int, height: int, colour: tuple[int, int, int], caption: str = "") -> Panel:
-    return Panel(Image.new("RGB", (width, height), colour), caption)
+def panel(width: int, height: int, color: tuple[int, int, int], caption: str = "") -> Panel:
+    return Panel(Image.new("RGB", (width, height), color), caption)
 
 
 def test_panels_keep_their_columns():
@@ -26,14 +26,14 @@ def test_panels_keep_their_columns():
         [panel(80, 40, (9, 9, 9)), panel(50, 40, (0, 0, 255))],
     ]
     pixels = np.asarray(draw_sheet("Title", "one line", rows))
-    columns = [np.flatnonzero((pixels == colour).all(axis=-1).any(axis=0)) for colour in ((0, 255, 0), (0, 0, 255))]
+    columns = [np.flatnonzero((pixels == color).all(axis=-1).any(axis=0)) for color in ((0, 255, 0), (0, 0, 255))]
     assert columns[0][0] == columns[1][0] == 28 + 300 + 12
     assert len(columns[0]) == 50
 
 
 def test_colour_bar_goes_below():
     rows = [[panel(300, 40, (255, 0, 0), "a")]]
-    plain, with_bar = draw_sheet("Title", "one", rows), draw_sheet("Title", "one", rows, ColourBar("label", -0.5, 1))
+    plain, with_bar = draw_sheet("Title", "one", rows), draw_sheet("Title", "one", rows, ColorBar("label", -0.5, 1))
     assert with_bar.height > plain.height
     assert with_bar.width == plain.width
 
@@ -52,9 +52,9 @@ def test_panels_of_an_image_and_its_map_have_one_size():
 
 
 def test_heat_gets_brighter():
-    colours = heat(np.linspace(0, 1, 50), 0.2, 0.8).astype(int).sum(axis=-1)
-    assert (np.diff(colours) >= 0).all()
-    assert len(set(colours[:10])) == len(set(colours[-10:])) == 1
+    colors = heat(np.linspace(0, 1, 50), 0.2, 0.8).astype(int).sum(axis=-1)
+    assert (np.diff(colors) >= 0).all()
+    assert len(set(colors[:10])) == len(set(colors[-10:])) == 1
     assert np.isfinite(heat(np.ones((2, 2)), 1.0, 1.0)).all()
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.images_and_masks import read_folders
-from selfpatch.evaluation.datasets.labelled_images import Layout, fewer_than_official
+from selfpatch.evaluation.datasets.labeled_images import Layout, incomplete_split_notes
 
 LAYOUT = (
     "images/{training,validation}/NAME.jpg  annotations/{training,validation}/NAME.png  "
@@ -18,7 +19,7 @@ def find(root: Path) -> Path | None:
         if (folder / "images").is_dir() and (folder / "annotations").is_dir():
             return folder
     if next(root.glob("index_ade20k.*"), None) or (root / "images" / "ADE").is_dir():
-        raise ValueError(
+        raise UserError(
             f"{root} holds the full ADE20K, whose masks are colour pictures of 3,688 names; segmentation is scored on "
             "its 150 classes: take ADEChallengeData2016.zip of the page 'MIT Scene Parsing Benchmark'"
         )
@@ -32,4 +33,4 @@ def read(root: Path, *, layouts: str) -> Layout:
     if not (root / "objectInfo150.txt").is_file():
         return layout
     found = {"training": len(layout.train), "validation": len(layout.val)}
-    return layout._replace(notes=fewer_than_official("ADE20K (SceneParse150)", OFFICIAL, found))
+    return layout._replace(notes=incomplete_split_notes("ADE20K (SceneParse150)", OFFICIAL, found))

@@ -8,11 +8,18 @@ import numpy as np
 from jaxtyping import UInt8
 
 from selfpatch.data.image_folder import ENDINGS
+from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.coco import VAL, CocoSplit
 from selfpatch.evaluation.datasets.identity import val_set
-from selfpatch.evaluation.datasets.labelled_images import files_by_stem, listed, read_name_list, read_named, spread
+from selfpatch.evaluation.datasets.labeled_images import (
+    files_by_stem,
+    listed,
+    read_image_or_raise,
+    read_name_list,
+    spread,
+)
 from selfpatch.evaluation.datasets.readable import check_readable
-from selfpatch.evaluation.task import Report, no_report
+from selfpatch.evaluation.task import Report, no_progress
 
 LAYOUTS = """
   JPEGImages/NAME.jpg  Annotations/NAME.xml  ImageSets/Main/SPLIT.txt   (Pascal VOC, or a folder that holds VOC2007 ...)
@@ -26,7 +33,7 @@ BEYOND_PX = 1  # boxes may reach so far beyond the image: tools differ in how th
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; the last two lie just outside
 
 
-def recognises(root: Path) -> bool:
+def matches_layout(root: Path) -> bool:
     """Whether there are images and files of boxes where a layout has them."""
     return (
         bool(voc_folders(root))
@@ -53,7 +60,7 @@ class BoxFolder:
         max_images: at most so many, spread evenly over the names; only these are checked.
 
     Raises:
-        ValueError: the folder is not complete and consistent, or has no object; the message names files.
+        UserError: the folder is not complete and consistent, or has no object; the message names files.
 
     Source: valeoai/LOST datasets.py.
     """
@@ -65,7 +72,7 @@ class BoxFolder:
         split: str | None = None,
         skip_hard: bool = False,
         max_images: int | None = None,
-        report: Report = no_report,
+        report: Report = no_progress,
     ):
         if is_coco(root):
             self.layout, items = coco_images(root, split, skip_hard=skip_hard, max_images=max_images)
@@ -80,7 +87,7 @@ class BoxFolder:
         self.images = [item for item in items if item.boxes]
         self.num_left_out = len(items) - len(self.images)
         if not self.images:
-            raise ValueError(
+            raise UserError(
                 f"none of {len(items)} images in {root} has an object"
                 + (" that is neither difficult nor truncated (skip-hard)" if skip_hard else "")
                 + ", so there is nothing to find; add objects to the annotations, or take more images (max-images)"
@@ -97,7 +104,7 @@ class BoxFolder:
         }
 
     def read_image(self, item: BoxImage) -> UInt8[np.ndarray, "H W 3"]:
-        return read_named(item.path)
+        return read_image_or_raise(item.path)
 
 
 def is_coco(root: Path) -> bool:
@@ -109,7 +116,7 @@ def coco_images(
 ) -> tuple[str, list[BoxImage]]:
     """How the layout is called, and the images of the split, those without objects too."""
     if skip_hard:
-        raise ValueError("skip-hard goes by what Pascal VOC says of its objects, which COCO does not; leave it out")
+        raise UserError("skip-hard goes by what Pascal VOC says of its objects, which COCO does not; leave it out")
     name = split or VAL
     images = [
         BoxImage(
@@ -125,19 +132,19 @@ def coco_images(
 def find_pairs(root: Path, split: str | None) -> tuple[str, list[tuple[Path, Path]]]:
     """How the layout is called, and the images of the split with their annotations."""
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}; give the folder that holds images and boxes:{LAYOUTS}")
+        raise UserError(f"there is no folder {root}; give the folder that holds images and boxes:{LAYOUTS}")
     years = voc_folders(root)
     if len(years) > 1:
-        raise ValueError(f"{root} holds {listed([str(year.relative_to(root)) for year in years])}; give one of them")
+        raise UserError(f"{root} holds {listed([str(year.relative_to(root)) for year in years])}; give one of them")
     if years:
         name = split or VOC_SPLIT
         return f"Pascal VOC, {name}", voc_pairs(years[0], name)
     if (root / "images").is_dir() and (root / "annotations").is_dir():
         if split is not None:
-            raise ValueError(f"split is {split}, but {root} (images/ and annotations/) has no splits; leave it out")
+            raise UserError(f"split is {split}, but {root} (images/ and annotations/) has no splits; leave it out")
         return "images + annotations", plain_pairs(root)
     found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
-    raise ValueError(f"{root} holds {found}; images and boxes are expected in one of these layouts:{LAYOUTS}")
+    raise UserError(f"{root} holds {found}; images and boxes are expected in one of these layouts:{LAYOUTS}")
 
 
 def voc_folders(root: Path) -> list[Path]:
@@ -152,7 +159,7 @@ def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     if not names_file.is_file():
         # Lists of one class are called CLASS_SPLIT.txt.
         there = sorted(path.stem for path in (root / LISTS).glob("*.txt") if "_" not in path.stem)
-        raise ValueError(
+        raise UserError(
             f"there is no list {names_file}; "
             + (f"the splits there are: {', '.join(there)}" if there else "it holds the names of the images, one a line")
         )
@@ -162,7 +169,7 @@ def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
     ]
     for kind, paths in zip(("images", "annotations"), zip(*pairs, strict=True), strict=True):
         if missing := [str(path.relative_to(root)) for path in paths if not path.is_file()]:
-            raise ValueError(
+            raise UserError(
                 f"{len(missing)} of {len(pairs)} {kind} that {names_file} names are not there: {listed(missing)}; "
                 "unpack the archive again, or remove them from the list"
             )
@@ -174,13 +181,13 @@ def plain_pairs(root: Path) -> list[tuple[Path, Path]]:
     annotation_of = files_by_stem(root / "annotations", (".xml",), layouts=LAYOUTS)
     for kind, of_kind in (("image", image_of), ("annotation", annotation_of)):
         if not of_kind:
-            raise ValueError(f"{root} has no {kind} in {kind}s/; the layouts are:{LAYOUTS}")
+            raise UserError(f"{root} has no {kind} in {kind}s/; the layouts are:{LAYOUTS}")
     for kind, of_kind, others in (("image", image_of, annotation_of), ("annotation", annotation_of, image_of)):
-        if lonely := sorted(of_kind.keys() - others.keys()):
+        if unpaired := sorted(of_kind.keys() - others.keys()):
             other = "annotation" if kind == "image" else "image"
-            raise ValueError(
-                f"{len(lonely)} of {len(of_kind)} {kind}s in {root} have no {other} of the same name: "
-                f"{listed([of_kind[stem].name for stem in lonely])}; add the {other}s or remove the {kind}s"
+            raise UserError(
+                f"{len(unpaired)} of {len(of_kind)} {kind}s in {root} have no {other} of the same name: "
+                f"{listed([of_kind[stem].name for stem in unpaired])}; add the {other}s or remove the {kind}s"
             )
     return [(image_of[stem], annotation_of[stem]) for stem in sorted(image_of)]
 
@@ -189,15 +196,15 @@ def read_boxes(path: Path, size: tuple[int, int], *, skip_hard: bool) -> tuple[B
     """The objects of one annotation file; `size` are rows and columns of its image.
 
     Raises:
-        ValueError: it is no such file, of another image size, or a box is not in the image.
+        UserError: it is no such file, of another image size, or a box is not in the image.
     """
     try:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError) as error:
-        raise ValueError(f"the annotation {path} is damaged or no XML: {error}; get it again") from error
+        raise UserError(f"the annotation {path} is damaged or no XML: {error}; get it again") from error
     said = number(root, "size/height", path, default=0), number(root, "size/width", path, default=0)
     if all(said) and said != size:  # 0 where a tool did not know
-        raise ValueError(
+        raise UserError(
             f"the annotation {path} is of an image of {said[1]:g} x {said[0]:g} pixels, but its image is {size[1]} x "
             f"{size[0]} (width x height); boxes are of the image as it is shown, after the rotation that its EXIF data "
             "ask for"
@@ -209,7 +216,7 @@ def read_boxes(path: Path, size: tuple[int, int], *, skip_hard: bool) -> tuple[B
             number(element, f"bndbox/{side}", path) for side in ("xmin", "ymin", "xmax", "ymax")
         )
         if not (0 < left <= right <= size[1] and 0 < top <= bottom <= size[0]):
-            raise ValueError(
+            raise UserError(
                 f"the annotation {path} has a box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}), its image is "
                 f"{size[1]} x {size[0]} (width x height); pixels are counted from 1, xmin and ymin come first"
             )
@@ -226,6 +233,6 @@ def number(element: ElementTree.Element, name: str, path: Path, default: int | N
     try:
         return int(float(text or ""))
     except (ValueError, OverflowError) as error:
-        raise ValueError(
+        raise UserError(
             f"the annotation {path} has {text!r} where {name} of an {element.tag} should be a number; correct it"
         ) from error

@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from selfpatch.evaluation.datasets.labelled_images import (
+from selfpatch.errors import UserError
+from selfpatch.evaluation.datasets.labeled_images import (
     UNKNOWN,
     Layout,
     Pair,
     classes_from_labels,
-    fewer_than_official,
+    incomplete_split_notes,
     listed,
     require_parts,
 )
@@ -51,12 +52,12 @@ def read(root: Path, *, layouts: str) -> Layout:
     require_parts(root, parts, data_set="Cityscapes", source=SOURCE)
     mask_end = next((end for end in MASK_ENDS if next((root / "gtFine" / "train").glob(f"*/*{end}"), None)), None)
     if mask_end is None:
-        raise ValueError(
+        raise UserError(
             f"{root / 'gtFine' / 'train'} has no CITY/NAME{MASK_ENDS[0]} and no CITY/NAME{MASK_ENDS[1]}; {SOURCE}"
         )
     train, val = (city_pairs(root, split, mask_end) for split in OFFICIAL)
     by_label_id = mask_end == MASK_ENDS[0]
-    labels_are = "Cityscapes has " + (
+    allowed_labels_text = "Cityscapes has " + (
         f"label ids 0 to {NUM_LABEL_IDS - 1}, and 255" if by_label_id else "train ids 0 to 18, and 255 (not scored)"
     )
     return Layout(
@@ -66,8 +67,8 @@ def read(root: Path, *, layouts: str) -> Layout:
         val,
         [name for _, name in SCORED],
         CLASS_OF_LABEL_ID if by_label_id else classes_from_labels(range(len(SCORED))),
-        f"{labels_are}; take the masks as they come",
-        fewer_than_official("Cityscapes", OFFICIAL, {"train": len(train), "val": len(val)}),
+        f"{allowed_labels_text}; take the masks as they come",
+        incomplete_split_notes("Cityscapes", OFFICIAL, {"train": len(train), "val": len(val)}),
     )
 
 
@@ -76,15 +77,15 @@ def city_pairs(root: Path, split: str, mask_end: str) -> list[Pair]:
     image_of = {str(path.relative_to(images)).removesuffix(IMAGE_END): path for path in images.glob(f"*/*{IMAGE_END}")}
     mask_of = {str(path.relative_to(masks)).removesuffix(mask_end): path for path in masks.glob(f"*/*{mask_end}")}
     if not image_of:
-        raise ValueError(f"{images} has no CITY/NAME{IMAGE_END}; {SOURCE}")
-    if lonely := sorted(image_of.keys() - mask_of.keys()):
-        raise ValueError(
-            f"{len(lonely)} of {len(image_of)} images in {images} have no mask (NAME{mask_end}) in {masks}: "
-            f"{listed(lonely)}; {SOURCE}"
+        raise UserError(f"{images} has no CITY/NAME{IMAGE_END}; {SOURCE}")
+    if unpaired := sorted(image_of.keys() - mask_of.keys()):
+        raise UserError(
+            f"{len(unpaired)} of {len(image_of)} images in {images} have no mask (NAME{mask_end}) in {masks}: "
+            f"{listed(unpaired)}; {SOURCE}"
         )
-    if lonely := sorted(mask_of.keys() - image_of.keys()):
-        raise ValueError(
-            f"{len(lonely)} of {len(mask_of)} masks in {masks} have no image (NAME{IMAGE_END}) in {images}: "
-            f"{listed(lonely)}; {SOURCE}"
+    if unpaired := sorted(mask_of.keys() - image_of.keys()):
+        raise UserError(
+            f"{len(unpaired)} of {len(mask_of)} masks in {masks} have no image (NAME{IMAGE_END}) in {images}: "
+            f"{listed(unpaired)}; {SOURCE}"
         )
     return [(image_of[name], mask_of[name]) for name in sorted(image_of)]

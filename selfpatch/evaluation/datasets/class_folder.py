@@ -6,20 +6,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from selfpatch.data.decode import UnreadableImage, read_image
 from selfpatch.data.image_folder import ImageFolder
+from selfpatch.data.reading.decode import UnreadableImage, read_image
+from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.identity import files_hash, val_set
 from selfpatch.evaluation.datasets.images_and_masks import VAL_SHARE, split_by_name
-from selfpatch.evaluation.datasets.labelled_images import listed, spread
+from selfpatch.evaluation.datasets.labeled_images import listed, spread
 from selfpatch.evaluation.datasets.readable import check_readable
-from selfpatch.evaluation.task import Report, no_report
+from selfpatch.evaluation.task import Report, no_progress
 
 LAYOUTS = """
   train/CLASS/NAME.jpg  val/CLASS/NAME.jpg
   CLASS/NAME.jpg                              (a part of every class is for validation)"""
 
 
-def recognises(root: Path) -> bool:
+def matches_layout(root: Path) -> bool:
     """Whether there are train/ and val/ with folders in both; the other layout is that of any folder of folders."""
     return all(
         (root / split).is_dir() and any(map(Path.is_dir, (root / split).iterdir())) for split in ("train", "val")
@@ -43,14 +44,14 @@ class ClassFolder:
         report: told how many images are checked.
 
     Raises:
-        ValueError: no such folders, fewer than two classes, classes that are not in both splits, a class without
+        UserError: no such folders, fewer than two classes, classes that are not in both splits, a class without
             images, images that cannot be read; or max_images is less than an image a class.
     """
 
-    def __init__(self, root: Path, *, max_images: int | None = None, report: Report = no_report):
+    def __init__(self, root: Path, *, max_images: int | None = None, report: Report = no_progress):
         self.root = root
         if not root.is_dir():
-            raise ValueError(f"there is no folder {root}; give the folder that holds the classes:{LAYOUTS}")
+            raise UserError(f"there is no folder {root}; give the folder that holds the classes:{LAYOUTS}")
         has_split = {name: (root / name).is_dir() for name in ("train", "val")}
         if not any(has_split.values()):
             self.layout = f"a folder a class, {VAL_SHARE:.0%} of each for validation by the hash of the name"
@@ -64,11 +65,11 @@ class ClassFolder:
             train, val = ([images_of(root / split / name) for name in self.class_names] for split in has_split)
         else:
             there, missing = sorted(has_split, key=lambda name: not has_split[name])
-            raise ValueError(
+            raise UserError(
                 f"{root} holds {there}/ but no {missing}/; add it, or leave both out (no class can be called {there}). "
                 f"The layouts are:{LAYOUTS}"
             )
-        self.train, self.val = (labelled(split, max_images) for split in (train, val))
+        self.train, self.val = (labeled(split, max_images) for split in (train, val))
         check_readable(root, [item.path for item in self.val + self.train], report, num_val=len(self.val))
 
     @property
@@ -85,7 +86,7 @@ class ClassFolder:
             "val_set": val_set((item.path.relative_to(self.root).as_posix() for item in self.val), self.class_names),
         }
 
-    def training_identity(self) -> dict[str, Any]:
+    def training_fingerprint(self) -> dict[str, Any]:
         """What a training that goes on must find again; validation images may come and go."""
         return {
             "num_train_images": len(self.train),
@@ -97,21 +98,21 @@ class ClassFolder:
         try:
             return read_image(item.path)
         except UnreadableImage as error:
-            raise ValueError(f"the image {item.path} cannot be read: {error}; replace or remove it") from error
+            raise UserError(f"the image {item.path} cannot be read: {error}; replace or remove it") from error
 
 
 def find_classes(folder: Path) -> list[str]:
     names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if len(names) < 2:
         found = f"one class alone, {names[0]}" if names else "no folders"
-        raise ValueError(f"{folder} holds {found}; at least two classes are needed, a folder each:{LAYOUTS}")
+        raise UserError(f"{folder} holds {found}; at least two classes are needed, a folder each:{LAYOUTS}")
     return names
 
 
 def check_same_classes(root: Path, of_train: list[str], of_val: list[str]) -> None:
     for split, there, other in (("train", of_train, of_val), ("val", of_val, of_train)):
         if missing := sorted(set(other) - set(there)):
-            raise ValueError(
+            raise UserError(
                 f"{root / split} lacks {len(missing)} of the classes that the other split has: {listed(missing)}; the "
                 "same classes must be in train/ and val/: add images of them, or remove their folders"
             )
@@ -122,10 +123,10 @@ def images_of(folder: Path) -> list[Path]:
     return [images.path(i) for i in range(len(images))]
 
 
-def labelled(paths_of_classes: list[list[Path]], max_images: int | None) -> list[ClassImage]:
+def labeled(paths_of_classes: list[list[Path]], max_images: int | None) -> list[ClassImage]:
     num_classes = len(paths_of_classes)
     if max_images is not None and max_images < num_classes:
-        raise ValueError(
+        raise UserError(
             f"max-images is {max_images}, less than one image for each of {num_classes} classes; make it larger"
         )
     per_class = None if max_images is None else max_images // num_classes

@@ -19,9 +19,10 @@ import numpy as np
 from faster_coco_eval.core import mask as run_lengths
 from jaxtyping import Float32, UInt8
 
-from selfpatch.data.decode import UnreadableImage, read_size
+from selfpatch.data.reading.decode import UnreadableImage, read_size
+from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.identity import files_hash, val_set
-from selfpatch.evaluation.datasets.labelled_images import listed, read_named, spread
+from selfpatch.evaluation.datasets.labeled_images import listed, read_image_or_raise, spread
 
 TRAIN, VAL = "train2017", "val2017"
 SOURCE = (
@@ -68,7 +69,7 @@ class CocoImage(NamedTuple):
         return np.array([instance.box for instance in chosen], np.float32).reshape(-1, 4)
 
     def read(self) -> UInt8[np.ndarray, "H W 3"]:
-        return read_named(self.path)
+        return read_image_or_raise(self.path)
 
 
 class CocoSplit:
@@ -86,7 +87,7 @@ class CocoSplit:
         class_names: the name of each label.
 
     Raises:
-        ValueError: folder, file or images are missing, or the file is not consistent; the message names what and where.
+        UserError: folder, file or images are missing, or the file is not consistent; the message names what and where.
     """
 
     def __init__(
@@ -126,24 +127,24 @@ class CocoSplit:
                 image_id, name, size = int(entry["id"]), str(entry["file_name"]), (entry["height"], entry["width"])
                 rows, columns = map(int, size)
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                raise ValueError(
+                raise UserError(
                     f"image {place} (from 0) in {self.file} is {shortened(entry)}; an image has id, file_name, width "
                     f"and height. {SOURCE}"
                 ) from error
             if rows < 1 or columns < 1:
-                raise ValueError(f"image {name} is {columns} x {rows} pixels in {self.file}; correct its size there")
+                raise UserError(f"image {name} is {columns} x {rows} pixels in {self.file}; correct its size there")
             if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(
+                raise UserError(
                     f"{self.file} names an image {name}, which is not in {self.folder}; file_name is a name in there"
                 )
             if image_id in images:
-                raise ValueError(
+                raise UserError(
                     f"the image id {image_id} comes twice in {self.file}, as {images[image_id].path.name} and as "
                     f"{name}; give every image an id of its own"
                 )
             images[image_id] = CocoImage(image_id, self.folder / name, (rows, columns), ())
         if not images:
-            raise ValueError(f"{self.file} lists no image, so {self.name} is empty; {SOURCE}")
+            raise UserError(f"{self.file} lists no image, so {self.name} is empty; {SOURCE}")
         return dict(sorted(images.items()))
 
     def _read_annotations(
@@ -159,21 +160,21 @@ class CocoSplit:
                 is_crowd = bool(entry.get("iscrowd", 0))
                 segmentation = entry.get("segmentation")
             except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-                raise ValueError(
+                raise UserError(
                     f"annotation {place} (from 0) in {self.file} is {shortened(entry)}; an annotation has image_id, "
                     "category_id and bbox (left, top, width, height), and segmentation, area and iscrowd"
                 ) from error
             named = f"annotation {entry.get('id', place)} in {self.file}"
             if image_id not in images:
-                raise ValueError(f"{named} is of an image {image_id}, which is not listed there; {SOURCE}")
+                raise UserError(f"{named} is of an image {image_id}, which is not listed there; {SOURCE}")
             if category_id not in self.label_of:
-                raise ValueError(
+                raise UserError(
                     f"{named} is of a category {category_id}, which is not listed there; the categories are "
                     f"{listed([str(known) for known in self.category_ids])}"
                 )
             image = images[image_id]
             if not all(map(math.isfinite, (left, top, width, height, area))) or width < 0 or height < 0:
-                raise ValueError(
+                raise UserError(
                     f"{named} has the box {entry['bbox']}; a box is left, top, width, height in pixels, finite and not "
                     "negative in size"
                 )
@@ -183,7 +184,7 @@ class CocoSplit:
             if reaches_beyond(instance, image.size):
                 beyond.append(f"{entry['bbox']} in {image.path.name}, {image.size[1]} x {image.size[0]}")
         if len(beyond) > MAX_SHARE_BEYOND * len(entries):
-            raise ValueError(
+            raise UserError(
                 f"{len(beyond)} of {len(entries)} boxes in {self.file} reach beyond their images: {listed(beyond)}; a "
                 "box is left, top, width, height in pixels, not its right and bottom end, nor shares of the image"
             )
@@ -199,7 +200,7 @@ class CocoDetection:
         max_images: at most so many of each split, spread evenly; only these are looked for on the disk.
 
     Raises:
-        ValueError: as CocoSplit; or the splits differ in their categories, or hold nothing to learn or to score.
+        UserError: as CocoSplit; or the splits differ in their categories, or hold nothing to learn or to score.
     """
 
     def __init__(self, root: Path, *, max_images: int | None = None):
@@ -215,18 +216,18 @@ class CocoDetection:
         val_categories = dict(zip(self.category_ids, self.class_names, strict=True))
         if train_categories != val_categories:
             differ = sorted(train_categories.items() ^ val_categories.items())
-            raise ValueError(
+            raise UserError(
                 f"{self.train_split.file} and {self.val_split.file} differ in their categories: "
                 f"{listed([f'{category_id} {name}' for category_id, name in differ])}; ids and names must be the same "
                 "in both"
             )
         if not self.train:
-            raise ValueError(
+            raise UserError(
                 f"{self.train_split.file} holds no instance to learn from: no annotation that is no crowd and whose "
                 "box has an area within its image; add annotations"
             )
         if not any(not instance.is_crowd for image in self.val for instance in image.instances):
-            raise ValueError(
+            raise UserError(
                 f"the {len(self.val)} validation images have no instance in {self.val_split.file}, so there is nothing "
                 "to score; add annotations, or take more images (max-images)"
             )
@@ -249,7 +250,7 @@ class CocoDetection:
             ),
         }
 
-    def training_identity(self) -> dict[str, Any]:
+    def training_fingerprint(self) -> dict[str, Any]:
         """What a training that goes on must find again; validation images may come and go."""
         with self.train_split.file.open("rb") as file:
             annotations = hashlib.file_digest(file, "sha256").hexdigest()
@@ -293,12 +294,12 @@ def mask_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
 def find_split(root: Path, name: str) -> tuple[Path, Path]:
     """The folder of images and the file of annotations."""
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}; give the folder that holds {name}/ and annotations/. {SOURCE}")
+        raise UserError(f"there is no folder {root}; give the folder that holds {name}/ and annotations/. {SOURCE}")
     folder, file = root / name, root / "annotations" / f"instances_{name}.json"
     if not folder.is_dir() or not file.is_file():
         missing = [str(path) for path, is_there in ((folder, folder.is_dir()), (file, file.is_file())) if not is_there]
         found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
-        raise ValueError(f"{' and '.join(missing)} not found; {root} holds {found}. {SOURCE}")
+        raise UserError(f"{' and '.join(missing)} not found; {root} holds {found}. {SOURCE}")
     return folder, file
 
 
@@ -306,14 +307,14 @@ def read_coco_json(file: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged or no JSON: {error}; get it again. {SOURCE}") from error
+        raise UserError(f"{file} is damaged or no JSON: {error}; get it again. {SOURCE}") from error
     lacks = [
         key
         for key in ("images", "annotations", "categories")
         if not isinstance(content, dict) or not isinstance(content.get(key), list)
     ]
     if lacks:
-        raise ValueError(
+        raise UserError(
             f"{file} is not in COCO's format: it has no list of {' and of '.join(lacks)}; needed are images, "
             f"annotations and categories. {SOURCE}"
         )
@@ -325,15 +326,15 @@ def read_categories(entries: list[Any], file: Path) -> tuple[list[int], list[str
     try:
         categories = sorted((int(entry["id"]), str(entry["name"])) for entry in entries)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"a category in {file} has no id or no name; every category has both") from error
+        raise UserError(f"a category in {file} has no id or no name; every category has both") from error
     if not categories:
-        raise ValueError(f"{file} lists no category; the classes of its annotations must be there with id and name")
+        raise UserError(f"{file} lists no category; the classes of its annotations must be there with id and name")
     ids = [category_id for category_id, _ in categories]
     names = [name for _, name in categories]
     for what, values in (("id", ids), ("name", names)):
         (value, count), *_ = Counter(values).most_common(1)
         if count > 1:
-            raise ValueError(f"{count} categories in {file} have the {what} {value}; give each its own")
+            raise UserError(f"{count} categories in {file} have the {what} {value}; give each its own")
     return ids, names
 
 
@@ -341,32 +342,32 @@ def check_segmentation(segmentation: Any, size: tuple[int, int], named: str, *, 
     """Raises ValueError unless these are polygons, or run lengths of a mask of (rows, columns)."""
     if not segmentation:
         if needed:
-            raise ValueError(f"{named} has no segmentation, which is needed to learn and score masks; {SOURCE}")
+            raise UserError(f"{named} has no segmentation, which is needed to learn and score masks; {SOURCE}")
         return
     if isinstance(segmentation, list):
         if not all(
             isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation
         ):
-            raise ValueError(
+            raise UserError(
                 f"{named} has a polygon of less than three points, or of half a point; a polygon is a list x1, y1, x2, "
                 "y2, ... of pixels"
             )
         if not all(isinstance(number, int | float) and abs(number) <= LARGEST for p in segmentation for number in p):
-            raise ValueError(f"{named} has a polygon with something that is no number; correct it")
+            raise UserError(f"{named} has a polygon with something that is no number; correct it")
         return
     if not isinstance(segmentation, dict) or "counts" not in segmentation or "size" not in segmentation:
-        raise ValueError(
+        raise UserError(
             f"{named} has a segmentation that is neither a list of polygons nor run lengths (size and counts)"
         )
     if segmentation["size"] != list(size):
-        raise ValueError(
+        raise UserError(
             f"{named} has a mask of {shortened(segmentation['size'])} (rows, columns), its image is {list(size)}; a "
             "mask is as large as its image"
         )
     try:
         run_lengths.decode(mask_rle(segmentation, size))
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{named} has run lengths that do not fill its image of {list(size)}: {error}") from error
+        raise UserError(f"{named} has run lengths that do not fill its image of {list(size)}: {error}") from error
 
 
 def reaches_beyond(instance: Instance, size: tuple[int, int]) -> bool:
@@ -380,7 +381,7 @@ def check_images(images: Sequence[CocoImage], folder: Path, file: Path) -> None:
         sizes = list(pool.map(lambda image: stored_size(image.path) if image.path.is_file() else None, images))
     missing = [image.path.name for image, size in zip(images, sizes, strict=True) if size is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of {len(images)} images that {file} lists are not in {folder}: {listed(missing)}; {SOURCE}"
         )
     differ = [
@@ -389,7 +390,7 @@ def check_images(images: Sequence[CocoImage], folder: Path, file: Path) -> None:
         if size is not None and size != image.size
     ]
     if differ:
-        raise ValueError(
+        raise UserError(
             f"{len(differ)} of {len(images)} images in {folder} differ in size from what {file} says (width x height): "
             f"{listed(differ)}; boxes and masks are of the image as it is shown, after the rotation that its EXIF data "
             "ask for"
@@ -401,7 +402,7 @@ def stored_size(path: Path) -> tuple[int, int]:
     try:
         return read_size(path)
     except UnreadableImage as error:
-        raise ValueError(f"the image {path} cannot be read: {error}; get it again. {SOURCE}") from error
+        raise UserError(f"the image {path} cannot be read: {error}; get it again. {SOURCE}") from error
 
 
 def shortened(entry: Any) -> str:

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from selfpatch.data.decode import MAX_PIXELS
+from selfpatch.data.reading.decode import MAX_PIXELS
+from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.identity import val_set
-from selfpatch.evaluation.datasets.labelled_images import listed, read_lines, read_named, spread
+from selfpatch.evaluation.datasets.labeled_images import listed, read_image_or_raise, read_lines, spread
 
 VOID = 255  # a label of pixels that belong to no object, as 0
 MAX_OBJECTS = 254  # labels of 8 bits, without 0 and VOID
@@ -46,7 +47,7 @@ class Davis:
         max_frames: at most so many of each, from its start; only these are checked.
 
     Raises:
-        ValueError: the folder is not complete and consistent; the message names files.
+        UserError: the folder is not complete and consistent; the message names files.
 
     Source: davisvideochallenge/davis2017-evaluation, whose semi-supervised task takes the objects from the first frame
     and counts void pixels as background.
@@ -68,83 +69,85 @@ class Davis:
         }
 
 
-def recognises(root: Path) -> bool:
+def matches_layout(root: Path) -> bool:
     """Whether a folder is meant to be one of these, complete or not."""
     return (root / VIDEO_LIST).is_file() or (root / ANNOTATIONS).is_dir()
 
 
 def read_video_list(root: Path) -> list[str]:
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}. {WHERE}")
+        raise UserError(f"there is no folder {root}. {WHERE}")
     for part in (FRAMES, ANNOTATIONS):
         if not (root / part).is_dir():
             found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
-            raise ValueError(f"{root} has no folder {part} (it holds {found}). {WHERE}")
+            raise UserError(f"{root} has no folder {part} (it holds {found}). {WHERE}")
     path = root / VIDEO_LIST
     if not path.is_file():
-        raise ValueError(f"there is no list of videos {path}. {WHERE}, or write the list: a video's name on each line")
+        raise UserError(f"there is no list of videos {path}. {WHERE}, or write the list: a video's name on each line")
     # A name that is listed twice is one video, as in the toolkit.
     names = list(dict.fromkeys(read_lines(path)))
     if not names:
-        raise ValueError(f"{path} lists no video; write the names of folders in {root / FRAMES} into it, one a line")
+        raise UserError(f"{path} lists no video; write the names of folders in {root / FRAMES} into it, one a line")
     if others := [name for name in names if Path(name).name != name or name == ".."]:
-        raise ValueError(f"{path} lists {others[0]!r}, which is a path; write the bare name of a folder in {FRAMES}")
+        raise UserError(f"{path} lists {others[0]!r}, which is a path; write the bare name of a folder in {FRAMES}")
     return names
 
 
 def check_video(root: Path, name: str, max_frames: int | None) -> Video:
     """Reads every frame and annotation once: what cannot be read or does not fit is better known now."""
-    frames = pair_up(root, name)[:max_frames]
+    frames = match_images_to_masks(root, name)[:max_frames]
     if len(frames) < MIN_FRAMES:
-        raise ValueError(
+        raise UserError(
             f"the video {name} has {len(frames)} of the {MIN_FRAMES} frames that are needed at least: the first one is "
             f"given and the last one is not scored; add frames, or take {name} out of {VIDEO_LIST}"
         )
     with ThreadPoolExecutor() as pool:
-        sizes = list(pool.map(lambda frame: (read_named(frame.image).shape[:2], read_labels(frame).shape), frames))
+        sizes = list(
+            pool.map(lambda frame: (read_image_or_raise(frame.image).shape[:2], read_labels(frame).shape), frames)
+        )
     size = sizes[0][0]
     for frame, (image_size, annotation_size) in zip(frames, sizes, strict=True):
         for path, found in ((frame.image, image_size), (frame.annotation, annotation_size)):
             if found != size:
-                raise ValueError(
+                raise UserError(
                     f"{path} is {found[1]} x {found[0]} pixels, and the first frame of {name} {size[1]} x {size[0]}; "
                     "all frames and annotations of a video must be of one size"
                 )
     num_objects = int(read_annotation(frames[0]).max())
     if num_objects == 0:
         hint = " (255 means void here; DAVIS-2016 writes its one object so)" if VOID in read_labels(frames[0]) else ""
-        raise ValueError(
+        raise UserError(
             f"{frames[0].annotation}, the first of {name}, labels no object{hint}, so there is nothing to follow; "
             f"number the objects of the first frame 1, 2, ..., or take {name} out of {VIDEO_LIST}"
         )
     return Video(name, frames, size, num_objects)
 
 
-def pair_up(root: Path, name: str) -> list[Frame]:
+def match_images_to_masks(root: Path, name: str) -> list[Frame]:
     """The frames of a video with their annotations, in the order of their names."""
     images, annotations = root / FRAMES / name, root / ANNOTATIONS / name
     for folder in (images, annotations):
         if not folder.is_dir():
-            raise ValueError(f"{VIDEO_LIST} lists {name}, but there is no folder {folder}; add it. {WHERE}")
+            raise UserError(f"{VIDEO_LIST} lists {name}, but there is no folder {folder}; add it. {WHERE}")
     image_of = {path.stem: path for path in images.glob("*.jpg")}
     annotation_of = {path.stem: path for path in annotations.glob("*.png")}
     if not image_of:
-        raise ValueError(f"{images} holds no frames (.jpg); add them, or take {name} out of {VIDEO_LIST}")
-    if lonely := sorted(image_of.keys() - annotation_of.keys()):
-        raise ValueError(
-            f"{len(lonely)} of {len(image_of)} frames in {images} have no annotation (same name, .png) in "
-            f"{annotations}: {listed(lonely)}; all of them are scored against one: add the annotations. {WHERE}"
+        raise UserError(f"{images} holds no frames (.jpg); add them, or take {name} out of {VIDEO_LIST}")
+    if unpaired := sorted(image_of.keys() - annotation_of.keys()):
+        raise UserError(
+            f"{len(unpaired)} of {len(image_of)} frames in {images} have no annotation (same name, .png) in "
+            f"{annotations}: {listed(unpaired)}; all of them are scored against one: add the annotations. {WHERE}"
         )
-    if lonely := sorted(annotation_of.keys() - image_of.keys()):
-        raise ValueError(
-            f"{len(lonely)} of {len(annotation_of)} annotations in {annotations} have no frame (same name, .jpg) in "
-            f"{images}: {listed(lonely)}; add the frames or remove the annotations"
+    if unpaired := sorted(annotation_of.keys() - image_of.keys()):
+        raise UserError(
+            f"{len(unpaired)} of {len(annotation_of)} annotations in {annotations} have no frame (same name, .jpg) in "
+            f"{images}: {listed(unpaired)}; add the frames or remove the annotations"
         )
     return [Frame(image_of[stem], annotation_of[stem]) for stem in sorted(image_of)]
 
 
 def read_frame(frame: Frame) -> UInt8[np.ndarray, "H W 3"]:
-    return read_named(frame.image)
+    return read_image_or_raise(frame.image)
 
 
 def read_annotation(frame: Frame) -> UInt8[np.ndarray, "H W"]:
@@ -159,17 +162,17 @@ def read_labels(frame: Frame) -> UInt8[np.ndarray, "H W"]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{path} claims {image.width} x {image.height} pixels, which is no frame; replace it")
+                raise UserError(f"{path} claims {image.width} x {image.height} pixels, which is no frame; replace it")
             mode, labels = image.mode, np.asarray(image)
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's word for a broken PNG
-        raise ValueError(f"the annotation {path} cannot be read: {error}; replace it. {WHERE}") from error
+        raise UserError(f"the annotation {path} cannot be read: {error}; replace it. {WHERE}") from error
     if mode not in ("L", "P", "1") and not mode.startswith("I"):
-        raise ValueError(
+        raise UserError(
             f"the annotation {path} is a colour picture ({mode}); annotations hold an object's number a pixel: save "
             "them as palette or grey PNG"
         )
     if labels.max() > VOID:
-        raise ValueError(
+        raise UserError(
             f"the annotation {path} has an object {labels.max()}; masks are written as indexed PNG, which has room for "
             f"{MAX_OBJECTS} objects (255 is void): number them anew, or leave some out"
         )

@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int16
 
-from selfpatch.evaluation.datasets.labelled_images import NUM_LABELS, UNKNOWN, Layout, Pair, pair_up, read_lines
+from selfpatch.errors import UserError
+from selfpatch.evaluation.datasets.labeled_images import (
+    NUM_LABELS,
+    UNKNOWN,
+    Layout,
+    Pair,
+    match_images_to_masks,
+    read_lines,
+)
 from selfpatch.evaluation.metrics import IGNORED
 
 VAL_SHARE = 0.2  # of the images, where the folder does not say what is for validation
@@ -32,17 +40,20 @@ def read_folders(root: Path, masks: Path, *, first_label: int, layouts: str) -> 
     images = root / "images"
     if (images / "training").is_dir() or (images / "validation").is_dir():
         name = f"images + {masks.name}, split by folder"
-        train, val = (pair_up(images / split, masks / split, layouts=layouts) for split in ("training", "validation"))
+        train, val = (
+            match_images_to_masks(images / split, masks / split, layouts=layouts)
+            for split in ("training", "validation")
+        )
     else:
         name = f"images + {masks.name}, {VAL_SHARE:.0%} for validation by the hash of the name"
-        train, val = split_by_name(pair_up(images, masks, layouts=layouts))
+        train, val = split_by_name(match_images_to_masks(images, masks, layouts=layouts))
     class_names, source = read_class_names(root)
     last = first_label + len(class_names) - 1 if class_names else IGNORED - 1
-    labels_are = (
+    allowed_labels_text = (
         f"{source} names {len(class_names)} classes, so that labels go from 0 to {last} (255 = not scored); correct "
         f"the mask or complete {source.name}"
     )
-    return Layout(root, name, train, val, class_names, numbered_classes(first_label, last), labels_are)
+    return Layout(root, name, train, val, class_names, numbered_classes(first_label, last), allowed_labels_text)
 
 
 def numbered_classes(first: int, last: int) -> Int16[np.ndarray, "256"]:
@@ -56,7 +67,7 @@ def numbered_classes(first: int, last: int) -> Int16[np.ndarray, "256"]:
 def split_by_name(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
     """Training and validation; an image's side hardly depends on which others there are."""
     if len(pairs) < 2:
-        raise ValueError(
+        raise UserError(
             f"{pairs[0][0].parent} holds one image; at least two are needed, to learn from one and score the other"
         )
     by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].stem.encode()).digest())

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from selfpatch.data.decode import UnreadableImage, read_image, read_size
-from selfpatch.evaluation.datasets.labelled_images import chosen_to_decode, listed
-from selfpatch.evaluation.features import read_ahead
+from selfpatch.data.reading.decode import UnreadableImage, read_image, read_size
+from selfpatch.errors import UserError
+from selfpatch.evaluation.datasets.labeled_images import indices_to_decode, listed
+from selfpatch.evaluation.features import prefetch
 from selfpatch.evaluation.task import Report
 
 READ_AT_ONCE = 64  # images
@@ -20,9 +21,9 @@ def check_readable(root: Path, paths: Sequence[Path], report: Report, *, num_val
         num_val: the first of the paths, which are for validation.
 
     Raises:
-        ValueError: some cannot be read; the first are named, as paths below root.
+        UserError: some cannot be read; the first are named, as paths below root.
     """
-    decoded = chosen_to_decode(num_val, len(paths) - num_val)
+    decoded = indices_to_decode(num_val, len(paths) - num_val)
 
     def size_or_reason(i: int) -> tuple[int, int] | str:
         try:
@@ -33,12 +34,12 @@ def check_readable(root: Path, paths: Sequence[Path], report: Report, *, num_val
 
     sizes, damaged = [], []
     batches = (range(start, min(start + READ_AT_ONCE, len(paths))) for start in range(0, len(paths), READ_AT_ONCE))
-    for batch in read_ahead(size_or_reason, batches):
+    for batch in prefetch(size_or_reason, batches):
         for found in batch:
             damaged.append(found) if isinstance(found, str) else sizes.append(found)
         report(len(sizes) + len(damaged), len(paths))
     if damaged:
-        raise ValueError(
+        raise UserError(
             f"{len(damaged)} of {len(paths)} images in {root} cannot be read: {listed(damaged)}; replace or remove them"
         )
     return sizes

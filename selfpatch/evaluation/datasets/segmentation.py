@@ -6,20 +6,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets import ade20k, cityscapes, images_and_masks, voc
 from selfpatch.evaluation.datasets.identity import files_hash, val_set
 from selfpatch.evaluation.datasets.images_and_masks import numbered_classes
-from selfpatch.evaluation.datasets.labelled_images import (
+from selfpatch.evaluation.datasets.labeled_images import (
     UNKNOWN,
-    LabelledImage,
+    LabeledImage,
     Layout,
     check_pairs,
+    read_image_or_raise,
     read_labels,
-    read_named,
     spread,
 )
 from selfpatch.evaluation.metrics import IGNORED
-from selfpatch.evaluation.task import Report, no_report
+from selfpatch.evaluation.task import Report, no_progress
 
 # Those with the most telling names first.
 READERS = (voc, cityscapes, ade20k, images_and_masks)
@@ -33,7 +34,7 @@ class SegmentationData:
         layout: its `class_names` are known by now.
     """
 
-    def __init__(self, train: list[LabelledImage], val: list[LabelledImage], layout: Layout):
+    def __init__(self, train: list[LabeledImage], val: list[LabeledImage], layout: Layout):
         self.train, self.val = train, val
         self.layout = layout.name
         self.class_names = layout.class_names
@@ -57,7 +58,7 @@ class SegmentationData:
             "notes": list(self.notes),
         }
 
-    def training_identity(self) -> dict[str, Any]:
+    def training_fingerprint(self) -> dict[str, Any]:
         """What a training that goes on must find again; validation images may come and go."""
         files = (path for item in self.train for path in (item.image, item.mask))
         return {
@@ -66,23 +67,23 @@ class SegmentationData:
             "files": files_hash(self._layout.root, files),
         }
 
-    def read_image(self, item: LabelledImage) -> UInt8[np.ndarray, "H W 3"]:
-        return read_named(item.image)
+    def read_image(self, item: LabeledImage) -> UInt8[np.ndarray, "H W 3"]:
+        return read_image_or_raise(item.image)
 
-    def read_mask(self, item: LabelledImage) -> UInt8[np.ndarray, "H W"]:
+    def read_mask(self, item: LabeledImage) -> UInt8[np.ndarray, "H W"]:
         """Classes 0 to C - 1, or IGNORED.
 
         Raises:
-            ValueError: a label that the data set does not have; of large sets not every mask was checked before.
+            UserError: a label that the data set does not have; of large sets not every mask was checked before.
         """
         labels = read_labels(item.mask)
         classes = self._layout.class_of[labels]
         if (classes == UNKNOWN).any():
-            raise ValueError(unknown_label(item, int(labels[classes == UNKNOWN].max()), self._layout))
+            raise UserError(unknown_label(item, int(labels[classes == UNKNOWN].max()), self._layout))
         return classes.astype(np.uint8)
 
 
-def read_segmentation(root: Path, *, max_images: int | None = None, report: Report = no_report) -> SegmentationData:
+def read_segmentation(root: Path, *, max_images: int | None = None, report: Report = no_progress) -> SegmentationData:
     """What a folder holds: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/.
 
     Args:
@@ -90,7 +91,7 @@ def read_segmentation(root: Path, *, max_images: int | None = None, report: Repo
         report: told how many images are checked.
 
     Raises:
-        ValueError: the folder is not complete and consistent; the message names files.
+        UserError: the folder is not complete and consistent; the message names files.
     """
     # 1. Which layout it is, and its images and masks by name.
     layout = find_layout(root)
@@ -100,7 +101,7 @@ def read_segmentation(root: Path, *, max_images: int | None = None, report: Repo
     items, has_label = check_pairs(val + train, num_val=len(val), every_mask=not layout.class_names, report=report)
     for item, own in zip(items, has_label, strict=True):
         if len(unknown := np.flatnonzero(own & (layout.class_of == UNKNOWN))):
-            raise ValueError(unknown_label(item, int(unknown.max()), layout))
+            raise UserError(unknown_label(item, int(unknown.max()), layout))
 
     # 3. As many classes as there are names, or labels.
     if not layout.class_names:
@@ -108,7 +109,7 @@ def read_segmentation(root: Path, *, max_images: int | None = None, report: Repo
     if len(layout.class_names) < 2:
         last = int(np.flatnonzero((layout.class_of >= 0) & (layout.class_of != IGNORED)).max(initial=0))
         first = int(layout.class_of[0] == IGNORED)
-        raise ValueError(
+        raise UserError(
             f"the masks in {root} know fewer than two classes: apart from pixels that are not scored, the highest "
             f"label is {last}; labels are class numbers, not grey levels: write {first}, {first + 1}, ... into the "
             "masks"
@@ -116,19 +117,19 @@ def read_segmentation(root: Path, *, max_images: int | None = None, report: Repo
     return SegmentationData(items[len(val) :], items[: len(val)], layout)
 
 
-def recognises(root: Path) -> bool:
+def matches_layout(root: Path) -> bool:
     """Whether a folder looks like labelled images, complete or not."""
     return any(reader.find(root) is not None for reader in READERS)
 
 
 def find_layout(root: Path) -> Layout:
     if not root.is_dir():
-        raise ValueError(f"there is no folder {root}; give the folder that holds the labelled images:{LAYOUTS}")
+        raise UserError(f"there is no folder {root}; give the folder that holds the labelled images:{LAYOUTS}")
     for reader in READERS:
         if (folder := reader.find(root)) is not None:
             return reader.read(folder, layouts=LAYOUTS)
     found = ", ".join(sorted(path.name for path in root.iterdir())[:5]) or "nothing"
-    raise ValueError(f"{root} holds {found}; labelled images are expected in one of these layouts:{LAYOUTS}")
+    raise UserError(f"{root} holds {found}; labelled images are expected in one of these layouts:{LAYOUTS}")
 
 
 def count_classes(layout: Layout, highest_labels: list[int]) -> Layout:
@@ -139,5 +140,5 @@ def count_classes(layout: Layout, highest_labels: list[int]) -> Layout:
     return layout._replace(class_names=names, class_of=numbered_classes(first, last))
 
 
-def unknown_label(item: LabelledImage, label: int, layout: Layout) -> str:
-    return f"{item.mask} has a pixel labelled {label}, but {layout.labels_are}"
+def unknown_label(item: LabeledImage, label: int, layout: Layout) -> str:
+    return f"{item.mask} has a pixel labelled {label}, but {layout.allowed_labels_text}"

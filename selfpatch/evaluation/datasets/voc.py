@@ -3,11 +3,12 @@
 import re
 from pathlib import Path
 
-from selfpatch.evaluation.datasets.labelled_images import (
+from selfpatch.errors import UserError
+from selfpatch.evaluation.datasets.labeled_images import (
     Layout,
     Pair,
     classes_from_labels,
-    fewer_than_official,
+    incomplete_split_notes,
     listed,
     read_name_list,
     require_parts,
@@ -64,7 +65,7 @@ def read(root: Path, *, layouts: str) -> Layout:
     train = listed_pairs(root, train_list, "SegmentationClassAug" if has_augmented else "SegmentationClass")
     val = listed_pairs(root, root / LISTS / "val.txt", "SegmentationClass")
     if both := sorted({image.stem for image, _ in train} & {image.stem for image, _ in val}):
-        raise ValueError(
+        raise UserError(
             f"{len(both)} images of {root} are in {train_list.name} and in val.txt: {listed(both)}; a score on "
             "what was trained on says nothing: remove them from one list"
         )
@@ -73,10 +74,10 @@ def read(root: Path, *, layouts: str) -> Layout:
     notes = ()
     if data_set == VOC2012:
         official = {name: OFFICIAL[name] for name in (split, "val")}
-        notes = fewer_than_official(data_set, official, {split: len(train), "val": len(val)})
+        notes = incomplete_split_notes(data_set, official, {split: len(train), "val": len(val)})
     if augmented is not None and not has_augmented:
         notes += (f"train is used: {augmented.name} is there, but SBD's masks (SegmentationClassAug) are not",)
-    labels_are = "Pascal VOC has 0 (background) to 20, and 255 (not scored); take the masks as they come"
+    allowed_labels_text = "Pascal VOC has 0 (background) to 20, and 255 (not scored); take the masks as they come"
     return Layout(
         root,
         f"{data_set}, {split} + val",
@@ -84,7 +85,7 @@ def read(root: Path, *, layouts: str) -> Layout:
         val,
         CLASS_NAMES,
         classes_from_labels(range(21)),
-        labels_are,
+        allowed_labels_text,
         notes,
     )
 
@@ -100,7 +101,7 @@ def listed_pairs(root: Path, names_file: Path, masks: str) -> list[Pair]:
     for folder, ending in (("JPEGImages", ".jpg"), (masks, ".png")):
         there = {path.name for path in (root / folder).iterdir()}
         if missing := [name + ending for name in names if name + ending not in there]:
-            raise ValueError(
+            raise UserError(
                 f"{len(missing)} of {len(names)} names in {names_file} are not in {root / folder}: {listed(missing)}; "
                 "unpack the archive again, or remove them from the list"
             )

@@ -20,7 +20,7 @@ from selfpatch.evaluation.protocols import (
     video_segmentation,
 )
 
-LABELLED_IMAGES = "labelled images: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/"
+LABELED_IMAGES = "labelled images: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/"
 IMAGES_OF_CLASSES = "a folder of images a class, below train/ and val/ or all together"
 IMAGES_WITH_BOXES = "images with boxes: Pascal VOC, COCO, or images/ and annotations/*.xml"
 
@@ -33,15 +33,15 @@ class Task(NamedTuple):
 
 
 TASKS = {
-    "in-context-segmentation": Task(in_context_segmentation.PRESETS, LABELLED_IMAGES),
+    "in-context-segmentation": Task(in_context_segmentation.PRESETS, LABELED_IMAGES),
     "knn-classification": Task(knn_classification.PRESETS, IMAGES_OF_CLASSES),
     "linear-classification": Task(linear_classification.PRESETS, IMAGES_OF_CLASSES),
-    "linear-segmentation": Task(linear_segmentation.PRESETS, LABELLED_IMAGES),
+    "linear-segmentation": Task(linear_segmentation.PRESETS, LABELED_IMAGES),
     "mask-rcnn": Task(mask_rcnn.PRESETS, "COCO's layout: train2017/, val2017/ and annotations/"),
     "object-discovery": Task(object_discovery.PRESETS, IMAGES_WITH_BOXES),
-    "overclustering": Task(overclustering.PRESETS, LABELLED_IMAGES),
-    "semantic-fpn": Task(semantic_fpn.PRESETS, LABELLED_IMAGES),
-    "upernet": Task(upernet.PRESETS, LABELLED_IMAGES),
+    "overclustering": Task(overclustering.PRESETS, LABELED_IMAGES),
+    "semantic-fpn": Task(semantic_fpn.PRESETS, LABELED_IMAGES),
+    "upernet": Task(upernet.PRESETS, LABELED_IMAGES),
     "video-segmentation": Task(video_segmentation.PRESETS, "videos in DAVIS-2017's layout"),
     "all-frozen": Task(all_frozen.PRESETS, "a data set of any frozen task, or a folder of such data sets"),
 }

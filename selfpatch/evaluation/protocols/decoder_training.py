@@ -30,11 +30,11 @@ class DecoderTraining:
     # factor on the size of training images, uniform between the two
     scale: tuple[float, float] = (0.5, 2.0)
     # a crop with more of one class than this share is drawn anew, ten times at most; 1 takes any crop
-    max_class_share: float = 0.75
+    cat_max_ratio: float = 0.75
     # of a mirror image
-    flip_prob: float = 0.5
+    hflip_prob: float = 0.5
     # whether brightness, contrast, saturation and hue of training images vary
-    distort_colors: bool = True
+    photometric_distortion: bool = True
     # of the optimizer, AdamW
     steps: int
     # training crops a step
@@ -80,11 +80,11 @@ class DecoderTraining:
         )
         low, high = self.scale
         check(0 < low <= high, f"scale is ({low}, {high}); 0 < low <= high is needed")
-        check(0 <= self.flip_prob <= 1, f"flip-prob is {self.flip_prob}; it is a probability in [0, 1]")
+        check(0 <= self.hflip_prob <= 1, f"hflip-prob is {self.hflip_prob}; it is a probability in [0, 1]")
         for name in ("dropout", "drop_path"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{name.replace('_', '-')} is {value}; it is a probability in [0, 1)")
-        check(0 < self.max_class_share <= 1, f"max-class-share is {self.max_class_share}; it must be in (0, 1]")
+        check(0 < self.cat_max_ratio <= 1, f"max-class-share is {self.cat_max_ratio}; it must be in (0, 1]")
         check(0 <= self.warmup_start <= 1, f"warmup-start is {self.warmup_start}; it is a share in [0, 1]")
         for name in ("weight_decay", "clip_norm", "seed"):
             check(getattr(self, name) >= 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")

@@ -18,7 +18,7 @@ class InContextSegmentation:
     # labelled patches kept; published at 1,024 x 10^2, 10^3 and 10^4
     memory_size: int = 102_400
     # k
-    num_neighbours: int = 30
+    num_neighbors: int = 30
     # of the softmax over the cosines of the neighbours
     temperature: float = 0.02
     # images encoded at once
@@ -29,7 +29,7 @@ class InContextSegmentation:
     max_images: int | None = None
 
     def __post_init__(self):
-        check_positive(self, "image_size", "memory_size", "num_neighbours", "temperature", "batch_size", "max_images")
+        check_positive(self, "image_size", "memory_size", "num_neighbors", "temperature", "batch_size", "max_images")
         check(self.seed >= 0, f"seed is {self.seed}; it cannot be negative")
 
 

@@ -21,7 +21,7 @@ class KnnClassification:
     # what stands for an image; auto: the class token if the model has one, else the mean of its patch tokens
     vector: ImageVector = "auto"
     # k, each scored by itself; those above the number of training images are left out
-    num_neighbours: tuple[int, ...] = (10, 20, 100, 200)
+    num_neighbors: tuple[int, ...] = (10, 20, 100, 200)
     # a neighbour votes with exp(cosine / temperature)
     temperature: float = 0.07
     # images encoded at once
@@ -35,13 +35,13 @@ class KnnClassification:
             self.resize_size >= self.image_size,
             f"resize-size is {self.resize_size}, less than image-size {self.image_size}, which is cut out of it",
         )
-        ks = self.num_neighbours
-        check(len(ks) > 0 and min(ks) > 0, f"num-neighbours is {ks}; give one number at least, all above 0")
-        check(len(set(ks)) == len(ks), f"num-neighbours is {ks}; give each number once")
+        ks = self.num_neighbors
+        check(len(ks) > 0 and min(ks) > 0, f"num-neighbors is {ks}; give one number at least, all above 0")
+        check(len(set(ks)) == len(ks), f"num-neighbors is {ks}; give each number once")
 
 
 PRESETS = {
     "dino": KnnClassification(),
     # nobody's protocol: for trials
-    "quick": KnnClassification(resize_size=146, image_size=128, num_neighbours=(10, 20), max_images=500),
+    "quick": KnnClassification(resize_size=146, image_size=128, num_neighbors=(10, 20), max_images=500),
 }

@@ -31,7 +31,7 @@ class LinearClassification:
     # share of a training image that a crop covers, uniform between the two
     crop_scale: tuple[float, float] = (0.08, 1.0)
     # of a mirror image
-    flip_prob: float = 0.5
+    hflip_prob: float = 0.5
     # of the layers' start, the order of the images and their crops
     seed: int = 0
     # at most so many images of each split, as many of every class, spread evenly; None: all
@@ -49,7 +49,7 @@ class LinearClassification:
             check(len(set(values)) == len(values), f"{name} is {values}; give each once")
         check(min(self.lrs) > 0, f"lrs is {self.lrs}; all must be above 0")
         check(0 <= self.momentum < 1, f"momentum is {self.momentum}; it must be in [0, 1)")
-        check(0 <= self.flip_prob <= 1, f"flip-prob is {self.flip_prob}; it is a probability in [0, 1]")
+        check(0 <= self.hflip_prob <= 1, f"hflip-prob is {self.hflip_prob}; it is a probability in [0, 1]")
         low, high = self.crop_scale
         check(0 < low <= high <= 1, f"crop-scale is ({low}, {high}); 0 < low <= high <= 1 is needed")
         for name in ("weight_decay", "seed"):

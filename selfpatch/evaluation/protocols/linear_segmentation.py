@@ -23,11 +23,11 @@ class LinearSegmentation:
     # factor on the short side of training images, uniform between the two
     scale: tuple[float, float] = (0.5, 2.0)
     # a crop with more of one class than this share is drawn anew, ten times at most; 1 takes any crop
-    max_class_share: float = 0.75
+    cat_max_ratio: float = 0.75
     # of a mirror image
-    flip_prob: float = 0.5
+    hflip_prob: float = 0.5
     # whether brightness, contrast, saturation and hue of training images vary
-    distort_colors: bool = True
+    photometric_distortion: bool = True
     # of whole channels of the tokens (dropout2d)
     dropout: float = 0.1
     # of the optimizer, AdamW
@@ -57,9 +57,9 @@ class LinearSegmentation:
         )
         low, high = self.scale
         check(0 < low <= high, f"scale is ({low}, {high}); 0 < low <= high is needed")
-        check(0 <= self.flip_prob <= 1, f"flip-prob is {self.flip_prob}; it is a probability in [0, 1]")
+        check(0 <= self.hflip_prob <= 1, f"hflip-prob is {self.hflip_prob}; it is a probability in [0, 1]")
         check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it is a probability in [0, 1)")
-        check(0 < self.max_class_share <= 1, f"max-class-share is {self.max_class_share}; it must be in (0, 1]")
+        check(0 < self.cat_max_ratio <= 1, f"max-class-share is {self.cat_max_ratio}; it must be in (0, 1]")
         for name in ("weight_decay", "clip_norm", "seed"):
             check(getattr(self, name) >= 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
         check(
@@ -79,7 +79,7 @@ class LeopartSegmentation:
     # share of the area of training crops, uniform between the two; their aspect ratio is 3/4 to 4/3
     crop_area: tuple[float, float] = (0.8, 1.0)
     # of a mirror image
-    flip_prob: float = 0.5
+    hflip_prob: float = 0.5
     # passes over the training images
     epochs: int = 25
     # epochs after which the learning rate is a tenth
@@ -99,7 +99,7 @@ class LeopartSegmentation:
         check_positive(self, "image_size", "mask_size", "epochs", "drop_at", "batch_size", "lr", "max_images")
         low, high = self.crop_area
         check(0 < low <= high <= 1, f"crop-area is ({low}, {high}); 0 < low <= high <= 1 is needed")
-        check(0 <= self.flip_prob <= 1, f"flip-prob is {self.flip_prob}; it is a probability in [0, 1]")
+        check(0 <= self.hflip_prob <= 1, f"hflip-prob is {self.hflip_prob}; it is a probability in [0, 1]")
         for name in ("weight_decay", "seed"):
             check(getattr(self, name) >= 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
 

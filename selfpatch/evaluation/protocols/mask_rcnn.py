@@ -56,7 +56,7 @@ class MaskRCNN:
     # largest norm of the gradient; 0 leaves it alone
     clip_norm: float = 0.0
     # of a mirror image in training
-    flip_prob: float = 0.5
+    hflip_prob: float = 0.5
     # of training images: a random short side, half of them cropped before ("multi_scale"), a random scale and a crop
     # ("large_scale_jitter"), or the size of the test ("none")
     augmentation: Literal["multi_scale", "large_scale_jitter", "none"] = "multi_scale"
@@ -131,7 +131,7 @@ class MaskRCNN:
             f"accumulate is {self.accumulate} with batch-size {self.batch_size}; a part has at least one image",
         )
         check(0 <= self.drop_path < 1, f"drop-path is {self.drop_path}; it is a probability in [0, 1)")
-        check(0 <= self.flip_prob <= 1, f"flip-prob is {self.flip_prob}; it is a probability in [0, 1]")
+        check(0 <= self.hflip_prob <= 1, f"hflip-prob is {self.hflip_prob}; it is a probability in [0, 1]")
         check(0 < self.layer_decay <= 1, f"layer-decay is {self.layer_decay}; it is a factor in (0, 1]")
         for name in ("warmup_start", "rpn_nms", "nms", "score_threshold"):
             value = getattr(self, name)

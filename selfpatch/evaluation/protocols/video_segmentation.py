@@ -19,7 +19,7 @@ class VideoSegmentation:
     # labels come from at most so many rows and columns of patches away; 0: from anywhere
     radius: int = 12
     # k, over all those frames together
-    num_neighbours: int = 5
+    num_neighbors: int = 5
     # of the weights exp(cosine / temperature) of the neighbours
     temperature: float = 0.1
     # that frames are normalised with, whatever the model was trained with
@@ -35,7 +35,7 @@ class VideoSegmentation:
 
     def __post_init__(self):
         check_positive(
-            self, "image_size", "long_side_multiple", "num_neighbours", "temperature", "batch_size", "max_videos"
+            self, "image_size", "long_side_multiple", "num_neighbors", "temperature", "batch_size", "max_videos"
         )
         for name in ("num_last_frames", "radius"):
             check(getattr(self, name) >= 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")

@@ -2,9 +2,9 @@ import shutil
 
 import pytest
 
-from selfpatch.evaluation.datasets import labelled_images
+from selfpatch.evaluation.datasets import labeled_images as labeled_images
 from selfpatch.evaluation.datasets.class_folder import ClassFolder
-from tests.evaluation.labelled_classes import write_class, write_classes
+from tests.evaluation.labeled_classes import write_class, write_classes
 
 
 def test_reads_train_and_val(tmp_path):
@@ -71,7 +71,7 @@ def test_refuses_what_is_not_complete(tmp_path, change, message):
 
 
 def test_of_large_sets_validation_images_are_decoded_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(labelled_images, "NUM_DECODED", 6)
+    monkeypatch.setattr(labeled_images, "NUM_DECODED", 6)
     root = write_classes(tmp_path, num_classes=3)
     for split in ("train", "val"):
         path = root / split / "bee/1.png"

@@ -50,7 +50,7 @@ def test_a_list_in_another_encoding_is_named(tmp_path):
         Davis(root)
 
 
-@pytest.mark.parametrize("mode", ["palette", "grey", "16 bit", "1 bit"])
+@pytest.mark.parametrize("mode", ["palette", "gray", "16 bit", "1 bit"])
 def test_annotations_of_every_kind_hold_numbers(tmp_path, mode):
     root = write_davis(tmp_path, videos=("ball",), num_objects=1, size=(20, 30))
     labels = np.zeros((20, 30), np.uint8)

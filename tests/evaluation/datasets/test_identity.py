@@ -11,8 +11,8 @@ from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from tests.evaluation import boxed_scenes
 from tests.evaluation.coco_scenes import write_coco
 from tests.evaluation.datasets.segmentation_layouts import write_cityscapes, write_plain, write_voc
-from tests.evaluation.labelled_classes import write_classes
-from tests.evaluation.labelled_scenes import write_ade20k
+from tests.evaluation.labeled_classes import write_classes
+from tests.evaluation.labeled_scenes import write_ade20k
 from tests.evaluation.moving_shapes import write_davis
 
 
@@ -41,7 +41,7 @@ def test_a_moved_folder_is_the_same_data_set(tmp_path, name):
     moved = read(shutil.copytree(root, tmp_path / "there"))
     assert moved.facts() == facts
     if name not in ("davis", "boxes"):  # which nothing is trained on
-        assert moved.training_identity() == read(root).training_identity()
+        assert moved.training_fingerprint() == read(root).training_fingerprint()
 
 
 def rename(path, *others):
@@ -128,21 +128,21 @@ def test_a_training_knows_its_own_images_by_name_and_size_and_no_others(tmp_path
     write, read = SETS[name]
     root = write(tmp_path)
     data = read(root)
-    num_val, identity = len(data.val), data.training_identity()
+    num_val, identity = len(data.val), data.training_fingerprint()
     remove(root)
     data = read(root)
-    assert (len(data.val), data.training_identity()) == (num_val - 1, identity)
+    assert (len(data.val), data.training_fingerprint()) == (num_val - 1, identity)
     # Bytes behind the end of a picture do not matter to its decoder.
     with (root / train_file).open("ab") as file:
         file.write(b"more")
-    assert read(root).training_identity() != identity
+    assert read(root).training_fingerprint() != identity
 
 
 def test_a_training_knows_its_annotations(tmp_path):
     """Categories that change their ids in both files: the same counts, names and images, other labels."""
     root = write_coco(tmp_path)
     data = CocoDetection(root)
-    facts, identity = data.facts(), data.training_identity()
+    facts, identity = data.facts(), data.training_fingerprint()
     for split in ("train", "val"):
         file = root / f"annotations/instances_{split}2017.json"
         content = json.loads(file.read_text())
@@ -151,4 +151,4 @@ def test_a_training_knows_its_annotations(tmp_path):
         file.write_text(json.dumps(content))
     data = CocoDetection(root)
     assert data.facts() == facts
-    assert data.training_identity() != identity
+    assert data.training_fingerprint() != identity

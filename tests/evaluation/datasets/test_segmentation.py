@@ -198,12 +198,12 @@ def label_of_16_bits(root):
     return root
 
 
-def colour_mask(root):
+def color_mask(root):
     save(write_plain(root) / "masks/photo-3.png", PIXELS)
     return root
 
 
-def grey_levels(root):
+def gray_levels(root):
     write_plain(root, 3)
     for i in range(3):
         save(root / f"masks/photo-{i}.png", np.where(MASK == 1, 255, 0).astype(np.uint8))
@@ -258,8 +258,8 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
             r"validation.png has a pixel labelled 3, but .*classes.txt names 2 classes.*0 to 2 \(",
         ),
         (label_of_16_bits, "photo-3.png has a pixel labelled 500; classes go up to 254"),
-        (colour_mask, r"photo-3.png is a colour picture \(RGB\); masks hold a class number a pixel"),
-        (grey_levels, "fewer than two classes: .* the highest label is 0; labels are class numbers, not grey levels"),
+        (color_mask, r"photo-3.png is a colour picture \(RGB\); masks hold a class number a pixel"),
+        (gray_levels, "fewer than two classes: .* the highest label is 0; labels are class numbers, not grey levels"),
         (broken_image, "the image .*photo-3.jpg cannot be read: .*; replace it"),
         (broken_mask, "the mask .*photo-3.png cannot be read: .*; replace it"),
         (no_mask, "the mask .*photo-3.png cannot be read: .*; replace it"),

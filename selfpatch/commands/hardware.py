@@ -1,0 +1,39 @@
+"""The device a command runs on, and how many processes are worth starting."""
+
+import os
+
+import torch
+
+from selfpatch.errors import UserError
+
+
+def find_device(name: str) -> torch.device:
+    """A device by torch's name; "auto" is the GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: no such device on this machine; those that are there are given.
+    """
+    available = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        available.append("mps")
+    if name == "auto":
+        return torch.device(available[1] if len(available) > 1 else "cpu")
+    full_name = "cuda:0" if name == "cuda" else name
+    if full_name not in available:
+        raise UserError(f"there is no device {name!r} here; there is: {', '.join(available)} (or auto)")
+    return torch.device(full_name)
+
+
+def augment_on_device(given: str, device: torch.device) -> bool:
+    """Whether colours are changed on the device, as efficiency.light says; "auto": if it is a GPU."""
+    return given == "device" or (given == "auto" and device.type == "cuda")
+
+
+def num_cores() -> int:
+    """Cores that this process may use; macOS does not tell, so there it is all of them."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_workers(given: int | None) -> int:
+    """Processes that read and crop images: as given, or as many as cores, at most 16."""
+    return min(num_cores(), 16) if given is None else given

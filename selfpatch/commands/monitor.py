@@ -1,0 +1,98 @@
+"""What is looked at while a run trains: scores of the teacher's patches, pictures, curves."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.data.image_folder import ImageFolder, read_evenly_spaced
+from selfpatch.errors import UserError
+from selfpatch.evaluation.datasets.segmentation import read_segmentation
+from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
+from selfpatch.evaluation.segmentation.in_context_segmentation import InContextEvaluator
+from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
+from selfpatch.output.metric_logger import read_metrics
+from selfpatch.output.progress import TrainingProgress
+from selfpatch.pretraining.run_folder import RunFolder
+from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.training.loop import PeriodicCallback
+from selfpatch.visualization.curves import draw_curves
+from selfpatch.visualization.pictures import visualize
+
+NUM_PICTURED_IMAGES = 6
+
+
+class Watch:
+    """The callbacks of a run, with the data they need. Settings and data are checked when it is made."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        images: ImageFolder,
+        run: RunFolder,
+        *,
+        num_steps: int,
+        patch_size: tuple[int, int],
+        device: torch.device,
+    ):
+        self.progress: TrainingProgress | None = None
+        self._config, self._images, self._run, self._device = config, images, run, device
+        settings = config.evaluate
+        self._every = settings.every_steps or max(num_steps // 10, 1)
+        self._image_size = settings.image_size or 2 * min(rows_columns(config.crops.global_size))
+        selfpatch = config.objectives.selfpatch
+        smallest = max(patch_size) * (selfpatch.window_size if selfpatch else 1)
+        if self._image_size < smallest:
+            raise UserError(
+                f"evaluate.image-size is {self._image_size}; scores and pictures need at least {smallest} px, the "
+                "window in which positives are sought"
+            )
+        self._evaluator = None
+        if settings.data is not None:
+            self._data = read_segmentation(settings.data, max_images=settings.max_images)
+            protocol = InContextSegmentation(
+                image_size=self._image_size,
+                resize="keep_aspect",
+                memory_size=settings.memory_size,
+                num_neighbors=settings.num_neighbors,
+                max_images=settings.max_images,
+            )
+            self._evaluator = InContextEvaluator(self._data, protocol, patch_size=patch_size)
+
+    def callbacks(self, student_teacher: StudentTeacher) -> Iterator[PeriodicCallback]:
+        if self._evaluator is not None:
+            yield PeriodicCallback(self._every, partial(self.score, student_teacher), at_start=True)
+        yield PeriodicCallback(self._every, partial(self.picture, student_teacher), at_start=True)
+
+    def score(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
+        """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions."""
+        assert self._evaluator is not None
+        scores = self._evaluator(student_teacher.export_backbone(), device=self._device)
+        self._say(
+            f"step {step}: in-context mIoU {100 * scores.metrics['mIoU']:.1f}"
+            + (" (before training)" if step == 0 else "")
+        )
+        write_prediction_sheets(scores.predictions, self._data, self._run.pictures)
+        return {f"in_context/{name}": scores.metrics[name] for name in ("mIoU", "aAcc", "mAcc")}
+
+    def picture(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
+        """What the patches see, anew each time, and the curves so far."""
+        visualize(
+            student_teacher.export_backbone(),
+            [(path.name, pixels) for path, pixels in read_evenly_spaced(self._images, NUM_PICTURED_IMAGES)],
+            self._run.pictures,
+            image_size=self._image_size,
+            selfpatch=self._config.objectives.selfpatch,
+        )
+        if step > 0:
+            draw_curves(read_metrics(self._run.metrics_file), self._run.pictures / "curves.png")
+        return {}
+
+    def scores(self) -> dict[int, float]:
+        lines = read_metrics(self._run.metrics_file)
+        return {line["step"]: line["in_context/mIoU"] for line in lines if "in_context/mIoU" in line}
+
+    def _say(self, text: str) -> None:
+        if self.progress is not None:
+            self.progress.say(text)

@@ -1,0 +1,79 @@
+"""What is chosen and said before a run and while it waits: a batch that fits, memory, time, how data come faster."""
+
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from selfpatch.backbones.vit import build_vit
+from selfpatch.commands.hardware import augment_on_device, num_cores, num_workers
+from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.config.io import override, read_yaml
+from selfpatch.pretraining.estimate import (
+    PROBE_BATCH_SIZES,
+    TIMED_BATCH_SIZE,
+    estimate_memory,
+    largest_batch,
+    time_per_image,
+)
+from selfpatch.pretraining.run_folder import RunFolder
+from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
+from selfpatch.recipes.derive import ResolvedSetting, RunFacts, derive
+from selfpatch.training.memory import available_memory
+
+
+def fit_batch_size(
+    config: PretrainConfig, facts: RunFacts, out: Path, device: torch.device
+) -> tuple[PretrainConfig, list[ResolvedSetting]]:
+    """With optim.batch-size "auto", the largest that fits; a run that goes on keeps the one it has."""
+    if config.optim.batch_size != "auto":
+        return config, []
+    if (config_file := RunFolder(out).config_file).exists():
+        batch_size, reason = read_yaml(config_file).optim.batch_size, "as this run began"
+    else:
+        trial, _ = derive(override(config, {"optim.batch_size": None}), facts)
+        trial = override(trial, {"optim.batch_size": trial.optim.batch_size or PROBE_BATCH_SIZES[0]})
+        backbone = build_vit(trial.backbone, rows_columns(trial.crops.global_size))
+        student_teacher = build_student_teacher(backbone, trial, steps_per_epoch=1).to(device)
+        apply_efficiency(student_teacher, replace(trial.efficiency, compile=False))
+        need, available = estimate_memory(student_teacher, trial, device), available_memory(device)
+        batch_size = largest_batch(need, available, num_images=facts.num_images, accumulate=config.optim.accumulate)
+        part = batch_size // config.optim.accumulate
+        reason = f"{need.bytes(part) / 2**30:.1f} of {available / 2**30:.1f} GB; the learning rate follows it"
+    return override(config, {"optim.batch_size": batch_size}), [ResolvedSetting("optim.batch-size", batch_size, reason)]
+
+
+def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps: int, device: torch.device) -> str:
+    """Memory and time of a run, and what to do if the first is not there."""
+    assert isinstance(config.optim.batch_size, int)
+    need, available = estimate_memory(student_teacher, config, device), available_memory(device)
+    needed = need.bytes(config.optim.batch_size / config.optim.accumulate)
+    seconds = time_per_image(student_teacher, config, device)
+    duration = timedelta(seconds=round(seconds * num_steps * config.optim.batch_size))
+    text = (
+        f"estimate: {needed / 2**30:.1f} GB of memory (counted: {need.fixed_bytes / 2**30:.1f} GB and "
+        f"{need.bytes_per_image / 2**20:.0f} MB an image), {duration} for {num_steps} steps (from a step of "
+        f"{TIMED_BATCH_SIZE} images, nothing compiled, if data keep up)"
+    )
+    if needed > available:
+        text += (
+            f"\nwarning: {available / 2**30:.1f} GB are available; take the largest batch that fits "
+            "(--optim.batch-size auto), cut it into parts (--optim.accumulate 2) or compute again what is not kept "
+            "(--efficiency.recompute blocks)"
+        )
+    return text
+
+
+def data_wait_hint(config: PretrainConfig, device: torch.device) -> str:
+    """What makes data come faster, by what has not been done yet."""
+    workers, cores = num_workers(config.efficiency.num_workers), num_cores()
+    on_device = augment_on_device(config.efficiency.light, device)
+    advice = [
+        workers < cores and f"more processes that read (--efficiency.num-workers {cores}: there are {cores} cores)",
+        not on_device and device.type != "cpu" and "changing colours on the device (--efficiency.light device)",
+        f"smaller images on disk: JPEGs whose short side is about {2 * min(rows_columns(config.crops.global_size))} px "
+        "decode fastest and lose nothing that crops would show",
+        "a disk that is nearer",
+    ]
+    return f"What helps: {'; '.join(text for text in advice if text)}"

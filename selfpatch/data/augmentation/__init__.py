@@ -1,0 +1,1 @@
+"""Random crops and colors: parameters, geometry, photometric changes."""

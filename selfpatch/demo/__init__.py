@@ -1,0 +1,1 @@
+"""Made-up scenes and the tour through the package on them."""

@@ -1,0 +1,1 @@
+"""Image classification: k-NN and linear."""

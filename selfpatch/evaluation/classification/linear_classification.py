@@ -1,0 +1,180 @@
+"""Classes of images by linear layers on frozen vectors: a grid of vectors and learning rates, all trained at once."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from selfpatch.backbones.tokens import Tokens
+from selfpatch.data.augmentation.multi_crop import cut, sample_crop_box
+from selfpatch.data.loading.sampler import sample_rng
+from selfpatch.evaluation.classification.classification_pictures import draw_confusion
+from selfpatch.evaluation.classification.classification_scores import accuracies, class_confusion, labels_of, ranks
+from selfpatch.evaluation.classification.image_vectors import (
+    choose_vector,
+    encode,
+    encode_images,
+    image_vector,
+    resize_and_center_crop,
+)
+from selfpatch.evaluation.datasets.class_folder import ClassFolder, ClassImage
+from selfpatch.evaluation.feature_cache import unwrap_cache
+from selfpatch.evaluation.features import Backbone, Cached, eval_mode, floor_to_patch_multiple
+from selfpatch.evaluation.head_training import resume_key, seeded, train_head
+from selfpatch.evaluation.protocols.knn_classification import ImageVector
+from selfpatch.evaluation.protocols.linear_classification import LinearClassification
+from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.optim.schedules import warmup_cosine
+
+LR_BATCH = 256  # the batch that learning rates are said for
+INIT_STD = 0.01  # of the layers' weights
+
+
+def run(backbone: Backbone, root: Path, protocol: LinearClassification, context: Context) -> EvalOutput:
+    """Train a layer for every vector and learning rate; "top-1" is that of the best by the validation images.
+
+    `dataset_info` names the best one; all have their own numbers, as "top-1/class_token/lr=0.01".
+
+    Raises:
+        UserError: the class token is wanted of a model without one; the data are not complete; or OUT holds the
+            training of something else.
+        StoppedError: a signal came; the training so far is saved.
+
+    Source: facebookresearch/dinov2 dinov2/eval/linear.py.
+    Differs: of its vectors those of the last block are built, not those that join the class tokens of the last four;
+    backbone and layers run in float32; scored once, at the end.
+    """
+    size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
+    data = ClassFolder(root, max_images=protocol.max_images, report=context.report)
+    with eval_mode(backbone):
+        # 1. Training.
+        with torch.no_grad():
+            sample_tokens = encode(backbone, torch.zeros(1, *size, 3, dtype=torch.uint8, device=context.device))
+        vectors = choose_vectors(protocol.vectors, has_class_token=sample_tokens.cls_token is not None)
+        with seeded(protocol.seed, context.device):
+            layers = LinearLayers(sample_tokens, vectors, protocol.lrs, data.num_classes).to(context.device)
+        train_layers(layers, backbone, data, protocol, context, size=size)
+
+        # 2. Scores of all layers.
+        def read(item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
+            return resize_and_center_crop(data.read_image(item), protocol.resize_size, size)
+
+        labels = labels_of(data.val, context.device)
+        answers: list[list[Answers]] = [[] for _ in layers.grid]
+        done = 0
+        for tokens in encode_images(backbone, data.val, read, batch_size=protocol.batch_size, device=context.device):
+            of_batch = labels[done : done + len(tokens.patch_tokens)]
+            with torch.no_grad():
+                for of_layer, logits in zip(answers, layers(tokens), strict=True):
+                    of_layer.append(Answers(logits.argmax(dim=1), ranks(logits, of_batch)))
+            done += len(of_batch)
+            context.report(done, len(data.val))
+
+    # 3. The best of them.
+    joined = [Answers(*map(torch.cat, zip(*of_layer, strict=True))) for of_layer in answers]
+    top_1 = [accuracies(of_layer.rank, data.num_classes)["top-1"] for of_layer in joined]
+    best = int(np.argmax(top_1))  # the first of equal ones
+    metrics = accuracies(joined[best].rank, data.num_classes)
+    for (vector, lr), of_layer in zip(layers.grid, joined, strict=True):
+        metrics |= accuracies(of_layer.rank, data.num_classes, f"/{vector}/lr={lr:g}")
+    confusion = class_confusion(joined[best].predicted, labels, data.num_classes)
+    draw_confusion(confusion, data.class_names, context.pictures / "confusion_matrix.png")
+    vector, lr = layers.grid[best]
+    return EvalOutput(metrics, data.facts(), {"vectors_scored": list(vectors), "best_vector": vector, "best_lr": lr})
+
+
+class Answers(NamedTuple):
+    predicted: Int64[Tensor, " B"]
+    rank: Int64[Tensor, " B"]  # of the true class, from 0
+
+
+class LinearLayers(nn.Module):
+    """One linear layer for every vector and learning rate; they share nothing but their input.
+
+    Args:
+        sample_tokens: of any image, for the widths of the vectors.
+    """
+
+    def __init__(
+        self, sample_tokens: Tokens, vectors: tuple[ImageVector, ...], lrs: tuple[float, ...], num_classes: int
+    ):
+        super().__init__()
+        self.grid = [(vector, lr) for vector in vectors for lr in lrs]
+        widths = {vector: image_vector(sample_tokens, vector).shape[1] for vector in vectors}
+        self.layers = nn.ModuleList([linear_layer(widths[vector], num_classes) for vector, _ in self.grid])
+
+    def forward(self, tokens: Tokens) -> list[Float[Tensor, "B C"]]:
+        """The logits of every layer, in the order of the grid."""
+        vectors = {vector: image_vector(tokens, vector) for vector, _ in self.grid}
+        return [layer(vectors[vector]) for (vector, _), layer in zip(self.grid, self.layers, strict=True)]
+
+
+def linear_layer(width: int, num_classes: int) -> nn.Linear:
+    layer = nn.Linear(width, num_classes)
+    nn.init.normal_(layer.weight, std=INIT_STD)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def choose_vectors(wanted: tuple[ImageVector, ...], *, has_class_token: bool) -> tuple[ImageVector, ...]:
+    """As wanted, each once; "auto" are the two of DINOv2's grid, or the mean of a model without a class token."""
+    chosen: list[ImageVector] = []
+    for vector in wanted:
+        if vector == "auto" and has_class_token:
+            chosen += ("class_token", "class_token_and_mean")
+        else:
+            chosen.append(choose_vector(vector, has_class_token=has_class_token))
+    return tuple(dict.fromkeys(chosen))
+
+
+def train_layers(
+    layers: LinearLayers,
+    backbone: Backbone,
+    data: ClassFolder,
+    protocol: LinearClassification,
+    context: Context,
+    *,
+    size: tuple[int, int],
+) -> None:
+    """In place, on crops; call it within `eval_mode`. What `train_head` writes goes to context.out."""
+    read = Cached(lambda item: (data.read_image(item),))
+
+    def sample(epoch: int, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+        rng = sample_rng(protocol.seed, epoch, index)
+        item = data.train[index]
+        (image,) = read(item)
+        rows, columns, _ = image.shape
+        box = sample_crop_box(rng, rows, columns, protocol.crop_scale, size[1] / size[0])
+        return cut(image, box, bool(rng.random() < protocol.hflip_prob), size), item.label
+
+    def losses(samples: list[Any]) -> dict[str, Tensor]:
+        images, labels = zip(*samples, strict=True)
+        tokens = encode(unwrap_cache(backbone), torch.from_numpy(np.stack(images)).to(context.device))
+        truth = torch.tensor(labels, device=context.device)
+        # A sum: the gradient of each layer is that of its own term.
+        return {"cross_entropy": torch.stack([F.cross_entropy(logits, truth) for logits in layers(tokens)]).sum()}
+
+    groups = [
+        {"params": list(layer.parameters()), "lr_scale": lr * protocol.batch_size / LR_BATCH}
+        for (_, lr), layer in zip(layers.grid, layers.layers, strict=True)
+    ]
+    identity = resume_key("linear-classification", protocol, data.training_fingerprint(), backbone)
+    del identity["protocol"]["resize_size"]  # of the test alone: layers that are done may be scored by another one
+    train_head(
+        layers,
+        torch.optim.SGD(groups, lr=1.0, momentum=protocol.momentum, weight_decay=protocol.weight_decay),
+        losses,
+        sample,
+        num_samples=len(data.train),
+        batch_size=protocol.batch_size,
+        steps=protocol.steps,
+        lr=warmup_cosine(1.0, 0.0, protocol.steps),
+        seed=protocol.seed,
+        identity=identity,
+        context=context,
+        precision="float32",
+    )

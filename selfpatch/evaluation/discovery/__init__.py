@@ -1,0 +1,1 @@
+"""Unsupervised object discovery: LOST."""

@@ -1,0 +1,113 @@
+"""One box an image by the similarities of its patches: whether objects stand out in what a backbone makes of them."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from selfpatch.errors import UserError
+from selfpatch.evaluation.datasets.box_folder import Box, BoxFolder, BoxImage
+from selfpatch.evaluation.datasets.labeled_images import spread
+from selfpatch.evaluation.discovery.discovery_pictures import Discovery, draw_discoveries
+from selfpatch.evaluation.discovery.lost import find_object
+from selfpatch.evaluation.features import (
+    StagedBackbone,
+    eval_mode,
+    normalized,
+    patch_features,
+    prefetch,
+    resize_image,
+)
+from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
+from selfpatch.evaluation.segmentation.training_crops import keep_ratio_size
+from selfpatch.evaluation.task import Context, EvalOutput
+
+MAX_PATCHES = 2**15  # of an image; every pair of them is compared, in 4 GiB
+NUM_SHOWN = 8
+
+
+def run(backbone: StagedBackbone, root: Path, protocol: ObjectDiscovery, context: Context) -> EvalOutput:
+    """Find one object an image by LOST; CorLoc is the share of images whose box overlaps a true one enough.
+
+    Boxes are written to OUT/boxes.json.
+
+    Raises:
+        UserError: an image has too many patches to compare all; or the data are not complete and consistent.
+
+    Source: valeoai/LOST main_lost.py. Images of their own size, with zeros on the right and below up to whole patches.
+    Differs: images without an object are left out of all data, not of some; boxes that touch half of each other to the
+    last bit count.
+    """
+    data = BoxFolder(
+        root, split=protocol.split, skip_hard=protocol.skip_hard, max_images=protocol.max_images, report=context.report
+    )
+    for item in data.images:
+        check_number_of_patches(item, input_size(item, protocol), backbone.patch_size)
+    shown = set(spread(data.images, NUM_SHOWN))
+    boxes: dict[str, list[float]] = {}
+    discoveries: list[Discovery] = []
+    num_hits = 0
+    with eval_mode(backbone), torch.no_grad():
+        images = prefetch(data.read_image, ([item] for item in data.images))
+        for done, (item, [pixels]) in enumerate(zip(data.images, images, strict=True), start=1):
+            size = input_size(item, protocol)
+            resized = torch.from_numpy(resize_image(pixels, size) if size != item.size else pixels)[None]
+            image = padded(normalized(resized.to(context.device), backbone.mean, backbone.std), backbone.patch_size)
+            found = find_object(features_of(backbone, image, protocol), num_candidates=protocol.num_candidates)
+            box = in_pixels(found.box, backbone.patch_size, size, item.size)
+            iou = float(box_iou(torch.tensor([box]).double(), torch.tensor(item.boxes).double()).max())
+            num_hits += iou >= protocol.min_iou
+            boxes[item.path.relative_to(root).as_posix()] = list(box)
+            if item in shown:
+                discoveries.append(Discovery(item.path.name, pixels, box, item.boxes, iou, found))
+            context.report(done, len(data.images))
+    draw_discoveries(discoveries, context.pictures / "objects.png")
+    (context.out / "boxes.json").write_text(json.dumps(boxes, indent=1) + "\n", encoding="utf-8")
+    return EvalOutput({"CorLoc": num_hits / len(data.images)}, data.facts())
+
+
+def input_size(item: BoxImage, protocol: ObjectDiscovery) -> tuple[int, int]:
+    """(rows, columns) in pixels, before zeros are added."""
+    return item.size if protocol.image_size is None else keep_ratio_size(item.size, protocol.image_size)
+
+
+def check_number_of_patches(item: BoxImage, size: tuple[int, int], patch_size: tuple[int, int]) -> None:
+    rows, columns = (-(-side // patch) for side, patch in zip(size, patch_size, strict=True))
+    if rows * columns > MAX_PATCHES:
+        raise UserError(
+            f"the image {item.path} has {rows} x {columns} patches at {size[1]} x {size[0]} pixels, more than the "
+            f"{MAX_PATCHES} of which every pair can be compared; give a smaller size (image-size)"
+        )
+
+
+def padded(image: Float[Tensor, "1 3 H W"], patch_size: tuple[int, int]) -> Float[Tensor, "1 3 H2 W2"]:
+    """Zeros on the right and below, up to whole patches."""
+    bottom, right = (-side % patch for side, patch in zip(image.shape[2:], patch_size, strict=True))
+    return F.pad(image, (0, right, 0, bottom))
+
+
+def features_of(
+    backbone: StagedBackbone, image: Float[Tensor, "1 3 H W"], protocol: ObjectDiscovery
+) -> Float[Tensor, "D R S"]:
+    if protocol.features == "tokens":
+        return patch_features(backbone, image)[0]
+    with torch.autocast(image.device.type, enabled=False):
+        return backbone.last_attention_keys(image)[0].float()
+
+
+def in_pixels(
+    box: tuple[int, int, int, int], patch_size: tuple[int, int], size: tuple[int, int], image_size: tuple[int, int]
+) -> Box:
+    """A box in patches of the input of `size` as one in pixels of the image, without the zeros that were added."""
+    left, top, right, bottom = box
+    scale_y, scale_x = (own / given for own, given in zip(image_size, size, strict=True))
+    return (
+        left * patch_size[1] * scale_x,
+        top * patch_size[0] * scale_y,
+        min(right * patch_size[1], size[1]) * scale_x,
+        min(bottom * patch_size[0], size[0]) * scale_y,
+    )

@@ -1,0 +1,1 @@
+"""Semantic segmentation: in-context, linear, overclustering, Semantic FPN and UPerNet."""

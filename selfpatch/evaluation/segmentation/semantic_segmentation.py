@@ -1,0 +1,253 @@
+"""Semantic FPN and UPerNet: the whole backbone is trained with a decoder, which is how papers compare backbones."""
+
+import copy
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+from selfpatch.data.loading.sampler import sample_rng
+from selfpatch.errors import UserError
+from selfpatch.evaluation.class_bars import write_class_bars
+from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
+from selfpatch.evaluation.feature_cache import unwrap_cache
+from selfpatch.evaluation.features import Cached, StagedBackbone, floor_to_patch_multiple
+from selfpatch.evaluation.head_training import resume_key, seeded, train_head
+from selfpatch.evaluation.metrics import IGNORED
+from selfpatch.evaluation.protocols.decoder_training import BLOCKS, DecoderTraining
+from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
+from selfpatch.evaluation.protocols.upernet import UPerNet
+from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
+from selfpatch.evaluation.segmentation.segmentation_heads import (
+    FCNHead,
+    FPNNeck,
+    MultiLevelNeck,
+    SemanticFPNHead,
+    UPerHead,
+)
+from selfpatch.evaluation.segmentation.segmentation_scores import evaluate_images
+from selfpatch.evaluation.segmentation.sliding_window import sliding_window
+from selfpatch.evaluation.segmentation.training_crops import assemble, photometric_distortion, random_crop
+from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.optim.schedules import warmup_poly
+
+# Parts of the names of parameters that weight decay leaves alone. mmsegmentation's rule for its transformers; it takes
+# the biases of the backbone and the batch norms of the decoder ("bn") along, and so do we.
+NO_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table", "norm")
+
+
+class Segmenter(nn.Module):
+    """A backbone and a decoder: images to class scores on the decoder's own grid.
+
+    Args:
+        backbone: is trained; hand in a copy where others use it.
+        stages: of the backbone, whose maps the neck gets.
+        auxiliary: a head for a second loss, and the level that it sees.
+    """
+
+    def __init__(
+        self,
+        backbone: StagedBackbone,
+        stages: Sequence[int],
+        neck: nn.Module,
+        head: nn.Module,
+        auxiliary: tuple[nn.Module, int] | None = None,
+    ):
+        super().__init__()
+        self.backbone: Any = backbone
+        self.stages = list(stages)
+        self.neck, self.head = neck, head
+        self.auxiliary, self.auxiliary_level = auxiliary or (None, 0)
+        freeze_unused(self.backbone, self.stages)
+
+    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C r s"], Tensor | None]:
+        """Class scores of the head and, if there is one, of the auxiliary head."""
+        levels = self.neck(self.backbone.stage_maps(images, self.stages))
+        return self.head(levels), None if self.auxiliary is None else self.auxiliary(levels[self.auxiliary_level])
+
+    def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H W"]:
+        """Class scores of every pixel of images of any size.
+
+        What is lacking to a whole number of patches is added on the right and below in the mean colour, and the scores
+        of that grid are stretched over the image as it was. This is what mmsegmentation's vision transformers do, so
+        that patches of 16 px and windows of any size give its numbers. (A Swin is padded to whole places of its last
+        stage here, to whole patches and windows there.)
+        """
+        height, width = images.shape[2:]
+        rows, columns = self.backbone.patch_size
+        logits, _ = self(F.pad(images, (0, -width % columns, 0, -height % rows)))
+        return F.interpolate(logits.float(), size=(height, width), mode="bilinear")
+
+
+def semantic_fpn(backbone: StagedBackbone, num_classes: int, protocol: SemanticFPN) -> Segmenter:
+    """Maps of a plain transformer go into the pyramid as they are, all of one stride, as the paper has it."""
+    stages = decoder_out_indices(backbone, protocol.taps)
+    widths = [backbone.stages[stage].embed_dim for stage in stages]
+    return Segmenter(
+        backbone,
+        stages,
+        FPNNeck(widths, protocol.fpn_channels),
+        SemanticFPNHead(protocol.fpn_channels, protocol.head_channels, num_classes, dropout=protocol.dropout),
+    )
+
+
+def upernet(backbone: StagedBackbone, num_classes: int, protocol: UPerNet) -> Segmenter:
+    stages = decoder_out_indices(backbone, protocol.taps)
+    widths = [backbone.stages[stage].embed_dim for stage in stages]
+    neck = (
+        nn.Identity() if is_hierarchical(backbone) else MultiLevelNeck(widths, backbone.embed_dim, protocol.neck_scales)
+    )
+    head = UPerHead(
+        widths, protocol.head_channels, num_classes, pool_scales=protocol.pool_scales, dropout=protocol.dropout
+    )
+    auxiliary = None
+    if protocol.auxiliary_weight:
+        level = protocol.auxiliary_level
+        fcn = FCNHead(widths[level], protocol.auxiliary_channels, num_classes, dropout=protocol.dropout)
+        auxiliary = (fcn, level)
+    return Segmenter(backbone, stages, neck, head, auxiliary)
+
+
+def run_semantic_fpn(backbone: StagedBackbone, root: Path, protocol: SemanticFPN, context: Context) -> EvalOutput:
+    return run("semantic-fpn", semantic_fpn, backbone, root, protocol, context)
+
+
+def run_upernet(backbone: StagedBackbone, root: Path, protocol: UPerNet, context: Context) -> EvalOutput:
+    return run("upernet", upernet, backbone, root, protocol, context)
+
+
+def run(
+    task: str,
+    build: Callable[[StagedBackbone, int, Any], Segmenter],
+    backbone: StagedBackbone,
+    root: Path,
+    protocol: Any,
+    context: Context,
+) -> EvalOutput:
+    """Train a copy of the backbone with the decoder, or go on from context.out; score the validation images.
+
+    Source: alinlab/SelfPatch segmentation/; open-mmlab/mmsegmentation.
+    Differs: position embeddings are resampled as the backbone does it, where mmsegmentation takes bicubic ones that are
+    not antialiased; batches run on over the ends of epochs.
+    """
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
+    own = copy.deepcopy(unwrap_cache(backbone))
+    own.set_image_size(floor_to_patch_multiple(protocol.image_size, own.patch_size))
+    with seeded(protocol.seed, context.device):
+        segmenter = build(own, data.num_classes, protocol).to(context.device)
+    segmenter.backbone.set_drop_path(protocol.drop_path)
+    segmenter.backbone.set_recompute(protocol.recompute)
+    identity = resume_key(task, protocol, data.training_fingerprint(), backbone)
+    for later in ("recompute", "inference", "stride"):  # they do not change the weights
+        del identity["protocol"][later]
+    train(segmenter, data, protocol, context, identity=identity)
+    scores = score(segmenter, data, protocol, context)
+    write_prediction_sheets(scores.predictions, data, context.pictures)
+    write_class_bars(scores.metrics, context.pictures)
+    details = {"stages": segmenter.stages, "num_parameters": sum(p.numel() for p in segmenter.parameters())}
+    return EvalOutput(scores.metrics, data.facts(), details)
+
+
+def train(
+    segmenter: Segmenter,
+    data: SegmentationData,
+    protocol: SemanticFPN | UPerNet,
+    context: Context,
+    *,
+    identity: dict[str, Any],
+) -> None:
+    """In place; goes on where context.out has the beginning of the same training."""
+    backbone = segmenter.backbone
+    read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
+    size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
+
+    def sample(epoch: int, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+        rng = sample_rng(protocol.seed, epoch, index)
+        image, mask = read(data.train[index])
+        image, mask = random_crop(image, mask, rng, protocol, size=size)
+        return (photometric_distortion(image, rng) if protocol.photometric_distortion else image), mask
+
+    def losses(samples: list[Any]) -> dict[str, Tensor]:
+        images, masks = assemble(samples, size, backbone.mean, backbone.std, device=context.device)
+        logits, auxiliary = segmenter(images)
+        terms = {"decoder": pixel_loss(logits, masks)}
+        if auxiliary is not None:
+            assert isinstance(protocol, UPerNet)
+            terms["auxiliary"] = protocol.auxiliary_weight * pixel_loss(auxiliary, masks)
+        return terms
+
+    train_head(
+        segmenter,
+        torch.optim.AdamW(parameter_groups(segmenter, protocol.weight_decay)),
+        losses,
+        sample,
+        num_samples=len(data.train),
+        batch_size=protocol.batch_size,
+        steps=protocol.steps,
+        lr=warmup_poly(
+            protocol.lr, protocol.steps, protocol.warmup_steps, start=protocol.warmup_start, power=protocol.power
+        ),
+        clip_norm=protocol.clip_norm,
+        seed=protocol.seed,
+        identity=identity,
+        context=context,
+        precision=protocol.precision,
+    )
+
+
+def pixel_loss(logits: Float[Tensor, "B C r s"], masks: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
+    """Cross-entropy at the size of the masks: 0 for pixels that are not scored, and yet a mean over all of them.
+
+    Source: mmsegmentation's CrossEntropyLoss with avg_non_ignore=False, its default.
+    """
+    logits = F.interpolate(logits.float(), size=masks.shape[1:], mode="bilinear")
+    return F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / masks.numel()
+
+
+def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTraining, context: Context) -> Any:
+    window = floor_to_patch_multiple(protocol.image_size, segmenter.backbone.patch_size)
+
+    def predict_logits(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "C H W"]:
+        if protocol.inference == "whole":
+            return segmenter.predict(image[None])[0]
+        return sliding_window(
+            image, segmenter.predict, window=window, stride=protocol.stride, batch_size=protocol.batch_size
+        )
+
+    return evaluate_images(data, segmenter.backbone, protocol, predict_logits, context)
+
+
+def is_hierarchical(backbone: StagedBackbone) -> bool:
+    return len({stage.stride_px for stage in backbone.stages}) > 1
+
+
+def decoder_out_indices(backbone: StagedBackbone, taps: Sequence[int]) -> list[int]:
+    """Blocks of a plain transformer at the same shares of its depth as `taps` of twelve; all stages of a pyramid."""
+    depth = len(backbone.stages)
+    if is_hierarchical(backbone):
+        if depth != len(taps):
+            raise UserError(f"the decoders take four maps, and this backbone has {depth} stages; choose another one")
+        return list(range(depth))
+    return [-(-(tap + 1) * depth // BLOCKS) - 1 for tap in taps]
+
+
+def freeze_unused(backbone: Any, stages: Sequence[int]) -> None:
+    """All parameters are trained but those that these maps do not depend on, such as the final norm's."""
+    parameters = list(backbone.requires_grad_(True).parameters())
+    image = torch.zeros(1, 3, *backbone.patch_size, device=parameters[0].device)
+    total = torch.stack([stage.sum() for stage in backbone.stage_maps(image, stages)]).sum()
+    for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
+        parameter.requires_grad_(gradient is not None)
+
+
+def parameter_groups(segmenter: Segmenter, weight_decay: float) -> list[dict[str, Any]]:
+    decay, no_decay = [], []
+    for name, parameter in segmenter.named_parameters():
+        if parameter.requires_grad:
+            (no_decay if any(part in name for part in NO_DECAY) else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]

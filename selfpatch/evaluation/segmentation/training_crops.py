@@ -1,0 +1,110 @@
+"""How labelled images are varied while a segmentation head trains, scale, crop, flip and colours, and made a batch.
+
+Source: mmsegmentation's pipeline for ADE20K, which DINOv2 and DINOv3 use for their linear layers too.
+Differs: labels are resized about the middles of pixels, where OpenCV takes their upper left corners.
+"""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from selfpatch.evaluation.features import normalized, resize_image, resize_mask
+from selfpatch.evaluation.metrics import IGNORED
+from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
+from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
+
+CROP_TRIES = 10  # to find a crop in which no class has more than cat_max_ratio; the next one is taken as it is
+MAX_BRIGHTNESS = 32  # added to or taken from the 256 levels
+CONTRAST = SATURATION = (0.5, 1.5)  # factors
+MAX_HUE = 18  # added or taken, of OpenCV's 180
+
+
+def keep_ratio_size(image_size: tuple[int, int], short_side: int, long_side: int | None = None) -> tuple[int, int]:
+    """The largest (rows, columns) with the aspect kept whose sides are at most these; None: as long as it is."""
+    factor = short_side / min(image_size)
+    if long_side is not None:
+        factor = min(factor, long_side / max(image_size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in image_size)
+    return height, width
+
+
+def rescale(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], *, antialias: bool) -> UInt8[np.ndarray, "R S 3"]:
+    """Bilinear, to (rows, columns); without antialias as OpenCV does it, from the four nearest pixels."""
+    if antialias:
+        return resize_image(image, size)
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def random_crop(
+    image: UInt8[np.ndarray, "H W 3"],
+    mask: UInt8[np.ndarray, "H W"],
+    rng: np.random.Generator,
+    protocol: LinearSegmentation | DecoderTraining,
+    *,
+    size: tuple[int, int],
+) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    """A part of at most `size`, of the image made as large as the protocol says, times a random factor."""
+    factor = rng.uniform(*protocol.scale)
+    long_side = None if protocol.long_side is None else max(1, int(protocol.long_side * factor))
+    scaled = keep_ratio_size(mask.shape, max(1, int(protocol.image_size * factor)), long_side)
+    mask = resize_mask(mask, scaled)
+
+    def random_part() -> tuple[slice, slice]:
+        top, left = (int(rng.integers(max(whole - part, 0) + 1)) for whole, part in zip(scaled, size, strict=True))
+        return slice(top, top + size[0]), slice(left, left + size[1])
+
+    part = random_part()
+    for _ in range(CROP_TRIES if protocol.cat_max_ratio < 1 else 0):
+        counts = np.bincount(mask[part].ravel(), minlength=IGNORED + 1)[:IGNORED]
+        if counts.max() < protocol.cat_max_ratio * counts.sum():
+            break
+        part = random_part()
+    image, mask = rescale(image, scaled, antialias=protocol.antialias)[part], mask[part]
+    if rng.random() < protocol.hflip_prob:
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    return np.ascontiguousarray(image), np.ascontiguousarray(mask)
+
+
+def photometric_distortion(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    """Brightness, contrast, saturation and hue, each with probability 1/2; contrast comes second or last."""
+    if rng.random() < 0.5:
+        image = as_levels(image + rng.uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS))
+    contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
+    contrast_comes_last = rng.random() < 0.5
+    if not contrast_comes_last:
+        image = as_levels(image * contrast)
+    if rng.random() < 0.5:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 1] = as_levels(hsv[..., 1] * rng.uniform(*SATURATION))
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    if rng.random() < 0.5:
+        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        hsv[..., 0] = (hsv[..., 0].astype(np.int16) + rng.integers(-MAX_HUE, MAX_HUE)) % 180
+        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return as_levels(image * contrast) if contrast_comes_last else image
+
+
+def as_levels(values: np.ndarray) -> np.ndarray:
+    return values.clip(0, 255).astype(np.uint8)
+
+
+def assemble(
+    samples: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]],
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    *,
+    device: torch.device,
+) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B h w"]]:
+    """Crops as one batch; those that are smaller than `size` get the mean colour and IGNORED on the right and below."""
+    images = torch.zeros(len(samples), 3, *size, device=device)
+    masks = torch.full((len(samples), *size), IGNORED, device=device)
+    for i, (image, mask) in enumerate(samples):
+        rows, columns = mask.shape
+        images[i, :, :rows, :columns] = normalized(torch.from_numpy(image)[None].to(device), mean, std)[0]
+        masks[i, :rows, :columns] = torch.from_numpy(mask).to(device)
+    return images, masks

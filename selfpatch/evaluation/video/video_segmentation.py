@@ -1,0 +1,141 @@
+"""Object masks of a video from those of its first frame, by frozen patches alone: nothing is trained."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from selfpatch.errors import UserError
+from selfpatch.evaluation.datasets.davis import Davis, Frame, Video, read_annotation, read_frame
+from selfpatch.evaluation.features import StagedBackbone, eval_mode, normalized, prefetch, resize_mask
+from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
+from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.video.davis_measures import ObjectScores, global_measures, score_frame
+from selfpatch.evaluation.video.label_propagation import first_labels, labels_to_mask, propagate
+from selfpatch.evaluation.video.video_pictures import write_mask, write_video_pictures
+
+
+def run(backbone: StagedBackbone, root: Path, protocol: VideoSegmentation, context: Context) -> EvalOutput:
+    """Writes OUT/masks/VIDEO/FRAME.png, OUT/scores.json (J and F by video, object and frame), and pictures.
+
+    Source: facebookresearch/dino eval_video_segmentation.py; davisvideochallenge/davis2017-evaluation.
+    Differs: void pixels of the first annotation are background to the propagation too, not an object of their own.
+    """
+    # 1. All that can be wrong is known before anything is written.
+    data = Davis(root, max_videos=protocol.max_videos, max_frames=protocol.max_frames)
+    for video in data.videos:
+        frame_size(video, protocol, backbone.patch_size)
+
+    # 2. Video by video: masks, scores, pictures.
+    scores: dict[str, list[ObjectScores]] = {}
+    done, total = 0, sum(len(video.frames) for video in data.videos)
+    with eval_mode(backbone):
+        for video in data.videos:
+            masks = []
+            for frame, mask in zip(video.frames, segment(backbone, video, protocol, context.device), strict=True):
+                write_mask(mask, context.out / "masks" / video.name / f"{frame.image.stem}.png")
+                masks.append(mask)
+                done += 1
+                context.report(done, total)
+            scores[video.name] = score_video(video, masks)
+            write_video_pictures(video, masks, context.pictures)
+    write_scores(scores, context.out / "scores.json")
+
+    # 3. Means over all objects, and each object.
+    named = {f"{name}_{i}": of_object for name, objects in scores.items() for i, of_object in enumerate(objects, 1)}
+    metrics = global_measures(list(named.values()))
+    metrics |= {f"J&F/{name}": float(of_object.J.mean() + of_object.F.mean()) / 2 for name, of_object in named.items()}
+    return EvalOutput(metrics, data.facts())
+
+
+def frame_size(video: Video, protocol: VideoSegmentation, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) in pixels that frames are resized to.
+
+    Raises:
+        UserError: not one patch fits.
+    """
+    short, long = sorted(video.size)
+    long_side = protocol.image_size * long // short // protocol.long_side_multiple * protocol.long_side_multiple
+    rows, columns = video.size
+    size = (long_side, protocol.image_size) if rows > columns else (protocol.image_size, long_side)
+    if size[0] < patch_size[0] or size[1] < patch_size[1]:
+        raise UserError(
+            f"image-size is {protocol.image_size} px, which makes the frames of {video.name} {size[0]} x {size[1]} px "
+            f"(rows x columns; the long side is a multiple of {protocol.long_side_multiple}), less than one patch of "
+            f"{patch_size[0]} x {patch_size[1]}; make image-size larger, or long-side-multiple smaller"
+        )
+    return size
+
+
+def segment(
+    backbone: StagedBackbone, video: Video, protocol: VideoSegmentation, device: torch.device
+) -> Iterator[UInt8[np.ndarray, "H W"]]:
+    """The mask of every frame, in the frame's own size; that of the first frame is the annotation."""
+    annotation = read_annotation(video.frames[0])
+    yield annotation
+    rows, columns = frame_size(video, protocol, backbone.patch_size)
+    grid_size = rows // backbone.patch_size[0], columns // backbone.patch_size[1]
+    propagated = propagate(
+        encode(backbone, video, protocol, device),
+        first_labels(annotation, grid_size, video.num_objects).to(device),
+        num_last_frames=protocol.num_last_frames,
+        radius=protocol.radius,
+        num_neighbors=protocol.num_neighbors,
+        temperature=protocol.temperature,
+    )
+    for labels in propagated:
+        yield resize_mask(labels_to_mask(labels, backbone.patch_size).cpu().numpy(), video.size)
+
+
+def encode(
+    backbone: StagedBackbone, video: Video, protocol: VideoSegmentation, device: torch.device
+) -> Iterator[Float[Tensor, "D R S"]]:
+    """The features of every frame: what the last stage gives, before the final norm."""
+    rows, columns = frame_size(video, protocol, backbone.patch_size)
+    patch_rows, patch_columns = backbone.patch_size
+
+    def read(frame: Frame) -> UInt8[np.ndarray, "H W 3"]:
+        image = cv2.resize(read_frame(frame), (columns, rows), interpolation=cv2.INTER_LINEAR)  # not antialiased
+        # What is no whole patch at the lower and right edge goes unseen, as in the original's patch embedding.
+        return image[: rows // patch_rows * patch_rows, : columns // patch_columns * patch_columns]
+
+    batches = (
+        video.frames[start : start + protocol.batch_size] for start in range(0, len(video.frames), protocol.batch_size)
+    )
+    for frames in prefetch(read, batches):
+        pixels = torch.from_numpy(np.stack(frames)).to(device)
+        yield from last_stage(backbone, normalized(pixels, protocol.mean, protocol.std))
+
+
+@torch.no_grad()
+def last_stage(backbone: StagedBackbone, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+    """In float32 whatever autocast says; call it within `eval_mode`."""
+    with torch.autocast(images.device.type, enabled=False):
+        (features,) = backbone.stage_maps(images, [-1])
+    return features.float()
+
+
+def score_video(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]]) -> list[ObjectScores]:
+    """Every object over all frames but the first, which is given, and the last, which the toolkit leaves out."""
+    of_frames = [
+        score_frame(read_annotation(frame), mask, video.num_objects)
+        for frame, mask in zip(video.frames[1:-1], masks[1:-1], strict=True)
+    ]
+    regions, boundaries = (np.stack(scores, axis=1) for scores in zip(*of_frames, strict=True))  # [O, T]
+    return [ObjectScores(J, F) for J, F in zip(regions, boundaries, strict=True)]
+
+
+def write_scores(scores: dict[str, list[ObjectScores]], path: Path) -> None:
+    written = {
+        name: [
+            {"object": i, "J": of_object.J.tolist(), "F": of_object.F.tolist()}
+            for i, of_object in enumerate(objects, start=1)
+        ]
+        for name, objects in scores.items()
+    }
+    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

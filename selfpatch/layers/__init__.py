@@ -1,1 +1,0 @@
-"""Pieces of networks with several users."""

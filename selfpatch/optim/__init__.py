@@ -1,0 +1,1 @@
+"""Parameter groups, clipping, the optimizer step, the teacher's moving average, and schedules."""

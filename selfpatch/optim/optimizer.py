@@ -1,0 +1,81 @@
+"""AdamW's parameter groups, clipping, frozen parameters and the teacher's moving average."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from selfpatch.distributed import any_rank
+
+
+def parameter_groups(module: nn.Module) -> list[dict]:
+    """Two groups: weight decay on matrices and larger; none on biases and 1-D tensors. As DINO's get_params_groups.
+
+    A group's `decays` says which it is.
+    """
+    decay, no_decay = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (no_decay if parameter.ndim == 1 or name.endswith(".bias") else decay).append(parameter)
+    return [{"params": decay, "decays": True}, {"params": no_decay, "decays": False, "weight_decay": 0.0}]
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def gradient_norms(parameters: Iterable[nn.Parameter]) -> Float[Tensor, " P"]:
+    """Norm of every parameter's gradient, for those that have one."""
+    return torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norms: Float[Tensor, " P"], *, max_norm: float, by: str) -> None:
+    """Scale gradients in place so that no norm is above `max_norm`; 0 leaves them alone.
+
+    `by` "parameter" clips each tensor on its own, a habit of DINO's code; "global" all of them by their common norm.
+    """
+    if max_norm == 0:
+        return
+    if by == "global":
+        norms = norms.norm().expand_as(norms)
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], list(factors.unbind()))
+
+
+def optimizer_step(
+    optimizer: torch.optim.Optimizer,
+    loss: Float[Tensor, ""],
+    *,
+    max_norm: float,
+    by: str = "global",
+    frozen: Iterable[nn.Parameter] = (),
+) -> bool:
+    """Clip the gradients that are there, step, and forget them; False, and no change, if the step was skipped.
+
+    A step whose loss or gradient is not finite on any rank is skipped on all of them. Gradients of `frozen` parameters
+    count when clipping and are then dropped.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norms = gradient_norms(parameters)
+    finite = bool(torch.isfinite(norms).all() & torch.isfinite(loss))
+    if any_rank(not finite, loss.device):
+        optimizer.zero_grad(set_to_none=True)
+        return False
+    clip_gradients(parameters, norms, max_norm=max_norm, by=by)
+    for parameter in frozen:
+        parameter.grad = None
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return True
+
+
+@torch.no_grad()
+def update_moving_average(ema_pairs: list[tuple[nn.Module, nn.Module]], momentum: float) -> None:
+    """teacher = momentum * teacher + (1 - momentum) * student, for every parameter of every pair (student, teacher)."""
+    student: list[Tensor] = [p for pair in ema_pairs for p in pair[0].parameters()]
+    teacher: list[Tensor] = [p for pair in ema_pairs for p in pair[1].parameters()]
+    # teacher + (1 - momentum) * (student - teacher): the same sum, in one pass over the weights.
+    torch._foreach_lerp_(teacher, student, 1 - momentum)

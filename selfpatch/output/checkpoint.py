@@ -1,0 +1,126 @@
+"""Checkpoints of a run: written whole or not at all, with checksums, the last few kept.
+
+    OUT/checkpoints/step-00012000/   model.safetensors  optimizer.safetensors  state.json  manifest.json (their sha256)
+
+A checkpoint is written beside its place and renamed, files and folder synced first: after a crash or a power loss there
+is the old one or the new one, never half of one.
+"""
+
+import errno
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from selfpatch.errors import UserError
+from selfpatch.output.atomic_files import fsync
+
+MANIFEST = "manifest.json"
+
+
+class Checkpoint(NamedTuple):
+    path: Path
+    tensors: dict[str, dict[str, Tensor]]  # file (without .safetensors) -> name -> tensor
+    state: dict[str, Any]
+
+
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int) -> Path:
+    """Write `folder/step-XXXXXXXX` and delete all but the newest `keep`, later steps first.
+
+    Raises:
+        OSError: the disk is full (with the bytes needed) or not writable; what was there before is untouched.
+    """
+    final = folder / f"step-{step:08d}"
+    temporary = folder / f".writing-{final.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".writing-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        temporary.mkdir()
+        for name, group in tensors.items():
+            save_file(
+                {key: value.detach().contiguous() for key, value in group.items()}, temporary / f"{name}.safetensors"
+            )
+        (temporary / "state.json").write_text(json.dumps(state), encoding="utf-8")
+        manifest = {file.name: _sha256(file) for file in sorted(temporary.iterdir())}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        for file in temporary.iterdir():
+            fsync(file)
+        fsync(temporary)
+        shutil.rmtree(final, ignore_errors=True)  # of an earlier run that went on from an older step
+        temporary.rename(final)
+        fsync(folder)
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            needed = sum(value.nbytes for group in tensors.values() for value in group.values())
+            raise OSError(
+                errno.ENOSPC,
+                f"no room for a checkpoint of {needed / 1e6:.0f} MB in {folder}; make room and start again, "
+                "the run goes on from the checkpoint before",
+            ) from error
+        raise
+    # Later ones are of a time line that was given up, damaged most likely: they must not push out what is whole.
+    steps = sorted(folder.glob("step-*"))
+    later = [path for path in steps if path.name > final.name]
+    for old in [*later, *steps[: len(steps) - len(later)][:-keep]]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint after comparing every file with its checksum.
+
+    Raises:
+        UserError: a file is missing, or is not what was written.
+    """
+    manifest_file = path / MANIFEST
+    if not manifest_file.is_file():
+        raise UserError(
+            f"{path} is not a whole checkpoint: it has no {MANIFEST}; give one such as RUN/checkpoints/step-00001000"
+        )
+    try:
+        manifest: dict[str, str] = json.loads(manifest_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{manifest_file} is damaged: {error}") from error
+    for name, checksum in manifest.items():
+        file = path / Path(name).name
+        if not file.is_file() or _sha256(file) != checksum:
+            raise UserError(f"{file} is missing or not what was written: its checksum differs")
+    tensors = {Path(name).stem: load_file(path / name) for name in manifest if name.endswith(".safetensors")}
+    return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
+
+
+def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and why newer ones were passed over."""
+    skipped_checkpoints = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return load(path), skipped_checkpoints
+        except ValueError as error:
+            skipped_checkpoints.append(str(error))
+    return None, skipped_checkpoints
+
+
+def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of every parameter as "index.name"; the settings of groups are set at every step and not kept."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+
+
+def unflatten_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,40 @@
+"""Metrics of a run: one JSON object per line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from selfpatch.output.progress import say
+
+
+class MetricLogger:
+    """Appends to a .jsonl file, one object a line. A full disk costs lines, not the run: it is said once."""
+
+    def __init__(self, path: Path, *, first_step: int = 0):
+        self.path = path
+        self._failed = False
+        if path.exists():  # a run that goes on writes again what came after its checkpoint
+            kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            if not self._failed:
+                say(f"warning: {self.path} cannot be written ({error.strerror}); the run goes on without")
+            self._failed = True
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All whole lines, none of a file that is not there; the last one may have been cut by a crash."""
+    lines = []
+    if not path.exists():
+        return lines
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines

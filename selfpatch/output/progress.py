@@ -1,0 +1,111 @@
+"""Lines and progress bars on the terminal."""
+
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track as rich_track
+from rich.table import Column
+
+T = TypeVar("T")
+
+
+def say(text: str) -> None:
+    """Print a line; a closed terminal does not stop a run."""
+    try:
+        print(text, flush=True)
+    except OSError:
+        sys.stdout = None  # type: ignore[assignment]
+
+
+def track(items: Iterable[T], text: str, total: int) -> Iterable[T]:
+    """The items, with a bar while they last, if stderr is a terminal."""
+    console = Console(stderr=True)
+    return rich_track(items, text, total=total, console=console, transient=True, disable=not console.is_terminal)
+
+
+class PhaseProgressBar:
+    """A bar on stderr, if that is a terminal, from the first call to the one that says that all is done.
+
+    In between it is not there, so that several phases, each with a bar of its own, may follow each other.
+    """
+
+    def __init__(self, text: str):
+        self._text = text
+        self._bar: Progress | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            console = Console(stderr=True)
+            columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+            self._task = self._bar.add_task(self._text)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
+        if done >= total:
+            self.close()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class TrainingProgress:
+    """A bar with the terms of the loss, speed, share of time waiting for data, memory and time left.
+
+    Where the output is no terminal it is a line a log step.
+    """
+
+    def __init__(self, first_step: int, num_steps: int):
+        self._num_steps = num_steps
+        self._first_step = first_step
+        self._start = time.monotonic()
+        self._bar = None
+        if sys.stdout is not None and sys.stdout.isatty():
+            # Steps and time left keep their room on a narrow terminal; the text behind them takes a second line.
+            whole = Column(no_wrap=True, min_width=2 * len(str(num_steps)) + 1)
+            columns = (
+                BarColumn(10),
+                MofNCompleteColumn(table_column=whole),
+                TimeRemainingColumn(table_column=Column(no_wrap=True, min_width=7)),
+                TextColumn("{task.description}", table_column=Column(overflow="fold")),
+            )
+            self._bar = Progress(*columns, console=Console())
+            self._task = self._bar.add_task("first step ...", total=num_steps, completed=first_step)
+            self._bar.start()
+
+    def step(self, step: int) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step + 1)
+
+    def show(self, step: int, metrics: dict[str, Any]) -> None:
+        terms = "  ".join(f"{k.removesuffix('/loss')} {v:.3f}" for k, v in metrics.items() if k.endswith("loss"))
+        text = (
+            f"{terms}  {metrics['images_per_second']:.0f} images/s  data {metrics['data_wait']:.0%}  "
+            f"{metrics['memory_mb'] / 1024:.1f} GB"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, description=text)
+        else:
+            left = (time.monotonic() - self._start) / (step + 1 - self._first_step) * (self._num_steps - step - 1)
+            say(f"step {step + 1}/{self._num_steps}  {text}  {_duration(left)} left")
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            say(text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

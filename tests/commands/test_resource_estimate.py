@@ -1,0 +1,113 @@
+"""The batch that fits, the estimate before a run, and what is said when it waits for data."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from selfpatch.commands import resource_estimate as advice
+from selfpatch.commands.pretrain import pretrain
+from selfpatch.config import EfficiencyConfig
+from selfpatch.config.io import read_yaml
+from selfpatch.demo.scenes import write_scenes
+from selfpatch.pretraining.estimate import Need, estimate_memory, largest_batch, time_per_image
+from selfpatch.pretraining.student_teacher import apply_efficiency
+from selfpatch.pretraining.train_step import PretrainTask, build_optimizer, build_schedules
+from tests.small_models import tiny_config, tiny_student_teacher
+
+CPU = torch.device("cpu")
+
+
+def test_counting_sees_what_changes_memory_and_leaves_no_trace():
+    config = tiny_config()
+    student_teacher = tiny_student_teacher(config)
+    before = {name: value.clone() for name, value in student_teacher.state_dict().items()}
+    random_state = torch.get_rng_state()
+    need = estimate_memory(student_teacher, config, CPU)
+    assert time_per_image(student_teacher, config, CPU) > 0
+    assert torch.equal(random_state, torch.get_rng_state())
+    assert all(torch.equal(before[name], value) for name, value in student_teacher.state_dict().items())
+    assert all(p.grad is None for p in student_teacher.parameters())
+    assert not any(term.distillation._observed for term in student_teacher.objectives.values())
+    weights = sum(p.nbytes for p in student_teacher.parameters())
+    trained = sum(p.nbytes for p in student_teacher.parameters() if p.requires_grad)
+    assert need.fixed_bytes > weights + 2 * trained
+    # Two blocks of 32 channels hold their inputs at least, and far less than a hundred times that.
+    crops = config.crops
+    tokens = 2 * (crops.global_size // 8) ** 2 + crops.num_local * (crops.local_size // 8) ** 2
+    block_inputs = 4 * 32 * 2 * tokens
+    assert 5 * block_inputs < need.bytes_per_image < 100 * block_inputs
+    for recompute, share in (("activations", 0.85), ("blocks", 0.8)):
+        apply_efficiency(student_teacher, EfficiencyConfig(recompute=recompute))
+        assert estimate_memory(student_teacher, config, CPU).bytes_per_image < share * need.bytes_per_image
+    fewer = replace(config, crops=replace(config.crops, num_local=1))
+    assert estimate_memory(tiny_student_teacher(fewer), fewer, CPU).bytes_per_image < need.bytes_per_image
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("available", [2e9, 5e9, 1e12])
+def test_the_largest_batch_leaves_a_fifth_free(available, accumulate):
+    need = Need(fixed_bytes=1e9, bytes_per_image=1e7)
+    batch_size = largest_batch(need, available, num_images=10_000, accumulate=accumulate)
+    assert batch_size % accumulate == 0
+    assert need.bytes(batch_size / accumulate) <= 0.8 * available
+    assert need.bytes(2 * batch_size / accumulate) > 0.8 * available or batch_size > 512
+    assert largest_batch(need, available, num_images=40) <= 10
+
+
+def test_nothing_fits():
+    with pytest.raises(ValueError, match=r"not one image a step fits into memory: 1.0 GB .* efficiency.recompute"):
+        largest_batch(Need(2**30, 2**20), 2**30, num_images=100)
+
+
+@pytest.fixture
+def images(tmp_path):
+    write_scenes(tmp_path / "scenes", num_unlabeled=19, num_train=1, num_val=1, size=48, seed=0)
+    return tmp_path / "scenes" / "images"
+
+
+def test_auto_is_chosen_once_a_run(images, tmp_path, capsys, monkeypatch):
+    """The number is written down, the learning rate follows it, and the same command goes on with it."""
+    config = replace(tiny_config(), optim=replace(tiny_config().optim, batch_size="auto", steps=3))
+    settings = {"efficiency.num_workers": 0}
+    pretrain(images, tmp_path / "run", config=config, settings=settings | {"run.stop_at_step": 1})
+    assert "optim.batch-size 4:" in capsys.readouterr().out  # four batches of 19 images
+    assert read_yaml(tmp_path / "run" / "config.yaml").optim.batch_size == 4
+    monkeypatch.setattr(advice, "available_memory", lambda device: 0)
+    assert pretrain(images, tmp_path / "run", config=config, settings=settings).steps_done == 3
+    assert "optim.batch-size 4: as this run began" in capsys.readouterr().out
+
+
+def test_the_estimate_says_how_it_was_made_and_warns(monkeypatch):
+    config = tiny_config()
+    text = advice.estimate(tiny_student_teacher(config), config, 1000, CPU)
+    assert "GB of memory (counted:" in text
+    assert "for 1000 steps (from a step of 2 images" in text
+    assert "warning" not in text
+    monkeypatch.setattr(advice, "available_memory", lambda device: 1000)
+    assert "--optim.batch-size auto" in advice.estimate(tiny_student_teacher(config), config, 1000, CPU)
+
+
+def test_waiting_is_said_once_and_not_for_starting_workers(monkeypatch):
+    monkeypatch.setattr(advice, "num_cores", lambda: 8)
+    config = tiny_config(efficiency=EfficiencyConfig(num_workers=2))
+    student_teacher = tiny_student_teacher(config)
+    trainee = PretrainTask(
+        student_teacher,
+        build_optimizer(student_teacher),
+        config,
+        schedules=build_schedules(config.optim, config.teacher, num_steps=8, steps_per_epoch=4),
+        steps_per_epoch=4,
+        device=CPU,
+        record_bad_images=len,
+        files_of_step=lambda step: [],
+        data_wait_hint=advice.data_wait_hint(config, CPU),
+    )
+    notes = [trainee.note({"data_wait": share}, last=False) for share in (0.9, 0.1, 0.3, 0.5)]
+    assert [note is not None for note in notes] == [False, False, True, False]
+    assert notes[2].startswith("30% of the time steps wait for data")
+    assert "--efficiency.num-workers 8" in notes[2]
+    assert "--efficiency.light" not in notes[2]
+    assert "--efficiency.light device" in advice.data_wait_hint(
+        replace(config, efficiency=EfficiencyConfig(light="workers")), torch.device("cuda")
+    )

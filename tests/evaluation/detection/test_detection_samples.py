@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+import torch
+
+from selfpatch.evaluation.datasets.coco import CocoDetection
+from selfpatch.evaluation.detection.detection_samples import (
+    Sample,
+    assemble,
+    augmented,
+    cropped,
+    fitted,
+    flipped,
+    read_sample,
+    resized,
+    to_targets,
+)
+from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
+from tests.evaluation.coco_scenes import write_coco
+from tests.reference.plain_detection import box_of, nearest
+
+
+def rectangles(rng: np.random.Generator, size: tuple[int, int], count: int) -> Sample:
+    """Colours tell which object a pixel is of, so that image and masks can be compared."""
+    image = np.zeros((*size, 3), np.uint8)
+    masks = np.zeros((count, *size), np.uint8)
+    boxes = []
+    for i in range(count):
+        top, left = (int(rng.integers(side - 12)) for side in size)
+        bottom, right = (int(rng.integers(start + 8, side + 1)) for start, side in zip((top, left), size, strict=True))
+        masks[i, top:bottom, left:right] = 1
+        boxes.append([left, top, right, bottom])
+        image[masks[i] == 1] = 0
+        image[..., i % 3][masks[i] == 1] = 255
+    return Sample(image, np.array(boxes, np.float32).reshape(-1, 4), np.arange(count), masks)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_boxes_follow_masks_through_flip_resize_and_crop(seed):
+    rng = np.random.default_rng(seed)
+    size = (int(rng.integers(30, 60)), int(rng.integers(30, 60)))
+    sample = rectangles(rng, size, 4)
+    mirrored = flipped(sample)
+    assert np.array_equal(mirrored.image, sample.image[:, ::-1]) and np.array_equal(
+        mirrored.masks, sample.masks[..., ::-1]
+    )
+    assert mirrored.boxes.tolist() == [box_of(mask) for mask in mirrored.masks]
+
+    new_size = (int(rng.integers(20, 90)), int(rng.integers(20, 90)))
+    scaled = resized(mirrored, new_size)
+    assert scaled.size == new_size
+    assert np.array_equal(scaled.masks, [nearest(mask, new_size) for mask in mirrored.masks])
+    # A box ends where its object does, to within the half pixel that a mask of whole pixels is off.
+    assert np.abs(scaled.boxes - [box_of(mask) for mask in scaled.masks]).max() <= 0.5 + 1e-4
+
+    top, left = (int(rng.integers(side // 2)) for side in size)
+    part = cropped(sample, top, left, (24, 17))
+    rows, columns = part.size
+    expected = sample.masks[:, top : top + rows, left : left + columns]
+    visible = [i for i in range(4) if expected[i].any()]
+    assert np.array_equal(part.image, sample.image[top : top + 24, left : left + 17])
+    assert part.labels.tolist() == visible
+    assert np.array_equal(part.masks, expected[visible])
+    assert part.boxes.tolist() == [box_of(mask) for mask in expected[visible]]
+
+
+@pytest.mark.parametrize("augmentation", ["multi_scale", "large_scale_jitter", "none"])
+def test_variants_keep_image_boxes_and_masks_together(augmentation):
+    protocol = MaskRCNN(
+        augmentation=augmentation,
+        short_sides=(40, 48, 56),
+        crop_short_sides=(30, 44),
+        crop_sides=(20, 40),
+        image_size=48,
+        long_side=64,
+        jitter=(0.5, 2.0),
+    )
+    sample = rectangles(np.random.default_rng(0), (50, 70), 3)
+    sizes, mirrored = set(), 0
+    for seed in range(40):
+        variant = augmented(sample, np.random.default_rng(seed), protocol)
+        again = augmented(sample, np.random.default_rng(seed), protocol)
+        assert all(np.array_equal(a, b) for a, b in zip(variant, again, strict=True))
+        assert variant.masks.shape == (len(variant.boxes), *variant.size) and len(variant.labels) == len(variant.boxes)
+        assert (variant.boxes[:, :2] >= 0).all()
+        assert (variant.boxes[:, 2:] <= np.array(variant.size[::-1]) + 1e-3).all()
+        for box, mask in zip(variant.boxes, variant.masks, strict=True):
+            if mask.any():
+                assert np.abs(box - box_of(mask)).max() <= 2  # resized twice, by up to three
+        if len(variant.masks) == 3:  # the last one is on top; its border is blurred
+            inside = variant.image[variant.masks[2] == 1]
+            assert inside[:, 2].mean() > 150
+        sizes.add(variant.size)
+        mirrored += len(variant.boxes) == 3 and abs(variant.boxes[0, 0] - sample.boxes[0, 0] * variant.size[1] / 70) > 2
+    assert min(min(size) for size in sizes) >= (1 if augmentation == "large_scale_jitter" else 40 * 64 // 140)
+    assert max(max(size) for size in sizes) <= 64
+    assert (len(sizes) == 1) == (augmentation == "none")
+    if augmentation == "none":
+        assert sizes == {(46, 64)} and 10 < mirrored < 30
+
+
+def test_half_of_the_images_are_cropped_and_half_mirrored():
+    sample = rectangles(np.random.default_rng(1), (100, 100), 1)
+    protocol = MaskRCNN(short_sides=(100,), crop_short_sides=(100,), crop_sides=(50, 50))
+    sizes = [augmented(sample, np.random.default_rng(seed), protocol) for seed in range(100)]
+    whole = [np.array_equal(v.image, sample.image) or np.array_equal(v.image, sample.image[:, ::-1]) for v in sizes]
+    assert 35 < sum(whole) < 65
+
+
+def test_official_sizes():
+    assert fitted((480, 640), 800, 1333) == (800, 1067)
+    assert fitted((427, 640), 800, 1333) == (800, 1199)
+    assert fitted((300, 640), 800, 1333) == (625, 1333)
+    assert fitted((640, 300), 800, 1333) == (1333, 625)
+    protocol = MaskRCNN()
+    sample = rectangles(np.random.default_rng(0), (427, 640), 1)
+    for seed in range(12):
+        rows, columns = augmented(sample, np.random.default_rng(seed), protocol).size
+        assert min(rows, columns) in range(480, 801, 32) or max(rows, columns) == 1333
+        assert max(rows, columns) <= 1333
+
+
+def test_a_crop_may_show_nothing():
+    sample = rectangles(np.random.default_rng(0), (40, 40), 1)
+    sample.masks[:] = 0
+    part = cropped(sample._replace(boxes=np.array([[30, 30, 40, 40]], np.float32)), 0, 0, (20, 20))
+    assert part.boxes.shape == (0, 4) and part.masks.shape == (0, 20, 20) and part.labels.shape == (0,)
+    assert resized(part, (30, 40)).masks.shape == (0, 30, 40)
+
+
+def test_samples_of_a_data_set_leave_crowds_out(tmp_path):
+    data = CocoDetection(write_coco(tmp_path / "data"))
+    crowded = data.val[0]
+    sample = read_sample(crowded)
+    kept = [instance for instance in crowded.instances if not instance.is_crowd]
+    assert len(kept) == len(crowded.instances) - 1
+    assert sample.labels.tolist() == [instance.label for instance in kept]
+    assert np.array_equal(sample.masks, crowded.masks(kept))
+    targets = to_targets(sample, torch.device("cpu"))
+    assert targets.labels.dtype == torch.int64 and targets.boxes.tolist() == sample.boxes.tolist()
+
+
+def test_batches_are_filled_up_with_the_mean_colour():
+    images = [np.full((30, 50, 3), 255, np.uint8), np.zeros((40, 20, 3), np.uint8)]
+    batch = assemble(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), multiple=32, device=torch.device("cpu"))
+    assert batch.shape == (2, 3, 64, 64)
+    assert (batch[0, :, :30, :50] == 1).all() and (batch[1, :, :40, :20] == -1).all()
+    assert batch[0, :, 30:].abs().max() == batch[0, :, :, 50:].abs().max() == batch[1, :, 40:].abs().max() == 0
+
+
+def test_boxes_beyond_the_image_are_cut_off(tmp_path):
+    data = CocoDetection(write_coco(tmp_path / "data"))
+    item = data.train[0]
+    far = item.instances[0]._replace(bbox=(40.0, 30.0, 24.8, 18.9))
+    sample = read_sample(item._replace(instances=(far,)))
+    assert sample.boxes.tolist() == [[40, 30, 64, 48]]

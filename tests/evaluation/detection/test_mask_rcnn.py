@@ -1,0 +1,329 @@
+import dataclasses
+import json
+import os
+import re
+import signal
+
+import pytest
+import torch
+from PIL import Image
+from pycocotools.coco import COCO
+from torch import nn
+
+from selfpatch import cli
+from selfpatch.backbones.vit import build_vit
+from selfpatch.config import BackboneConfig
+from selfpatch.evaluation.datasets.coco import CocoDetection
+from selfpatch.evaluation.detection import mask_rcnn
+from selfpatch.evaluation.detection.mask_rcnn import (
+    build_detector,
+    layer_depths,
+    learning_rate,
+    num_steps,
+    parameter_groups,
+    run,
+)
+from selfpatch.evaluation.head_training import StoppedError
+from selfpatch.evaluation.protocols.mask_rcnn import PRESETS, MaskRCNN
+from selfpatch.evaluation.task import Context
+from tests.backbones.small_swin import small_pyramid
+from tests.backbones.small_vits import small_vit
+from tests.evaluation.coco_scenes import write_coco
+from tests.evaluation.detection.test_detector import SMALL
+
+TINY = {
+    **SMALL,
+    "epochs": 2,
+    "batch_size": 2,
+    "warmup_steps": 1,
+    "decay_epochs": (1.5,),
+    "lr": 1e-3,
+    "image_size": 48,
+    "long_side": 64,
+    "short_sides": (48, 64),
+    "crop_short_sides": (48,),
+    "crop_sides": (32, 48),
+    "score_threshold": 0.0,
+    "max_boxes": 5,
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return write_coco(tmp_path_factory.mktemp("coco") / "data")
+
+
+@pytest.mark.parametrize("neck", ["xcit", "simple"])
+def test_parameters_of_the_papers_detector(neck):
+    """ViT-S/16 and 80 classes; the final norm is not part of it."""
+    backbone = build_vit(BackboneConfig(name="vit_small_patch16_224"), (224, 224))
+    detector = build_detector(backbone, 80, MaskRCNN(neck=neck))
+    assert detector.stages == ([11] if neck == "simple" else [3, 5, 7, 11])
+    total = sum(parameter.numel() for parameter in detector.parameters())
+    assert total == {"xcit": 43_739_125, "simple": 42_511_317}[neck]
+
+
+@pytest.mark.parametrize("name", ["class token", "registers", "Swin"])
+def test_a_run_writes_detections_pictures_and_what_it_met(name, root, tmp_path):
+    backbone = small_pyramid() if name == "Swin" else small_vit(name)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    reports = []
+    protocol = MaskRCNN(neck="simple" if name == "registers" else "xcit", **TINY)
+    outcome = run(backbone, root, protocol, Context(tmp_path, report=lambda *report: reports.append(report)))
+    # The backbone that was handed in is as it was, its final norm included.
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    assert not isinstance(backbone.model.norm, nn.Identity)
+    assert reports == [(i, 4) for i in range(1, 5)]
+    assert {"box/AP", "box/AP50", "box/AP75", "mask/AP", "mask/AP50", "mask/AP75"} <= outcome.metrics.keys()
+    assert all(0 <= value <= 1 for value in outcome.metrics.values()) and next(iter(outcome.metrics)) == "box/AP"
+    assert (outcome.details["steps"], outcome.dataset_info["num_val_images"], outcome.dataset_info["num_classes"]) == (
+        4,
+        4,
+        3,
+    )
+    results = json.loads((tmp_path / "detections.json").read_text())
+    assert {entry["image_id"] for entry in results} <= {5, 15, 25, 35} and len(results) > 0
+    assert {entry["category_id"] for entry in results} <= {3, 7, 44}
+    loaded = COCO(root / "annotations/instances_val2017.json").loadRes(results)  # as the official program reads it
+    assert loaded.annToMask(loaded.dataset["annotations"][0]).shape == (48, 64)
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["class_box_ap.png", "class_mask_ap.png", "detections_1.png"]
+    with Image.open(tmp_path / "pictures/detections_1.png") as sheet:
+        assert sheet.size[0] > 1000
+
+
+def test_a_fine_tune_killed_half_way_goes_on(root, tmp_path, monkeypatch):
+    """Stopped by a signal after two of four steps, then the same command: the same weights as of an unbroken run."""
+    protocol = MaskRCNN(**TINY | {"drop_path": 0.3})
+    final = {}
+
+    def keep(name):
+        detect = mask_rcnn.detect_images
+
+        def detect_images(detector, *rest):
+            final[name] = {key: value.clone() for key, value in detector.state_dict().items()}
+            return detect(detector, *rest)
+
+        return detect_images
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mask_rcnn, "detect_images", keep("unbroken"))
+        unbroken = run(small_vit("class token"), root, protocol, Context(tmp_path / "unbroken"))
+
+    read, reads = mask_rcnn.augmented, []
+
+    def stop_in_between(*arguments):
+        reads.append(arguments)
+        if len(reads) == 6:  # of the third step, read ahead while the second one is computed
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mask_rcnn, "augmented", stop_in_between)
+        with pytest.raises(StoppedError, match="steps, saved; the same command goes on from there"):
+            run(small_vit("class token"), root, protocol, Context(tmp_path / "broken"))
+    assert not (tmp_path / "broken" / "detections.json").exists()
+    monkeypatch.setattr(mask_rcnn, "detect_images", keep("broken"))
+    resumed = run(small_vit("class token"), root, protocol, Context(tmp_path / "broken"))
+    assert final["broken"].keys() == final["unbroken"].keys()
+    assert all(torch.equal(value, final["unbroken"][key]) for key, value in final["broken"].items())
+    assert resumed.metrics == unbroken.metrics
+
+    # Settings of the test may change without training anew; those of the training may not.
+    again = run(
+        small_vit("class token"), root, dataclasses.replace(protocol, max_boxes=3), Context(tmp_path / "broken")
+    )
+    assert (again.dataset_info, again.details) == (resumed.dataset_info, resumed.details)
+    with pytest.raises(ValueError, match=r"holds a head that was trained otherwise[\s\S]*protocol.lr: 0.001 -> 0.002"):
+        run(small_vit("class token"), root, dataclasses.replace(protocol, lr=2e-3), Context(tmp_path / "broken"))
+
+
+def test_a_fine_tune_goes_on_over_other_validation_images_but_not_over_other_annotations(tmp_path):
+    root = write_coco(tmp_path / "data")
+
+    def identity():
+        return mask_rcnn.identity(None, CocoDetection(root), MaskRCNN())
+
+    before = identity()
+    file = root / "annotations/instances_val2017.json"
+    content = json.loads(file.read_text())
+    assert not any(entry["image_id"] == content["images"][-1]["id"] for entry in content["annotations"])
+    file.write_text(json.dumps(content | {"images": content["images"][:-1]}))
+    assert identity() == before
+    file = root / "annotations/instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"][0]["bbox"][2] -= 1
+    file.write_text(json.dumps(content))
+    assert identity() != before
+
+
+def test_recomputing_gives_the_same_gradients(root):
+    data = CocoDetection(root)
+    samples = [mask_rcnn.read_sample(item) for item in data.train[:2]]
+    gradients = []
+    for recompute in (False, True):
+        backbone = small_vit("class token")
+        detector = build_detector(backbone, 3, MaskRCNN(**TINY | {"recompute": recompute})).train()
+        assert detector.backbone.model.grad_checkpointing == recompute
+        batch = mask_rcnn.assemble(
+            [s.image for s in samples], backbone.mean, backbone.std, multiple=32, device=torch.device("cpu")
+        )
+        torch.manual_seed(0)
+        targets = [mask_rcnn.to_targets(sample, torch.device("cpu")) for sample in samples]
+        sum(detector.losses(batch, [s.size for s in samples], targets).values()).backward()
+        gradients.append([parameter.grad for parameter in detector.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
+
+
+def test_weight_decay_is_on_weights_and_biases_but_not_on_norms_positions_and_tokens():
+    detector = build_detector(small_vit("registers"), 3, MaskRCNN(**SMALL))
+    groups = parameter_groups(detector, MaskRCNN())
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.05} and {group["lr_scale"] for group in groups} == {1}
+    names = {id(parameter): name for name, parameter in detector.named_parameters()}
+    without = {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    with_decay = {names[id(p)] for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    assert without | with_decay == set(names.values()) and not without & with_decay
+    tokens = {f"backbone.model.{name}" for name in ("pos_embed", "cls_token", "reg_token")}
+    norms = {f"backbone.model.blocks.{i}.norm{k}.{what}" for i in (0, 1) for k in (1, 2) for what in ("weight", "bias")}
+    assert without == tokens | norms | {"pyramid.resized.levels.0.1.weight", "pyramid.resized.levels.0.1.bias"}
+    swin = build_detector(small_pyramid(), 3, MaskRCNN(**SMALL))
+    names = {id(parameter): name for name, parameter in swin.named_parameters()}
+    without = {
+        names[id(p)]
+        for group in parameter_groups(swin, MaskRCNN())
+        if not group["weight_decay"]
+        for p in group["params"]
+    }
+    assert all("norm" in name or "relative_position_bias_table" in name for name in without)
+    assert any("downsample.norm" in name for name in without) and any("relative_position" in name for name in without)
+
+
+def test_layer_decay_is_by_depth():
+    detector = build_detector(small_vit("class token"), 3, MaskRCNN(neck="simple", **SMALL))
+    depth = layer_depths(detector)
+    assert depth["backbone.model.patch_embed.proj.weight"] == depth["backbone.model.cls_token"] == 0
+    assert depth["backbone.model.blocks.0.norm1.weight"] == 1 and depth["backbone.model.blocks.1.mlp.fc2.bias"] == 2
+    assert depth["pyramid.levels.0.1.weight"] == depth["rpn.head.cls_logits.layer.bias"] == 3
+    scales = {group["lr_scale"] for group in parameter_groups(detector, PRESETS["vitdet"])}
+    assert sorted(scales) == pytest.approx([0.7**3, 0.7**2, 0.7, 1])
+    of_swin = layer_depths(build_detector(small_pyramid(), 3, MaskRCNN(**SMALL)))
+    assert [of_swin[f"backbone.model.layers.{i}.blocks.0.norm1.weight"] for i in range(4)] == [1, 2, 3, 4]
+
+
+def test_learning_rate_rises_and_falls_in_stairs(root):
+    data = CocoDetection(root)
+    data.train = data.train * 4000  # 16,000 images, 1000 steps an epoch
+    protocol = MaskRCNN()
+    lr = learning_rate(data, protocol)
+    assert num_steps(data, protocol) == 12_000
+    assert lr(0) == pytest.approx(5e-8) and lr(500) == pytest.approx(5e-5 * (0.001 + 0.999 / 2))
+    assert [lr(step) for step in (1000, 7999, 8000, 10_999, 11_000, 11_999)] == pytest.approx(
+        [5e-5, 5e-5, 5e-6, 5e-6, 5e-7, 5e-7]
+    )
+
+
+def test_presets_are_the_published_ones():
+    paper, vitdet = PRESETS["paper-1x"], PRESETS["vitdet"]
+    assert (paper.taps, paper.neck, paper.drop_path, paper.upstream_heads) == ((3, 5, 7, 11), "xcit", 0.05, None)
+    assert (paper.lr, paper.weight_decay, paper.batch_size, paper.epochs) == (5e-5, 0.05, 16, 12)
+    assert (paper.image_size, paper.long_side, paper.score_threshold, paper.nms, paper.max_boxes) == (
+        800,
+        1333,
+        0.05,
+        0.5,
+        100,
+    )
+    assert (paper.rpn_post_nms_top_n_train, paper.rpn_post_nms_top_n_test) == (1000, 1000)
+    assert (vitdet.neck, vitdet.heads, vitdet.epochs, vitdet.batch_size, vitdet.lr) == (
+        "simple",
+        "normed",
+        100,
+        64,
+        1e-4,
+    )
+    assert [round(epoch * 118_000 / 64 / 1000) for epoch in vitdet.decay_epochs] == [164, 178]
+
+
+def test_upstream_heads_cut_the_same_weights_otherwise():
+    backbone = small_vit("class token")  # 3 heads
+    images = torch.randn(1, 3, 32, 48)
+    own, other = (
+        build_detector(backbone, 3, MaskRCNN(upstream_heads=heads, **SMALL)).backbone.eval() for heads in (None, 4)
+    )
+    assert (own.num_heads, other.num_heads, backbone.num_heads) == (3, 4, 3)
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
+    (map_own,), (map_other,) = own.stage_maps(images, [0]), other.stage_maps(images, [0])
+    assert not torch.allclose(map_own, map_other, atol=1e-3)
+    # As a transformer that was made with so many heads.
+    made = small_vit("class token", num_heads=4)
+    made.load_state_dict(backbone.state_dict())
+    assert torch.allclose(map_other, made.stage_maps(images, [0])[0], atol=1e-5)
+    with pytest.raises(ValueError, match="a width of 24 cannot be cut into 5 attention heads; choose a divisor"):
+        build_detector(backbone, 3, MaskRCNN(upstream_heads=5))
+    with pytest.raises(ValueError, match="RoPE|are made for its own 3 attention heads"):
+        build_detector(small_vit("RoPE and registers"), 3, MaskRCNN(upstream_heads=4))
+    with pytest.raises(ValueError, match="upstream-heads is for plain vision transformers, and this backbone is none"):
+        build_detector(small_pyramid(), 3, MaskRCNN(upstream_heads=4))
+
+
+def test_the_start_follows_from_the_seed_alone():
+    backbone = small_vit("class token")
+    torch.manual_seed(0)
+    expected_next = torch.rand(3)
+    torch.manual_seed(0)
+    one, two, other = (build_detector(backbone, 3, MaskRCNN(seed=seed, **SMALL)).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected_next)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["rpn.head.bbox_pred.layer.weight"], other["rpn.head.bbox_pred.layer.weight"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"taps": (3, 5, 7, 12)}, r"taps is \(3, 5, 7, 12\); they are four of the blocks 0 to 11"),
+        ({"taps": (5, 3, 7, 11)}, "they are four of the blocks 0 to 11, in order"),
+        ({"upstream_heads": 0}, "upstream-heads is 0; it must be above 0"),
+        ({"short_sides": ()}, r"short-sides is \(\); at least one number of pixels above 0"),
+        ({"crop_sides": (600, 384)}, r"crop-sides is \(600, 384\); 0 < low <= high"),
+        ({"long_side": 700}, "long-side is 700 with image-size 800, the short side"),
+        ({"accumulate": 17}, "accumulate is 17 with batch-size 16; a part has at least one image"),
+        ({"drop_path": 1.0}, r"drop-path is 1.0; it is a probability in \[0, 1\)"),
+        ({"layer_decay": 0.0}, r"layer-decay is 0.0; it is a factor in \(0, 1\]"),
+        ({"nms": 1.5}, r"nms is 1.5; it must be in \[0, 1\]"),
+        ({"decay_epochs": (11, 8)}, r"decay-epochs is \(11, 8\); numbers of epochs above 0 are needed, in order"),
+        ({"warmup_steps": -1}, "warmup-steps is -1; it cannot be negative"),
+    ],
+)
+def test_ranges(settings, says):
+    with pytest.raises(ValueError, match=says):
+        MaskRCNN(**settings)
+
+
+def test_too_long_a_warm_up_is_refused_before_training(root, tmp_path):
+    says = "warmup-steps is 1000, but 12 epochs of 4 images, 16 at once, are 3 steps; lower warmup-steps"
+    with pytest.raises(ValueError, match=says):
+        run(small_vit("class token"), root, MaskRCNN(), Context(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "flags", "says"),
+    [
+        (lambda root: (root / "annotations/instances_val2017.json").unlink(), [], "not found; .*cocodataset.org"),
+        (lambda root: next((root / "train2017").glob("000001*")).unlink(), [], "1 of 4 images that .* are not in .*train2017"),
+        (lambda root: None, ["--image-size", "-4"], "image-size is -4; it must be above 0"),
+        (lambda root: None, ["--upstream-heads", "5"], "cannot be cut into 5 attention heads"),
+        (lambda root: None, ["--warmup-steps", "9999"], "warmup-steps is 9999, but 2 epochs of 4 images"),
+    ],
+    ids=["no annotations", "no image", "range", "heads", "warm-up"],
+)  # fmt: skip
+def test_bad_input_on_the_command_line(spoil, flags, says, tmp_path, capsys):
+    data = write_coco(tmp_path / "data")
+    spoil(data)
+    out = tmp_path / "out"
+    command = ["evaluate", "timm:vit_tiny_patch16_224", "--task", "mask-rcnn", "--preset", "quick"]
+    code = cli.main([*command, "--data", str(data), "--out", str(out), "--device", "cpu", *flags])
+    said = capsys.readouterr().err
+    assert code == 2 and len(said.strip().splitlines()) == 1 and "Traceback" not in said
+    assert re.search(says, said), said
+    assert not out.exists()

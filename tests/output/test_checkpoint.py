@@ -1,0 +1,118 @@
+"""Checkpoints under the faults that reliability asks for: half written, damaged, full disk, too many."""
+
+import errno
+import json
+
+import pytest
+import torch
+
+from selfpatch.output import checkpoint
+from selfpatch.output.atomic_files import atomic_write
+
+
+def tensors(step: int) -> dict[str, dict[str, torch.Tensor]]:
+    return {"model": {"weight": torch.full((4, 4), float(step))}, "optimizer": {"0.step": torch.tensor(float(step))}}
+
+
+def save(folder, step, keep=3):
+    return checkpoint.save(folder, step, tensors(step), {"step": step}, keep=keep)
+
+
+def test_round_trip_and_retention(tmp_path):
+    for step in (10, 20, 30, 40):
+        save(tmp_path, step, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000030", "step-00000040"]
+    newest, skipped_checkpoints = checkpoint.load_latest(tmp_path)
+    assert newest.state == {"step": 40}
+    assert skipped_checkpoints == []
+    assert torch.equal(newest.tensors["model"]["weight"], torch.full((4, 4), 40.0))
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_damaged_newest_checkpoint_is_noticed_and_passed_over(tmp_path, file, damage):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20) / file
+    content = bytearray(path.read_bytes())
+    if damage == "delete":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 1
+        path.write_bytes(bytes(content) if damage == "flip" else bytes(content[: len(content) // 2]))
+    newest, skipped_checkpoints = checkpoint.load_latest(tmp_path)
+    assert newest.state["step"] == 10
+    assert len(skipped_checkpoints) == 1
+    assert "step-00000020" in skipped_checkpoints[0]
+
+
+def test_a_crash_in_mid_save_leaves_the_old_one_and_is_cleaned_up(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+
+    def crash(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(checkpoint, "fsync", crash)
+        save(tmp_path, 20)
+    assert checkpoint.load_latest(tmp_path)[0].state["step"] == 10
+    save(tmp_path, 20)  # what the crash left is in nobody's way
+    assert checkpoint.load_latest(tmp_path)[0].state["step"] == 20
+
+
+def test_a_full_disk_says_how_much_is_needed_and_keeps_what_was_there(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    big = {"model": {"weight": torch.zeros(1_000_000)}}
+    with pytest.raises(OSError, match="4 MB"):
+        checkpoint.save(tmp_path, 20, big, {"step": 20}, keep=3)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_optimizer_state_comes_back_bit_for_bit():
+    def train(optimizer, parameter, steps):
+        for _ in range(steps):
+            parameter.grad = torch.sin(parameter.detach() * 3)
+            optimizer.step()
+
+    a, b = torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(5))
+    one, two = torch.optim.AdamW([a], lr=0.1), torch.optim.AdamW([b], lr=0.1)
+    train(one, a, 3)
+    with torch.no_grad():
+        b.copy_(a)
+    checkpoint.unflatten_optimizer_state(
+        two, {k: v.clone() for k, v in checkpoint.flatten_optimizer_state(one).items()}
+    )
+    train(one, a, 3)
+    train(two, b, 3)
+    assert torch.equal(a, b)
+
+
+def test_replacing_is_all_or_nothing(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(RuntimeError), atomic_write(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    with atomic_write(target) as temporary:
+        temporary.write_text("new")
+    assert target.read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_manifest_names_every_file(tmp_path):
+    path = save(tmp_path, 1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert set(manifest) == {p.name for p in path.iterdir()} - {"manifest.json"}
+
+
+def test_a_damaged_later_checkpoint_never_pushes_out_a_whole_one(tmp_path):
+    save(tmp_path, 450, keep=1)
+    damaged = save(tmp_path, 500, keep=2) / "state.json"
+    damaged.write_text("{")
+    save(tmp_path, 460, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000460"]
