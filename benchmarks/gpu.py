@@ -45,7 +45,9 @@ from selfpatch.data.loading.sampler import Plan
 from selfpatch.optim.optimizer import parameter_groups
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
+from selfpatch.pretraining.train_state import TrainState
 from selfpatch.pretraining.train_step import PretrainTask, build_optimizer, build_schedules
+from selfpatch.pretraining.views import Views
 from selfpatch.recipes import find_recipe
 from tests.reference.plain_step import plain_loss
 
@@ -165,11 +167,11 @@ def measure_fed(backbone: str, batch_size: int, arguments: argparse.Namespace, d
             ),
             device,
         )
-        trainee = build_trainee(config, device)
+        task = build_task(config, device)
 
         def fed() -> None:
             batch = next(batches)
-            trainee.update(batch, batch.step)
+            task.step(batch, batch.step)
 
         timed(on_random, 1, device)
         timed(fed, 1, device)
@@ -217,7 +219,7 @@ def flops_per_image(config: PretrainConfig, device: torch.device) -> float:
     explicit_attention(student_teacher, True)
     two = random_batch(config, device).crops.slice_images(0, 2).map(Tensor.float)
     with FlopCounterMode(display=False) as counter:
-        loss, _ = student_teacher(two.global_crops, two.local_crops, 0)
+        loss, _ = student_teacher(Views(two.global_crops, two.local_crops), 0)
         loss.backward()
     return counter.get_total_flops() / 2
 
@@ -245,24 +247,24 @@ def build(config: PretrainConfig, device: torch.device) -> StudentTeacher:
     return build_student_teacher(backbone, config, steps_per_epoch=STEPS_PER_EPOCH).to(device).train()
 
 
-def build_trainee(config: PretrainConfig, device: torch.device) -> PretrainTask:
+def build_task(config: PretrainConfig, device: torch.device) -> PretrainTask:
     student_teacher = build(config, device)
     apply_efficiency(student_teacher, config.efficiency)
+    batch_size = config.optim.batch_size
+    assert isinstance(batch_size, int)
     return PretrainTask(
-        student_teacher,
-        build_optimizer(student_teacher),
+        TrainState(student_teacher, build_optimizer(student_teacher)),
         config,
         schedules=build_schedules(config.optim, config.teacher, num_steps=10**6, steps_per_epoch=STEPS_PER_EPOCH),
-        steps_per_epoch=STEPS_PER_EPOCH,
+        sampler=Plan(STEPS_PER_EPOCH * batch_size, batch_size, seed=0),
         device=device,
         record_bad_images=len,
-        files_of_step=lambda step: [],
     )
 
 
 def our_step(config: PretrainConfig, batch: Batch, device: torch.device) -> Callable[[], None]:
-    trainee = build_trainee(config, device)
-    return lambda: trainee.update(batch, batch.step) and None
+    task = build_task(config, device)
+    return lambda: task.step(batch, batch.step) and None
 
 
 def plain_step(config: PretrainConfig, batch: Batch, device: torch.device) -> Callable[[], None]:
@@ -295,7 +297,7 @@ def plain_step(config: PretrainConfig, batch: Batch, device: torch.device) -> Ca
                 for s, t in zip(student.parameters(), teacher.parameters(), strict=True):
                     t.mul_(0.996).add_(s, alpha=0.004)
             for name, mean in (("dino", image_mean), ("selfpatch", patch_mean)):
-                center = student_teacher.objectives[name].distillation.center
+                center = student_teacher.objectives[name].branch.distillation.center
                 center.mul_(0.9).add_(mean.float(), alpha=0.1)
 
     return step

@@ -26,6 +26,7 @@ from rich.table import Table
 from selfpatch.backbones.vit import build_vit
 from selfpatch.config import EfficiencyConfig
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
+from selfpatch.pretraining.views import Views
 from selfpatch.recipes import find_recipe
 from tests.reference.plain_step import plain_loss
 
@@ -44,7 +45,7 @@ def crops(batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def ours(student_teacher: StudentTeacher, global_crops: torch.Tensor, local_crops: torch.Tensor) -> None:
-    loss, _ = student_teacher(global_crops, local_crops, 0)
+    loss, _ = student_teacher(Views(global_crops, local_crops), 0)
     loss.backward()
     student_teacher.discard()
 

@@ -210,7 +210,7 @@ def load_model(model: Path, device: torch.device) -> Model:
         student_teacher.load_state_dict(found.tensors["model"])
         student_teacher.eval()
         step = found.state["step"]
-    backbone = load_vit(model, device=device) if student_teacher is None else student_teacher.export_backbone()
+    backbone = load_vit(model, device=device) if student_teacher is None else student_teacher.teacher.export_backbone()
     rows, columns = backbone.model.patch_embed.img_size
     if backbone.model.pos_embed is None or rows != columns:
         raise ValueError(
@@ -239,12 +239,13 @@ def encode(backbone: ViT, pixels: np.ndarray, mode: Positions, batch_size: int, 
 
 def targets_of(student_teacher: StudentTeacher, tokens: Tokens, step: int) -> Float[Tensor, "B N K"]:
     """What the patch term asks of the student for these tokens of the teacher, as in training."""
-    term, aggregator = student_teacher.terms["selfpatch"], student_teacher.teacher.aggregator
-    assert isinstance(term, SelfPatch) and aggregator is not None
-    members, _ = find_positives(tokens, term.config)
-    bottleneck = term.teacher_head.bottleneck(aggregator(tokens.patch_tokens, members)).flatten(0, 1)
-    rows = term.distillation.targets_by_rows(bottleneck, term.teacher_head.prototypes.weight, step)
-    return rows(slice(None)).unflatten(0, tokens.patch_tokens.shape[:2])
+    objective = student_teacher.named_objectives["selfpatch"]
+    assert isinstance(objective, SelfPatch)
+    positives, _ = find_positives(tokens, objective.config)
+    aggregates = student_teacher.teacher.aggregate(tokens.patch_tokens, positives)
+    return objective.branch.targets(objective.branch.project_teacher(aggregates).flatten(0, 1), step).unflatten(
+        0, tokens.patch_tokens.shape[:2]
+    )
 
 
 def cluster(tokens: Float[Tensor, "B N D"], num_clusters: int, *, seed: int) -> Int64[Tensor, "B N"]:

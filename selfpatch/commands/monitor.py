@@ -23,7 +23,7 @@ from selfpatch.visualization.pictures import visualize
 NUM_PICTURED_IMAGES = 6
 
 
-class Watch:
+class TrainingMonitor:
     """The callbacks of a run, with the data they need. Settings and data are checked when it is made."""
 
     def __init__(
@@ -63,12 +63,13 @@ class Watch:
     def callbacks(self, student_teacher: StudentTeacher) -> Iterator[PeriodicCallback]:
         if self._evaluator is not None:
             yield PeriodicCallback(self._every, partial(self.score, student_teacher), at_start=True)
-        yield PeriodicCallback(self._every, partial(self.picture, student_teacher), at_start=True)
+        within_budget = self._config.evaluate.every_steps is None
+        yield PeriodicCallback(self._every, partial(self.picture, student_teacher), within_budget=within_budget)
 
     def score(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
         """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions."""
         assert self._evaluator is not None
-        scores = self._evaluator(student_teacher.export_backbone(), device=self._device)
+        scores = self._evaluator(student_teacher.teacher.export_backbone(), device=self._device)
         self._say(
             f"step {step}: in-context mIoU {100 * scores.metrics['mIoU']:.1f}"
             + (" (before training)" if step == 0 else "")
@@ -79,7 +80,7 @@ class Watch:
     def picture(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
         """What the patches see, anew each time, and the curves so far."""
         visualize(
-            student_teacher.export_backbone(),
+            student_teacher.teacher.export_backbone(),
             [(path.name, pixels) for path, pixels in read_evenly_spaced(self._images, NUM_PICTURED_IMAGES)],
             self._run.pictures,
             image_size=self._image_size,

@@ -1,16 +1,17 @@
 """`selfpatch pretrain`: from a folder of images to a trained backbone, with scores and pictures on the way."""
 
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from selfpatch.backbones.pretrained import load_weights
-from selfpatch.backbones.vit import build_vit
+from selfpatch.backbones.vit import ViT, build_vit
 from selfpatch.commands.hardware import augment_on_device, find_device, num_workers
-from selfpatch.commands.monitor import Watch
+from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.resource_estimate import data_wait_hint, estimate, fit_batch_size
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.config.io import override
@@ -21,14 +22,14 @@ from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import Plan
 from selfpatch.errors import UserError
 from selfpatch.export import export_timm
-from selfpatch.objectives.selfpatch import neighborhood
 from selfpatch.output import checkpoint
 from selfpatch.output.metric_logger import MetricLogger
 from selfpatch.output.progress import TrainingProgress, say
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
-from selfpatch.pretraining.train_step import PretrainTask, build_optimizer, build_schedules
+from selfpatch.pretraining.train_state import TrainState
+from selfpatch.pretraining.train_step import PretrainTask, Schedules, build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
 from selfpatch.recipes.derive import ResolvedSetting, RunFacts, derive
 from selfpatch.training.loop import PeriodicCallback, train
@@ -72,119 +73,90 @@ def pretrain(
     Raises:
         UserError: images, settings, device or `out` do not allow the run; nothing has been written then.
     """
-    # 1. Settings: those given, and those that follow from images and hardware.
+    source = ImageFolder(Path(images))
     config = override(config or find_recipe(recipe), settings or {})
     device = find_device(config.run.device)
-    folder = ImageFolder(Path(images))
-    facts = RunFacts(num_images=len(folder), on_gpu=device.type == "cuda")
-    config, fitted = fit_batch_size(config, facts, Path(out), device)
-    config, derived = derive(config, facts)
-    derived = fitted + derived
+    config, resolved = resolve_config(config, len(source), Path(out), device)
 
     with closing(RunFolder(Path(out))) as run:
-        # 2. The parts. What cannot work is refused here, before anything is written.
-        run.check(config)
-        assert isinstance(config.optim.batch_size, int)  # derived by now
-        plan = Plan(len(folder), config.optim.batch_size, config.seed)
-        num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * plan.steps_per_epoch), 1)
-        torch.manual_seed(config.seed)
-        backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
-        check_crops(config, backbone.patch_size)
-        student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
-        apply_efficiency(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate
-        optimizer = build_optimizer(student_teacher)
-        if config.optim.warmup_epochs and config.optim.warmup_epochs * plan.steps_per_epoch >= num_steps:
-            say(
-                f"warning: the warm-up takes all of the {num_steps} steps, so the learning rate never falls; a tenth "
-                f"is usual: --optim.warmup-epochs {0.1 * num_steps / plan.steps_per_epoch:.2g}"
-            )
-        schedules = build_schedules(
-            config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=plan.steps_per_epoch
+        # 1. The parts. What cannot work is refused here, before anything is written.
+        run.check(config, source)
+        parts = build_parts(config, len(source), device)
+        require_readable(source)
+        monitor = TrainingMonitor(
+            config, source, run, num_steps=parts.num_steps, patch_size=parts.backbone.patch_size, device=device
         )
-        require_readable(folder)
-        watch = Watch(config, folder, run, num_steps=num_steps, patch_size=backbone.patch_size, device=device)
-        first_step = restore(run, folder, config, student_teacher, optimizer, resume=resume, init_from=init_from)
+        restore(run, source, config, parts.state, resume=resume, init_from=init_from)
 
-        # 3. Take the folder.
+        # 2. Take the folder.
         command = f"selfpatch pretrain {images} {out} --config THIS FILE"
         run.open(config, header=f"selfpatch {installed_version('selfpatch')}: {command}")
-        print_summary(config, folder, student_teacher, derived, num_steps=num_steps, device=device)
-        if first_step >= num_steps:
-            say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
+        print_summary(config, source, parts, resolved, device=device)
 
-        elif num_steps - first_step >= ESTIMATED_STEPS:
-            say(estimate(student_teacher, config, num_steps - first_step, device))
-        apply_efficiency(student_teacher, config.efficiency)
-
-        # 4. Train.
-        trainee = PretrainTask(
-            student_teacher,
-            optimizer,
-            config,
-            schedules=schedules,
-            steps_per_epoch=plan.steps_per_epoch,
-            device=device,
-            record_bad_images=lambda bad: refuse_bad_images(run.record_bad_images(bad), len(folder), config, run),
-            files_of_step=lambda step: [folder.path(int(i)) for i in plan.indices(step)],
-            data_wait_hint=data_wait_hint(config, device),
-        )
-
-        def save(step: int) -> dict[str, float]:
-            run.save(step, student_teacher, optimizer, folder, config)
-            write_backbone(step)
-            return {}
-
-        def write_backbone(step: int) -> str:
-            metadata = {"recipe": config.recipe, "step": str(step)}
-            return export_timm(student_teacher.export_backbone(), run.backbone_file, metadata=metadata)
-
-        save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
-        logger = MetricLogger(run.metrics_file, first_step=first_step)
-        steps_done = first_step
-        with StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
-            watch.progress = progress
-            if first_step < num_steps:
-                batches = training_batches(
-                    folder,
-                    plan,
-                    MultiCrop(config.crops, color_in_worker=not augment_on_device(config.efficiency.light, device)),
-                    first_step=first_step,
-                    stop_step=num_steps,
-                    num_workers=num_workers(config.efficiency.num_workers),
-                    pin_memory=device.type == "cuda",
-                )
-                steps_done = train(
-                    trainee,
-                    prefetch_to_device(batches, device),
-                    first_step=first_step,
-                    num_steps=num_steps,
-                    seed=config.seed,
-                    log_every=config.run.log_every,
-                    max_skipped=config.run.max_skipped,
-                    device=device,
-                    logger=logger,
-                    progress=progress,
-                    callbacks=[*watch.callbacks(student_teacher), PeriodicCallback(save_every, save, at_stop=True)],
-                    should_stop=lambda done: signal.received is not None or done == config.run.stop_at_step,
-                )
+        # 3. Train.
+        stopped_by = run_training(config, source, run, parts, monitor, device)
         result = PretrainResult(
             out=run.path,
-            steps_done=steps_done,
-            num_steps=num_steps,
-            scores=watch.scores(),
+            steps_done=parts.state.step,
+            num_steps=parts.num_steps,
+            scores=monitor.scores(),
             backbone_file=run.backbone_file,
-            load_line=write_backbone(steps_done),
-            stopped_by=signal.received,
+            load_line=export(parts.state, config, run),
+            stopped_by=stopped_by,
         )
     if result.stopped_by:
-        say(f"stopped after {steps_done} of {num_steps} steps, saved; the same command goes on from there")
+        say(
+            f"stopped after {result.steps_done} of {result.num_steps} steps, saved; the same command goes on from there"
+        )
     say(f"import timm; backbone = {result.load_line}")
     return result
 
 
-def check_crops(config: PretrainConfig, patch_size: tuple[int, int]) -> None:
-    """Crops must be whole patches, and hold the window in which SelfPatch looks for positives."""
-    selfpatch = config.objectives.selfpatch
+class Parts(NamedTuple):
+    """All that a run is made of, on its device."""
+
+    sampler: Plan
+    num_steps: int
+    state: TrainState
+    schedules: Schedules
+
+    @property
+    def backbone(self) -> ViT:
+        return self.state.student_teacher.student.backbone
+
+
+def resolve_config(
+    config: PretrainConfig, num_images: int, out: Path, device: torch.device
+) -> tuple[PretrainConfig, list[ResolvedSetting]]:
+    """Fill in what follows from the images and the hardware."""
+    facts = RunFacts(num_images=num_images, on_gpu=device.type == "cuda")
+    config, fitted = fit_batch_size(config, facts, out, device)
+    config, derived = derive(config, facts)
+    return config, fitted + derived
+
+
+def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -> Parts:
+    """
+    Raises:
+        UserError: the backbone, the crops or the batch do not fit each other or the images.
+    """
+    assert isinstance(config.optim.batch_size, int)  # derived by now
+    sampler = Plan(num_images, config.optim.batch_size, config.seed)
+    num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * sampler.steps_per_epoch), 1)
+    torch.manual_seed(config.seed)
+    backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
+    student_teacher = build_student_teacher(backbone, config, steps_per_epoch=sampler.steps_per_epoch).to(device)
+    check_crops(config, student_teacher)
+    apply_efficiency(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate
+    schedules = build_schedules(
+        config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=sampler.steps_per_epoch
+    )
+    return Parts(sampler, num_steps, TrainState(student_teacher, build_optimizer(student_teacher)), schedules)
+
+
+def check_crops(config: PretrainConfig, student_teacher: StudentTeacher) -> None:
+    """Crops must be whole patches, and large enough for every objective that sees them."""
+    patch_size = student_teacher.student.backbone.patch_size
     sizes = {"global": config.crops.global_size} | (
         {"local": config.crops.local_size} if config.crops.num_local else {}
     )
@@ -199,22 +171,95 @@ def check_crops(config: PretrainConfig, patch_size: tuple[int, int]) -> None:
                 f"crops.{name}-size {rows} x {columns} is not a multiple of the patch size {patch_size[0]} x "
                 f"{patch_size[1]}; the nearest is {nearest[0]} x {nearest[1]} (crops.{name}-size {nearest[0]})"
             )
-        if selfpatch is not None and (name == "global" or selfpatch.crops == "all"):
-            neighborhood((rows // patch_size[0], columns // patch_size[1]), selfpatch.window_size, selfpatch.borders)
+        for objective in student_teacher.named_objectives.values():
+            if name == "global" or objective.needs.student_local or objective.needs.teacher_local:
+                objective.check_grid(rows // patch_size[0], columns // patch_size[1])
+
+
+def run_training(
+    config: PretrainConfig,
+    source: ImageFolder,
+    run: RunFolder,
+    parts: Parts,
+    monitor: TrainingMonitor,
+    device: torch.device,
+) -> int | None:
+    """Train from where the state is to the end, or until stopped; returns the signal that stopped it."""
+    state, first_step, num_steps = parts.state, parts.state.step, parts.num_steps
+    stop_at = config.run.stop_at_step or num_steps
+    if first_step >= num_steps:
+        say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
+    elif first_step >= stop_at:
+        say(f"this run is at step {first_step} and stops at step {stop_at} (run.stop-at-step)")
+    elif num_steps - first_step >= ESTIMATED_STEPS:
+        say(estimate(state.student_teacher, config, num_steps - first_step, device))
+    if first_step >= min(stop_at, num_steps):
+        return None
+    apply_efficiency(state.student_teacher, config.efficiency)
+
+    task = PretrainTask(
+        state,
+        config,
+        schedules=parts.schedules,
+        sampler=parts.sampler,
+        device=device,
+        record_bad_images=lambda bad: refuse_bad_images(run.record_bad_images(bad), len(source), config, run),
+        image_name=lambda index: str(source.path(index)),
+        data_wait_hint=data_wait_hint(config, device),
+    )
+    batches = training_batches(
+        source,
+        parts.sampler,
+        MultiCrop(config.crops, color_in_worker=not augment_on_device(config.efficiency.light, device)),
+        first_step=first_step,
+        stop_step=num_steps,
+        num_workers=num_workers(config.efficiency.num_workers),
+        pin_memory=device.type == "cuda",
+    )
+
+    def save(step: int) -> dict[str, float]:
+        run.save(state, source, config)
+        export(state, config, run)
+        return {}
+
+    save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
+    saving = PeriodicCallback(save_every, save, at_stop=True, within_budget=config.run.save_every is None)
+    with StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
+        monitor.progress = progress
+        train(
+            task,
+            prefetch_to_device(batches, device),
+            first_step=first_step,
+            num_steps=num_steps,
+            seed=config.seed,
+            log_every=config.run.log_every,
+            max_skipped=config.run.max_skipped,
+            device=device,
+            logger=MetricLogger(run.metrics_file, first_step=first_step),
+            progress=progress,
+            callbacks=[*monitor.callbacks(state.student_teacher), saving],
+            should_stop=lambda done: signal.received is not None or done >= stop_at,
+        )
+    return signal.received
+
+
+def export(state: TrainState, config: PretrainConfig, run: RunFolder) -> str:
+    """Write the teacher's backbone; returns the line of Python that loads it."""
+    metadata = {"recipe": config.recipe, "step": str(state.step)}
+    return export_timm(state.student_teacher.teacher.export_backbone(), run.backbone_file, metadata=metadata)
 
 
 def restore(
     run: RunFolder,
-    folder: ImageFolder,
+    source: ImageFolder,
     config: PretrainConfig,
-    student_teacher: StudentTeacher,
-    optimizer: torch.optim.Optimizer,
+    state: TrainState,
     *,
     resume: Path | str | None,
     init_from: Path | str | None,
-) -> int:
-    """Load what the run goes on from, in the order that run_folder.py states; returns the number of steps done."""
-    found, skipped_checkpoints = run.newest_checkpoint(folder)
+) -> None:
+    """Load what the run goes on from, in the order that run_folder.py states."""
+    found, skipped_checkpoints = run.newest_checkpoint(source)
     if found is None and skipped_checkpoints and resume is None:
         raise UserError(
             f"no checkpoint of {run.path} can be read: {skipped_checkpoints[0]}. Give another one to go on from "
@@ -224,17 +269,15 @@ def restore(
         say(f"warning: {reason}; an older checkpoint is used")
     if found is None and resume is not None:
         found = checkpoint.load(Path(resume))
-        run.require_same_method(found.state["method"], config, Path(resume))
+        run.require_same_method(found.state.get("method", {}), config, Path(resume))
     if found is not None:
-        student_teacher.load_state_dict(found.tensors["model"])
-        checkpoint.unflatten_optimizer_state(optimizer, found.tensors["optimizer"])
-        say(f"going on from {found.path} at step {found.state['step']}")
-        return found.state["step"]
-    if init_from is not None:
+        state.load(found)
+        say(f"going on from {found.path} at step {state.step}")
+    elif init_from is not None:
+        student_teacher = state.student_teacher
         backbone = student_teacher.student.backbone
         say(f"starting from {init_from}: {load_weights(backbone, init_from, num_heads=backbone.num_heads)}")
         student_teacher.teacher.backbone.load_state_dict(backbone.state_dict())
-    return 0
 
 
 def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: RunFolder) -> int:
@@ -248,20 +291,39 @@ def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: 
 
 def print_summary(
     config: PretrainConfig,
-    folder: ImageFolder,
-    student_teacher: StudentTeacher,
-    derived: list[ResolvedSetting],
+    source: ImageFolder,
+    parts: Parts,
+    resolved: list[ResolvedSetting],
     *,
-    num_steps: int,
     device: torch.device,
 ) -> None:
-    backbone = student_teacher.student.backbone
-    millions = sum(p.numel() for p in backbone.parameters()) / 1e6
-    terms = " + ".join(f"{o.weight:g} x {name}" for name, o in student_teacher.objectives.items())
-    say(f"{config.recipe}: {config.backbone.name} ({millions:.1f} M parameters) on {device}, loss = {terms}")
-    objectives, aggregator = config.objectives, config.aggregator
-    if objectives.selfpatch and (objectives.dino is None or (aggregator and aggregator.image_token == "class_token")):
-        say("warning: nothing trains the aggregator, which makes SelfPatch's targets: only DINO's image token does")
-    say(f"{len(folder)} images, {config.optim.batch_size} a step, {num_steps} steps")
-    for setting, value, reason in derived:
+    objectives = parts.state.student_teacher.named_objectives
+    millions = sum(p.numel() for p in parts.backbone.parameters()) / 1e6
+    total = " + ".join(f"{objective.weight:g} x {name}" for name, objective in objectives.items())
+    say(f"{config.recipe}: {config.backbone.name} ({millions:.1f} M parameters) on {device}, loss = {total}")
+    say(f"{len(source)} images, {config.optim.batch_size} per step, {parts.num_steps} steps")
+    for warning in config_warnings(config, parts):
+        say(f"warning: {warning}")
+    for setting, value, reason in resolved:
         say(f"  {setting} {value:g}: {reason}" if isinstance(value, float) else f"  {setting} {value}: {reason}")
+
+
+def config_warnings(config: PretrainConfig, parts: Parts) -> Iterator[str]:
+    """Settings that are allowed and most likely not wanted."""
+    student_teacher, warmup_epochs = parts.state.student_teacher, config.optim.warmup_epochs or 0
+    steps_per_epoch = parts.sampler.steps_per_epoch
+    if warmup_epochs and warmup_epochs * steps_per_epoch >= parts.num_steps:
+        yield (
+            f"the warm-up takes all of the {parts.num_steps} steps, so the learning rate never falls; a tenth is "
+            f"usual: --optim.warmup-epochs {0.1 * parts.num_steps / steps_per_epoch:.2g}"
+        )
+    objectives = student_teacher.named_objectives
+    trains_aggregator = student_teacher.student.aggregates_image_token and any(
+        objective.needs.image_token for objective in objectives.values()
+    )
+    for name, objective in objectives.items():
+        if objective.needs.aggregator and not trains_aggregator:
+            yield (
+                f"nothing trains the aggregator that makes the targets of objectives.{name}: an objective on the image "
+                "token does, if that token comes from it (aggregator.image-token aggregator)"
+            )

@@ -12,7 +12,7 @@ from selfpatch.data.loading.sampler import Plan
 from selfpatch.evaluation.features import prefetch
 from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.evaluation.task import Context
-from selfpatch.optim.optimizer import optimizer_step
+from selfpatch.optim.optimizer import load_optimizer_state, optimizer_state, optimizer_step
 from selfpatch.optim.schedules import Schedule
 from selfpatch.output import checkpoint
 from selfpatch.output.folder_lock import FolderLock
@@ -89,7 +89,7 @@ def train_head(
         first_step = _restore(model, optimizer, identity, context)
 
         def save(step: int) -> dict[str, float]:
-            tensors = {"model": model.state_dict(), "optimizer": checkpoint.flatten_optimizer_state(optimizer)}
+            tensors = {"model": model.state_dict(), "optimizer": optimizer_state(optimizer, model)}
             checkpoint.save(folder, step, tensors, {"step": step, "identity": identity}, keep=KEPT_CHECKPOINTS)
             return {}
 
@@ -148,11 +148,12 @@ class _Head:
         self._model, self._optimizer, self._losses = model, optimizer, losses
         self._lr, self._clip_norm, self._accumulate = lr, clip_norm, accumulate
         self._autocast = autocast_for(precision, device)
+        self._skipped_steps = 0  # since it was last started
 
     def train_mode(self) -> None:
         self._model.train()
 
-    def update(self, batch: list[Any], step: int) -> StepOutput:
+    def step(self, batch: list[Any], step: int) -> StepOutput:
         # The forward pass moves the means of batch norms, also in a step that turns out not to be finite.
         buffers = [buffer.clone() for buffer in self._model.buffers()]
 
@@ -172,19 +173,20 @@ class _Head:
         # 2. Clip and step.
         for group in self._optimizer.param_groups:
             group["lr"] = self._lr(step) * group.get("lr_scale", 1.0)
-        accepted = optimizer_step(self._optimizer, sums["loss"], max_norm=self._clip_norm)
-        if not accepted:
+        applied = optimizer_step(self._optimizer, sums["loss"], max_norm=self._clip_norm)
+        if not applied:
+            self._skipped_steps += 1
             for buffer, before in zip(self._model.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-        return StepOutput(sums, accepted)
+        return StepOutput(sums, applied)
 
-    def state(self, step: int) -> dict[str, float]:
-        return {"lr": self._lr(step)}
+    def log_scalars(self, step: int) -> dict[str, float]:
+        return {"lr": self._lr(step), "skipped_steps": self._skipped_steps}
 
-    def note(self, means: dict[str, float], *, last: bool) -> str | None:
+    def log_message(self, means: dict[str, float], *, last: bool) -> str | None:
         return None
 
-    def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:
+    def divergence_hint(self, step: int, metrics: dict[str, Tensor]) -> str:
         return (
             "A lower learning rate (lr), a longer warm-up (warmup-steps) or float32 (precision float32) most often "
             "helps; the last checkpoint is from before"
@@ -219,7 +221,7 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
             "the settings, data and model of then to go on"
         )
     model.load_state_dict(found.tensors["model"])
-    checkpoint.unflatten_optimizer_state(optimizer, found.tensors["optimizer"])
+    load_optimizer_state(optimizer, found.tensors["optimizer"], model)
     say(f"going on from {found.path} at step {found.state['step']}")
     return found.state["step"]
 

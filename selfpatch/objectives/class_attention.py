@@ -11,9 +11,9 @@ from selfpatch.errors import UserError
 
 
 class ClassAttention(nn.Module):
-    """Attention of queries to themselves and to patch tokens, all of them or each query to its own few `members`.
+    """Attention of queries to themselves and to patch tokens, all of them or each query to its own few `key_indices`.
 
-    The patch tokens do not change. A single query may stand for all images and all sets of members.
+    The patch tokens do not change. A single query may stand for all images and all sets of key_indices.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -28,29 +28,29 @@ class ClassAttention(nn.Module):
         self,
         queries: Float[Tensor, "#B #Q D"],
         patch_tokens: Float[Tensor, "B N D"],
-        members: Int[Tensor, "B #Q P"] | None,
+        key_indices: Int[Tensor, "B #Q P"] | None,
     ) -> Float[Tensor, "B #Q D"]:
         q, own_k, own_v = (self._heads(layer(queries)) for layer in (self.q, self.k, self.v))  # [B or 1, h, Q or 1, d]
         q = q * q.shape[-1] ** -0.5
         own_score = (q * own_k).sum(dim=-1, keepdim=True)  # [B or 1, h, Q or 1, 1]
         if queries.shape[1] > 1:
-            assert members is not None
+            assert key_indices is not None
             k = self._heads(self.k(patch_tokens))  # once a patch, then gathered by the queries that ask
-            scores = (_gather(k, members) @ q.unsqueeze(-1)).squeeze(-1)  # [B, h, Q, P]
+            scores = (_gather(k, key_indices) @ q.unsqueeze(-1)).squeeze(-1)  # [B, h, Q, P]
         else:
             # One query for all sets: a patch has one score a head in whichever set, so numbers are gathered, not keys.
             scores = self._scores(q, patch_tokens)  # [B, h, 1, N]
-            if members is not None:
-                scores = _gather(scores.transpose(2, 3), members).squeeze(-1)  # [B, h, Q, P]
+            if key_indices is not None:
+                scores = _gather(scores.transpose(2, 3), key_indices).squeeze(-1)  # [B, h, Q, P]
         shape = (*scores.shape[:3], -1)
         own_weight, weights = (
             torch.cat([own_score.expand(shape), scores], dim=-1).softmax(dim=-1).split([1, scores.shape[-1]], dim=-1)
         )
-        if members is None:
+        if key_indices is None:
             mixed = self._mean_value(weights, patch_tokens)
         else:
             v = self._heads(self.v(patch_tokens))
-            mixed = (weights.unsqueeze(-2) @ _gather(v, members)).squeeze(-2)
+            mixed = (weights.unsqueeze(-2) @ _gather(v, key_indices)).squeeze(-2)
         return self.proj(rearrange(own_weight * own_v + mixed, "b h q d -> b q (h d)"))
 
     def _scores(self, q: Float[Tensor, "#B h 1 d"], patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B h 1 N"]:
@@ -81,9 +81,9 @@ class ClassAttention(nn.Module):
         return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
 
 
-def _gather(x: Float[Tensor, "B h N d"], members: Int[Tensor, "B Q P"]) -> Float[Tensor, "B h Q P d"]:
+def _gather(x: Float[Tensor, "B h N d"], key_indices: Int[Tensor, "B Q P"]) -> Float[Tensor, "B h Q P d"]:
     batch = torch.arange(len(x), device=x.device)[:, None, None]
-    return x.transpose(1, 2)[batch, members].permute(0, 3, 1, 2, 4)  # [B, Q, P, h, d] -> [B, h, Q, P, d]
+    return x.transpose(1, 2)[batch, key_indices].permute(0, 3, 1, 2, 4)  # [B, Q, P, h, d] -> [B, h, Q, P, d]
 
 
 class ClassAttentionBlock(nn.Module):
@@ -100,9 +100,9 @@ class ClassAttentionBlock(nn.Module):
         self,
         queries: Float[Tensor, "#B #Q D"],
         patch_tokens: Float[Tensor, "B N D"],
-        members: Int[Tensor, "B #Q P"] | None,
+        key_indices: Int[Tensor, "B #Q P"] | None,
     ) -> Float[Tensor, "B #Q D"]:
-        queries = queries + self.attn(self.norm1(queries), self.norm1(patch_tokens), members)
+        queries = queries + self.attn(self.norm1(queries), self.norm1(patch_tokens), key_indices)
         return queries + self.mlp(self.norm2(queries))
 
 
@@ -136,14 +136,14 @@ class Aggregator(nn.Module):
         """One token an image, out of all its patches."""
         return self._aggregate(patch_tokens, None).squeeze(1)
 
-    def forward(self, patch_tokens: Float[Tensor, "B N D"], members: Int[Tensor, "B Q P"]) -> Float[Tensor, "B Q D"]:
-        """One token a set; `members` holds the indices of the patches in each set."""
-        return self._aggregate(patch_tokens, members)
+    def forward(self, patch_tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q P"]) -> Float[Tensor, "B Q D"]:
+        """One token per set; row q of `indices` holds the indices of the patches in each set."""
+        return self._aggregate(patch_tokens, indices)
 
     def _aggregate(
-        self, patch_tokens: Float[Tensor, "B N D"], members: Int[Tensor, "B Q P"] | None
+        self, patch_tokens: Float[Tensor, "B N D"], key_indices: Int[Tensor, "B Q P"] | None
     ) -> Float[Tensor, "B _ D"]:
         queries = self.query  # one for all images and sets, until they have looked at their patches
         for block in self.blocks:
-            queries = block(queries, patch_tokens, members)
+            queries = block(queries, patch_tokens, key_indices)
         return self.norm(queries)

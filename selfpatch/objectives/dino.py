@@ -1,6 +1,5 @@
 """DINO: every crop of the student predicts the teacher's view of the global crops, image by image."""
 
-import copy
 from collections.abc import Iterable
 
 import torch
@@ -8,13 +7,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.config import DINOConfig
-from selfpatch.objectives.objective import EncodedViews, Objective, without_gradient
-from selfpatch.objectives.projection_heads import ProjectionHead
-from selfpatch.objectives.self_distillation import SelfDistillation, chunked_cross_entropy, signals
+from selfpatch.objectives.distillation_branch import DistillationBranch
+from selfpatch.objectives.encoder import EncodedViews, Encoder
+from selfpatch.objectives.objective import Needs, Objective
+from selfpatch.objectives.self_distillation import TargetsOf, distillation_signals
 
 
 class DINO(Objective):
-    """Image-level term: mean cross-entropy over all pairs of a teacher's global crop and another crop of the student.
+    """Image-level objective: mean cross-entropy over all pairs of a teacher's global crop and another student's crop.
 
     Source: DINO (ICCV 2021), algorithm 1; as SelfPatch runs it, where `center_crops` is "all".
     """
@@ -22,13 +22,9 @@ class DINO(Objective):
     def __init__(self, dim: int, config: DINOConfig, *, steps_per_epoch: int):
         super().__init__()
         self.weight = config.weight
-        self.teacher_crops = config.center_crops
-        self.head = ProjectionHead(dim, config.head)
-        self.teacher_head = without_gradient(copy.deepcopy(self.head))
-        self.distillation = SelfDistillation(
-            self.head.num_prototypes, config.distillation, steps_per_epoch=steps_per_epoch
-        )
-        self._frozen_steps = config.head.freeze_prototypes_epochs * steps_per_epoch
+        self.center_crops = config.center_crops
+        self.needs = Needs(student_local=True, teacher_local=config.center_crops == "all", image_token=True)
+        self.branch = DistillationBranch(dim, config.head, config.distillation, steps_per_epoch=steps_per_epoch)
 
     def forward(
         self, student: EncodedViews, teacher: EncodedViews, step: int
@@ -36,54 +32,49 @@ class DINO(Objective):
         num_images = student.num_images
 
         # 1. Targets: the teacher's global crops.
-        with torch.no_grad():
-            bottleneck = self.teacher_head.bottleneck(teacher.encoder.image_token(teacher.global_crops))
-            targets = self.distillation.targets(self.teacher_head.prototypes(bottleneck), step)
-            targets = targets.unflatten(0, (-1, num_images))  # [G, B, K]
-            self._observe(bottleneck, teacher)
+        projected = self.branch.project_teacher(teacher.global_crops.image_token)  # [G*B, Z]
+        targets = self.branch.targets(projected, step)  # [G*B, K]
+        self._accumulate_center(projected, teacher)
 
         # 2. Predictions: all crops of the student.
-        image_tokens = torch.cat([student.encoder.image_token(tokens) for tokens in student.sizes])
-        predicted = self.head.bottleneck(image_tokens)  # [V*B, Z]
+        predicted = self.branch.predict(torch.cat([crops.image_token for crops in student.by_resolution]))  # [V*B, Z]
 
-        # 3. Cross-entropy over all pairs (g, v), g != v. It is linear in the targets: per view v they are summed first,
-        #    sum over g != v of <target_g, log p_v>  =  <sum over g of target_g - [v is global] target_v, log p_v>.
-        #    They are made chunk by chunk: for all views they would be as large as all logits.
-        num_global, num_views = len(targets), len(predicted) // num_images
-        total, targets = targets.sum(dim=0), targets.flatten(0, 1)  # [B, K], [G*B, K]
-        image = torch.arange(len(predicted), device=total.device) % num_images
+        # 3. Cross-entropy over all pairs (g, v) of different crops, g != v.
+        num_pairs = len(targets) // num_images * (len(predicted) // num_images - 1) * num_images
+        loss = self.branch.cross_entropy(predicted, targets_excluding_self(targets, num_images), step) / num_pairs
+        return loss, distillation_signals(targets, loss)
 
-        def others(rows: slice) -> Float[Tensor, "_ K"]:
-            summed, own = (
-                total[image[rows]],
-                targets[rows],
-            )  # the global views come first: `own` may be shorter, or empty
-            summed[: len(own)] -= own
-            return summed
-
-        loss = chunked_cross_entropy(
-            predicted,
-            self.head.prototypes.weight,
-            others,
-            temperature=self.distillation.student_temperature,
-        ) / (num_global * (num_views - 1) * num_images)
-        return loss, signals(targets, loss)
-
-    def _observe(self, global_bottleneck: Float[Tensor, "VB Z"], teacher: EncodedViews) -> None:
-        if self.teacher_crops == "all" and teacher.local_crops is not None:
-            local_bottleneck = self.teacher_head.bottleneck(teacher.encoder.image_token(teacher.local_crops))
-            global_bottleneck = torch.cat([global_bottleneck, local_bottleneck])
-        # Prototypes are linear: the mean logit is the logit of the mean, no logits of local crops needed.
-        self.distillation.observe(self.teacher_head.prototypes(global_bottleneck.mean(dim=0)))
+    def _accumulate_center(self, projected: Float[Tensor, "GB Z"], teacher: EncodedViews) -> None:
+        if self.center_crops == "all" and teacher.local_crops is not None:
+            projected = torch.cat([projected, self.branch.project_teacher(teacher.local_crops.image_token)])
+        self.branch.accumulate_center(projected)
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return [(self.head, self.teacher_head)]
+        return self.branch.ema_pairs()
 
-    def frozen_parameters(self, step: int) -> Iterable[nn.Parameter]:
-        return self.head.prototypes.parameters() if step < self._frozen_steps else []
+    def frozen_parameters(self, encoder: Encoder, step: int) -> Iterable[nn.Parameter]:
+        return self.branch.frozen_parameters(step)
 
     def commit(self) -> None:
-        self.distillation.commit()
+        self.branch.commit()
 
     def discard(self) -> None:
-        self.distillation.discard()
+        self.branch.discard()
+
+
+def targets_excluding_self(targets: Float[Tensor, "GB K"], num_images: int) -> TargetsOf:
+    """For every row of the student's crops [V*B], the sum of the targets of the same image's other global crops.
+
+    Cross-entropy is linear in the targets, so those of a view v are summed first:
+    sum over g != v of <target_g, log p_v>  =  <sum over g of target_g - [v is global] target_v, log p_v>.
+    Made chunk by chunk: for all views they would be as large as all logits.
+    """
+    target_sum = targets.unflatten(0, (-1, num_images)).sum(dim=0)  # [B, K]
+
+    def targets_of(rows: slice) -> Float[Tensor, "_ K"]:
+        image_index = torch.arange(*rows.indices(rows.stop), device=targets.device) % num_images
+        others, self_target = target_sum[image_index], targets[rows]
+        others[: len(self_target)] -= self_target  # the global crops come first: there may be fewer, or none
+        return others
+
+    return targets_of

@@ -1,67 +1,40 @@
-"""The contract between one term of the loss and the rest, and what every term is given."""
+"""The contract between an objective, one weighted part of the loss, and the rest of the training step."""
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfpatch.backbones.tokens import Tokens
-from selfpatch.backbones.vit import ViT
-from selfpatch.config import AggregatorConfig
-from selfpatch.errors import UserError
-from selfpatch.objectives.class_attention import Aggregator
-
-M = TypeVar("M", bound=nn.Module)
+from selfpatch.config.masks import MaskConfig
+from selfpatch.objectives.encoder import EncodedViews, Encoder
 
 
-class Encoder(nn.Module):
-    """A backbone and the aggregator that several terms share: the part of the network that student and teacher have."""
+class Needs(NamedTuple):
+    """Inputs of an objective beside the global crops of student and teacher: nothing is encoded that none needs.
 
-    def __init__(self, backbone: ViT, aggregator: AggregatorConfig | None = None):
-        super().__init__()
-        self.backbone = backbone
-        self.aggregator = Aggregator(backbone.embed_dim, backbone.num_heads, aggregator) if aggregator else None
-        self._aggregates_image_token = aggregator is not None and aggregator.image_token == "aggregator"
-        if not self._aggregates_image_token and not backbone.has_cls_token:
-            raise UserError(
-                f"{backbone.architecture.name} has no class token to describe an image; take the image token from the "
-                "aggregator (aggregator.image-token aggregator) or a backbone with one (backbone.class-token True)"
-            )
+    Args:
+        masks: how the student's global crops are masked; None: they are not.
+        aggregator: patches are aggregated, so the encoder must have an aggregator that some objective trains.
+        image_token: gradients flow through the image token.
+    """
 
-    def image_token(self, tokens: Tokens) -> Float[Tensor, "B D"]:
-        if self._aggregates_image_token:
-            assert self.aggregator is not None
-            return self.aggregator.image_token(tokens.patch_tokens)
-        assert tokens.cls_token is not None
-        return tokens.cls_token
-
-
-class EncodedViews(NamedTuple):
-    """What one network, student or teacher, made of a batch of `num_images` images. Crop-major: [V*B, ...]."""
-
-    encoder: Encoder
-    num_images: int
-    global_crops: Tokens
-    local_crops: Tokens | None
-
-    @property
-    def sizes(self) -> list[Tokens]:
-        """The crops, one entry a resolution, the global ones first."""
-        return [self.global_crops] if self.local_crops is None else [self.global_crops, self.local_crops]
+    student_local: bool = False
+    teacher_local: bool = False
+    masks: MaskConfig | None = None
+    aggregator: bool = False
+    image_token: bool = False
 
 
 class Objective(nn.Module):
-    """One term of the loss.
+    """One part of the loss.
 
-    `forward` returns the unweighted term and its signals. It must leave the module's state alone: what a step should
-    change (centres, queues) is remembered, and done by `commit` when the step is accepted, once for all the parts of an
-    accumulated batch, or dropped by `discard` when it is not. So a target never sees its own step.
+    `forward` returns the unweighted loss and its signals, and leaves the module's state alone. Changes of state
+    (centers, queues) are remembered by `forward` and made by `commit` after an accepted step, once for all parts of an
+    accumulated batch, or dropped by `discard`. So a target never sees its own step, and a skipped step leaves nothing.
     """
 
-    # What each network has to encode for this term.
-    teacher_crops: Literal["global", "all"] = "global"
-    student_crops: Literal["global", "all"] = "all"
+    needs: Needs = Needs()
     weight: float
 
     def forward(
@@ -69,23 +42,19 @@ class Objective(nn.Module):
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         raise NotImplementedError
 
+    def check_grid(self, rows: int, columns: int) -> None:
+        """Raises UserError if crops of rows x columns patches, of a kind that it needs, are too small for it."""
+
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        """(student's, teacher's) modules; the second follows the first as an exponential moving average."""
+        """(student's module, teacher's module); the second is an exponential moving average of the first."""
         return []
 
-    def frozen_parameters(self, step: int) -> Iterable[nn.Parameter]:
-        """Parameters that take no part in this step."""
+    def frozen_parameters(self, encoder: Encoder, step: int) -> Iterable[nn.Parameter]:
+        """Parameters, of the objective or of the student's encoder, that take no part in this step."""
         return []
 
     def commit(self) -> None:
-        """The step counts: update centres and the like."""
+        """Apply the state changes of an accepted step."""
 
     def discard(self) -> None:
-        """The step does not count: forget what `forward` remembered."""
-
-
-def without_gradient(module: M) -> M:
-    """The same module, with no parameter that is trained."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    return module
+        """Forget the state changes of a skipped step."""

@@ -1,4 +1,4 @@
-"""Self-distillation between logits over prototypes: centre and sharpen the teacher, cross-entropy, signals."""
+"""Self-distillation between logits over prototypes: center and sharpen the teacher, cross-entropy, signals."""
 
 import math
 from collections.abc import Callable
@@ -15,13 +15,16 @@ from selfpatch.optim.schedules import epochwise_linear
 # Numbers in a chunk of logits: 64 MiB in float32.
 CHUNK_SIZE = 2**24
 
+# Gives the targets of some rows; no gradient reaches it.
+TargetsOf = Callable[[slice], Float[Tensor, "_ K"]]
+
 
 class SelfDistillation(nn.Module):
-    """Turns teacher logits into targets, and owns the centre that keeps them from collapsing onto one prototype.
+    """Turns teacher logits into targets, and owns the center that keeps them from collapsing onto one prototype.
 
-    With centering "mean", target = softmax((teacher logits - centre) / teacher temperature). The centre is a moving
-    average of the mean teacher logit over everything shown to `observe`, on all ranks; it changes in `commit` only.
-    With "sinkhorn" the centre takes no part: the targets of each forward pass are balanced over the prototypes.
+    With centering "mean", target = softmax((teacher logits - center) / teacher temperature). The center is a moving
+    average of the mean teacher logit given to `accumulate_center`, over all ranks; it changes in `commit` only.
+    With "sinkhorn" there is no center: the targets of each forward pass are balanced over the prototypes.
 
     Source: DINO, sec. 3.1; DINOv2, sec. 4.
     """
@@ -37,39 +40,38 @@ class SelfDistillation(nn.Module):
         self.centering = config.centering
         self.center_momentum = config.center_momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
-        self._observed: list[Float[Tensor, " K"]] = []
+        self._accumulated: list[Float[Tensor, " K"]] = []
 
-    def targets(self, teacher_logits: Float[Tensor, "*rows K"], step: int) -> Float[Tensor, "*rows K"]:
+    def targets(self, teacher_logits: Float[Tensor, "rows K"], step: int) -> Float[Tensor, "rows K"]:
         temperature = self.teacher_temperature(step)
         if self.centering == "sinkhorn":
-            rows = sinkhorn(teacher_logits.float().flatten(0, -2) / temperature)
-            return rows.view_as(teacher_logits)
+            return sinkhorn(teacher_logits.float() / temperature)
         return ((teacher_logits.float() - self.center) / temperature).softmax(dim=-1)
 
-    def targets_by_rows(
-        self, bottleneck: Float[Tensor, "rows Z"], prototypes: Float[Tensor, "K Z"], step: int
-    ) -> Callable[[slice], Float[Tensor, "_ K"]]:
-        """The targets of some of the rows, made when asked for; Sinkhorn has to see all rows at once."""
+    def targets_of(self, projected: Float[Tensor, "rows Z"], prototypes: Float[Tensor, "K Z"], step: int) -> TargetsOf:
+        """Targets of any rows, made when asked for; Sinkhorn has to see all rows at once."""
         if self.centering == "sinkhorn":
-            targets = self.targets(bottleneck @ prototypes.T, step)
+            targets = self.targets(projected @ prototypes.T, step)
             return lambda rows: targets[rows]
-        return lambda rows: self.targets(bottleneck[rows] @ prototypes.T, step)
+        return lambda rows: self.targets(projected[rows] @ prototypes.T, step)
 
-    def observe(self, mean_logits: Float[Tensor, " K"]) -> None:
-        """Remember the mean teacher logit of a batch, or of one part of it; parts are of equal size."""
-        self._observed.append(mean_logits.detach().float())
+    def accumulate_center(self, mean_logits: Float[Tensor, " K"]) -> None:
+        """Remember the mean teacher logit of a batch, or of one of its parts of equal size."""
+        self._accumulated.append(mean_logits.detach().float())
 
     def commit(self) -> None:
-        mean_logits = global_mean(torch.stack(self._observed).mean(dim=0))
-        self.center.mul_(self.center_momentum).add_(mean_logits, alpha=1 - self.center_momentum)
+        """Move the center; nothing if nothing was accumulated since the last commit."""
+        if self._accumulated:
+            mean_logits = global_mean(torch.stack(self._accumulated).mean(dim=0))
+            self.center.mul_(self.center_momentum).add_(mean_logits, alpha=1 - self.center_momentum)
         self.discard()
 
     def discard(self) -> None:
-        self._observed.clear()
+        self._accumulated.clear()
 
 
 def sinkhorn(scores: Float[Tensor, "rows K"], num_iterations: int = 3) -> Float[Tensor, "rows K"]:
-    """softmax(scores), moved towards the nearest assignment in which every prototype gets the same share of all rows.
+    """softmax(scores), moved towards the nearest assignment in which every prototype gets equally many rows.
 
     Rows of all ranks count together; every row of the result sums to 1.
 
@@ -79,13 +81,13 @@ def sinkhorn(scores: Float[Tensor, "rows K"], num_iterations: int = 3) -> Float[
     num_rows = global_sum(torch.tensor(float(len(scores)), device=scores.device))
     for _ in range(num_iterations):
         weights = weights / weights.sum(dim=-1, keepdim=True)
-        share = global_sum(weights.sum(dim=0)) * (scores.shape[-1] / num_rows)  # 1: as much as every other prototype
-        weights = weights / share.clamp(min=1e-12)
+        load = global_sum(weights.sum(dim=0)) * (scores.shape[-1] / num_rows)  # 1: as much as every other
+        weights = weights / load.clamp(min=1e-12)
     return weights / weights.sum(dim=-1, keepdim=True)
 
 
 @torch.no_grad()
-def signals(
+def distillation_signals(
     targets: Float[Tensor, "rows K"], cross_entropy: Float[Tensor, ""], max_rows: int = 1024
 ) -> dict[str, Float[Tensor, ""]]:
     """Whether the targets still say something. Entropies in shares of ln K; measured on at most `max_rows` rows.
@@ -111,16 +113,13 @@ def signals(
 def chunked_cross_entropy(
     bottleneck: Float[Tensor, "rows Z"],
     prototypes: Float[Tensor, "K Z"],
-    targets_of: Callable[[slice], Float[Tensor, "_ K"]],
+    targets_of: TargetsOf,
     *,
     temperature: float,
 ) -> Float[Tensor, ""]:
     """Sum over rows of the cross-entropy between targets and softmax(bottleneck @ prototypes.T / temperature).
 
-    A row of targets may be a sum of several targets.
-
-    Args:
-        targets_of: the targets of some rows; called once for each chunk, no gradient reaches it.
+    A row of targets may be a sum of several targets; they are asked for once per chunk of rows.
     """
     return _ChunkedCrossEntropy.apply(bottleneck, prototypes, targets_of, temperature)
 
@@ -132,14 +131,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, bottleneck: Tensor, prototypes: Tensor, targets_of: Callable[[slice], Tensor], temperature: float
-    ) -> Tensor:
+    def forward(ctx: Any, bottleneck: Tensor, prototypes: Tensor, targets_of: TargetsOf, temperature: float) -> Tensor:
         loss = torch.zeros((), device=bottleneck.device)
         to_bottleneck, to_prototypes = torch.empty_like(bottleneck), torch.zeros_like(prototypes)
         rows_at_once = max(1, CHUNK_SIZE // len(prototypes))
         for start in range(0, len(bottleneck), rows_at_once):
-            rows = slice(start, start + rows_at_once)
+            rows = slice(start, min(start + rows_at_once, len(bottleneck)))
             targets = targets_of(rows)
             logits = (bottleneck[rows] @ prototypes.T).float() / temperature
             log_sum = logits.logsumexp(dim=-1, keepdim=True)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.distributed import any_rank
+from selfpatch.errors import UserError
 
 
 def parameter_groups(module: nn.Module) -> list[dict]:
@@ -25,6 +26,43 @@ def set_schedules(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: 
     for group in optimizer.param_groups:
         group["lr"] = lr
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """The state of every parameter as "parameter name/state name"; groups and their settings are not part of it."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    return {
+        f"{names[parameter]}/{key}": value
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], module: nn.Module) -> None:
+    """Load what `optimizer_state` gave, whatever groups the parameters are in by now.
+
+    Raises:
+        UserError: it has a parameter that the module lacks.
+    """
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        by_parameter.setdefault(parameter, {})[key] = value
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    if unknown := by_parameter.keys() - set(names.values()):
+        raise UserError(f"the optimizer's state is of another model: it has {min(unknown)}, which this one lacks")
+    ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    state = {index: by_parameter[name] for index, name in enumerate(ordered) if name in by_parameter}
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def positional_names(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """State that was saved as "position.state name", by the order of `parameter_groups`, under parameters' names."""
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    ordered = [names[parameter] for group in parameter_groups(module) for parameter in group["params"]]
+    positions = ((name.partition("."), value) for name, value in tensors.items())
+    return {f"{ordered[int(position)]}/{key}": value for (position, _, key), value in positions}
 
 
 def gradient_norms(parameters: Iterable[nn.Parameter]) -> Float[Tensor, " P"]:

@@ -13,7 +13,6 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -84,41 +83,47 @@ def load(path: Path) -> Checkpoint:
         raise UserError(
             f"{path} is not a whole checkpoint: it has no {MANIFEST}; give one such as RUN/checkpoints/step-00001000"
         )
-    try:
-        manifest: dict[str, str] = json.loads(manifest_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{manifest_file} is damaged: {error}") from error
+    manifest = _read_json(manifest_file)
+    # Names of files beside it: an entry "../other/model.safetensors" would load another checkpoint's weights.
+    if "state.json" not in manifest or any(Path(name).name != name for name in manifest):
+        raise UserError(f"{manifest_file} is damaged: it lists {', '.join(manifest) or 'no files'}")
     for name, checksum in manifest.items():
-        file = path / Path(name).name
+        file = path / name
         if not file.is_file() or _sha256(file) != checksum:
             raise UserError(f"{file} is missing or not what was written: its checksum differs")
     tensors = {Path(name).stem: load_file(path / name) for name in manifest if name.endswith(".safetensors")}
-    return Checkpoint(path, tensors, json.loads((path / "state.json").read_text(encoding="utf-8")))
+    return Checkpoint(path, tensors, _read_json(path / "state.json"))
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and why newer ones were passed over."""
+    """The newest checkpoint that is whole, and why newer ones were skipped."""
     skipped_checkpoints = []
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
             return load(path), skipped_checkpoints
-        except ValueError as error:
+        except UserError as error:
             skipped_checkpoints.append(str(error))
     return None, skipped_checkpoints
 
 
-def flatten_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The state of every parameter as "index.name"; the settings of groups are set at every step and not kept."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, values in state.items() for name, value in values.items()}
+def latest_state(folder: Path) -> dict[str, Any]:
+    """The state of the newest checkpoint, without a look at its tensors; empty if none can be read."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return _read_json(path / "state.json")
+        except (UserError, OSError):
+            continue
+    return {}
 
 
-def unflatten_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is damaged: it holds {type(values).__name__}, not names and values")
+    return values
 
 
 def _sha256(path: Path) -> str:

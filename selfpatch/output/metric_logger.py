@@ -4,18 +4,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.progress import say
 
 
 class MetricLogger:
-    """Appends to a .jsonl file, one object a line. A full disk costs lines, not the run: it is said once."""
+    """Appends to a .jsonl file, one object a line. Write errors are reported once and do not stop training."""
 
     def __init__(self, path: Path, *, first_step: int = 0):
         self.path = path
         self._failed = False
         if path.exists():  # a run that goes on writes again what came after its checkpoint
             kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            with atomic_write(path) as file:
+                file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         try:

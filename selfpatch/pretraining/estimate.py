@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.errors import UserError
 from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.pretraining.views import Views
 from selfpatch.training.precision import autocast_for
 
 # What stays free: kernels' own buffers, fragments, data workers, everybody else.
@@ -96,7 +97,7 @@ def _step(student_teacher: StudentTeacher, config: PretrainConfig, num_images: i
     )
     assert global_crops is not None
     with autocast_for(config.efficiency.precision, device)():
-        loss, _ = student_teacher(global_crops, local_crops, 0)
+        loss, _ = student_teacher(Views(global_crops, local_crops), 0)
     loss.backward()
     student_teacher.zero_grad(set_to_none=True)
     student_teacher.discard()

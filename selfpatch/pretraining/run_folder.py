@@ -6,8 +6,6 @@ Where a run starts: (1) OUT's own newest valid checkpoint, (2) `--resume PATH`, 
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from selfpatch.config import RESULT_AFFECTING, PretrainConfig
 from selfpatch.config.io import differences, read_yaml, to_dict, write_yaml
 from selfpatch.data.image_folder import ImageFolder
@@ -16,7 +14,7 @@ from selfpatch.output import checkpoint
 from selfpatch.output.atomic_files import atomic_write, require_writable
 from selfpatch.output.checkpoint import Checkpoint
 from selfpatch.output.folder_lock import FolderLock
-from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.pretraining.train_state import TrainState
 
 
 class RunFolder:
@@ -33,12 +31,12 @@ class RunFolder:
         self._lock = FolderLock(path)
         self._bad_images: dict[str, str] = {}
 
-    def check(self, config: PretrainConfig) -> None:
+    def check(self, config: PretrainConfig, images: ImageFolder) -> None:
         """Refuse what `open` could not take.
 
         Raises:
-            UserError: OUT cannot be written, holds something else, or a run with other settings (the differences are
-                listed), or another process is running in it.
+            UserError: OUT cannot be written, holds something else, a run on other images or with other settings (the
+                differences are listed), or another process is running in it.
         """
         require_writable(self.path)
         if self.path.exists() and any(self.path.iterdir()) and not self.config_file.exists():
@@ -46,6 +44,8 @@ class RunFolder:
                 f"{self.path} is not empty and holds no run of selfpatch (no config.yaml); give a new or empty folder"
             )
         if self.config_file.exists():
+            # Images first: settings that are derived from their number differ as a consequence.
+            self._require_same_images(checkpoint.latest_state(self.checkpoints), images)
             self.require_same_method(result_affecting(to_dict(read_yaml(self.config_file))), config, self.path)
             self._lock.take()  # from here on nobody else writes what this run is about to read
 
@@ -67,35 +67,31 @@ class RunFolder:
         self._lock.close()
 
     def newest_checkpoint(self, images: ImageFolder) -> tuple[Checkpoint | None, list[str]]:
-        """OUT's own newest valid checkpoint, and why newer ones were passed over.
+        """OUT's own newest valid checkpoint, and why newer ones were skipped.
 
         Raises:
             UserError: it was made with other images.
         """
         found, skipped_checkpoints = checkpoint.load_latest(self.checkpoints)
-        if found is not None and found.state["images"] != images.fingerprint():
-            raise UserError(
-                f"the images have changed since {found.path} was written ({found.state['num_images']} then, "
-                f"{len(images)} now, or other names); put them back to go on, or give a new folder for a new run"
-            )
+        if found is not None:
+            self._require_same_images(found.state, images)
         return found, skipped_checkpoints
 
-    def save(
-        self,
-        step: int,
-        student_teacher: StudentTeacher,
-        optimizer: torch.optim.Optimizer,
-        images: ImageFolder,
-        config: PretrainConfig,
-    ) -> None:
-        tensors = {"model": student_teacher.state_dict(), "optimizer": checkpoint.flatten_optimizer_state(optimizer)}
-        state = {
-            "step": step,
+    def _require_same_images(self, state: dict[str, Any], images: ImageFolder) -> None:
+        if "images" in state and state["images"] != images.fingerprint():
+            raise UserError(
+                f"the images are not those that the run in {self.path} was made with ({state.get('num_images')} then, "
+                f"{len(images)} now, or other names); put them back to go on, or give a new folder for a new run"
+            )
+
+    def save(self, state: TrainState, images: ImageFolder, config: PretrainConfig) -> None:
+        """Write a checkpoint: the train state, and what a run that goes on has to agree in."""
+        agreed = {
             "num_images": len(images),
             "images": images.fingerprint(),
             "method": result_affecting(to_dict(config)),
         }
-        checkpoint.save(self.checkpoints, step, tensors, state, keep=config.run.keep)
+        checkpoint.save(self.checkpoints, state.step, state.tensors(), state.state() | agreed, keep=config.run.keep)
 
     def record_bad_images(self, bad_images: list[tuple[Path, str]]) -> int:
         """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far."""

@@ -1,6 +1,6 @@
 """The training loop, in numbered steps, of pretraining and of evaluation heads alike.
 
-What is trained (losses, how a step changes weights) and what is done meanwhile (scores, pictures, saving) is handed in.
+The caller hands in the task (losses, how a step changes weights) and the callbacks (scores, pictures, saving).
 """
 
 import time
@@ -16,60 +16,69 @@ from selfpatch.output.metric_logger import MetricLogger
 from selfpatch.output.progress import TrainingProgress
 from selfpatch.training.memory import peak_memory_mb
 
+# Fraction of a run's time for pictures and checkpoints that nobody asked for, and seconds before the first of them.
+MAX_BOOKKEEPING, QUIET_SECONDS = 0.05, 30.0
+
 
 class DivergenceError(RuntimeError):
     """Step after step without a finite loss and gradient."""
 
 
 class StepOutput(NamedTuple):
-    """What one optimizer step came to."""
+    """The outcome of one optimizer step."""
 
-    metrics: dict[str, Tensor]  # scalars without gradient: "loss", its terms ("NAME/loss"), signals
-    accepted: bool  # False: something was not finite on some rank, and nothing has changed
+    metrics: dict[str, Tensor]  # scalars without gradient: "loss", its objectives ("NAME/loss"), signals
+    applied: bool  # False: something was not finite on some rank, and nothing has changed
 
 
 @runtime_checkable
 class TrainTask(Protocol):
     """What the loop trains: it knows its losses, and how a step changes its weights."""
 
-    batch_size: int  # images a step, over all ranks
+    batch_size: int  # images per step, over all ranks
 
     def train_mode(self) -> None:
-        """Dropout and its like on."""
+        """Put its modules in training mode."""
         ...
 
-    def update(self, batch: Any, step: int) -> StepOutput:
-        """One optimizer step, or nothing at all, if something is not finite on any rank."""
+    def step(self, batch: Any, step: int) -> StepOutput:
+        """One optimizer step, or nothing at all if something is not finite on any rank."""
         ...
 
-    def state(self, step: int) -> dict[str, float]:
-        """What the log shows as it stands after this step: learning rate, counts."""
+    def log_scalars(self, step: int) -> dict[str, float]:
+        """Values for the log as they stand after this step: learning rate, counts."""
         ...
 
-    def note(self, means: dict[str, float], *, last: bool) -> str | None:
-        """Something that should be said on the terminal with this line of the log, or with the last one."""
+    def log_message(self, means: dict[str, float], *, last: bool) -> str | None:
+        """A message for the terminal beside this line of the log, or the last one; None: nothing to report."""
         ...
 
-    def diverged(self, step: int, metrics: dict[str, Tensor]) -> str:
-        """What to say, and what to do, when step after step was not finite."""
+    def divergence_hint(self, step: int, metrics: dict[str, Tensor]) -> str:
+        """Likely cause and remedy after many steps in a row that were not finite."""
         ...
 
 
-# Something done now and then, after so many steps; what it returns is logged.
+# Called with the number of steps done; the values it returns are logged.
 Callback = Callable[[int], dict[str, float]]
 
 
 class PeriodicCallback(NamedTuple):
-    """When a callback is called: every so many steps and after the last; also at the start or when stopped, if said."""
+    """A callback every `steps` steps and after the last.
+
+    Args:
+        at_start, at_stop: also before the first step, or when the run is stopped.
+        within_budget: left out while bookkeeping has taken more than MAX_BOOKKEEPING of the time: nobody asked for it.
+    """
 
     steps: int
     callback: Callback
     at_start: bool = False
     at_stop: bool = False
+    within_budget: bool = False
 
 
 def train(
-    trainee: TrainTask,
+    task: TrainTask,
     batches: Iterator[Any],
     *,
     first_step: int,
@@ -91,66 +100,82 @@ def train(
     Raises:
         DivergenceError: `max_skipped` steps in a row were not finite; the weights are as they were before them.
     """
-    interval = MetricWindow(trainee.batch_size)
-    skipped = skipped_in_a_row = 0
-    trainee.train_mode()
+    window = MetricWindow(task.batch_size)
+    skipped_in_a_row = 0
+    budget = BookkeepingBudget()
+    task.train_mode()
 
     def call(callback: Callback, done: int) -> None:
-        if values := callback(done):
-            logger.log(done, values)
-        trainee.train_mode()
+        with window.paused(), budget.spending():
+            if values := callback(done):
+                logger.log(done, values)
+        task.train_mode()
 
     if first_step == 0:
-        for every in callbacks:
-            if every.at_start:
-                call(every.callback, 0)
+        for periodic in callbacks:
+            if periodic.at_start:
+                call(periodic.callback, 0)
 
     for step in range(first_step, num_steps):
         # 1. The batch of this step, made while the step before was computed.
-        with interval.waiting():
+        with window.waiting():
             batch = next(batches)
 
         # 2. Losses, gradients, and everything that a step changes; or nothing, if something is not finite on any rank.
         torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank())
-        metrics, accepted = trainee.update(batch, step)
+        metrics, applied = task.step(batch, step)
 
         # 3. Steps that were not finite are counted; many in a row end the run.
-        if accepted:
-            interval.add(metrics)
+        if applied:
+            window.add(metrics)
             skipped_in_a_row = 0
         else:
-            skipped += 1
             skipped_in_a_row += 1
-            progress.say(
-                f"step {step + 1}: the loss or a gradient is not finite; the step is skipped ({skipped} so far)"
-            )
+            progress.say(f"step {step + 1}: the loss or a gradient is not finite; the step is skipped")
             if skipped_in_a_row >= max_skipped:
                 raise DivergenceError(
                     f"{skipped_in_a_row} steps in a row were skipped, the last is step {step} (seed {seed}): "
-                    f"{not_finite(metrics)}. {trainee.diverged(step, metrics)}"
+                    f"{not_finite(metrics)}. {task.divergence_hint(step, metrics)}"
                 )
 
         # 4. Log.
         done = step + 1
         progress.step(step)
-        if (done % log_every == 0 or done == num_steps or done == first_step + 1) and interval.count:
-            means = interval.means() | trainee.state(step)
-            means |= {"skipped_steps": skipped, "memory_mb": peak_memory_mb(device)}
+        if (done % log_every == 0 or done == num_steps or done == first_step + 1) and window.count:
+            means = window.means() | task.log_scalars(step)
+            means["memory_mb"] = peak_memory_mb(device)
             logger.log(done, means)
             progress.show(step, means)
-            if note := trainee.note(means, last=done == num_steps):
+            if note := task.log_message(means, last=done == num_steps):
                 progress.say(note)
-            interval = MetricWindow(trainee.batch_size)
+            window = MetricWindow(task.batch_size)
 
         # 5. Now and then: scores, pictures, checkpoints. On a signal every rank stops at the same step, and saves.
         stop = any_rank(should_stop(done), device)
-        for every in callbacks:
-            if done % every.steps == 0 or done == num_steps or (stop and every.at_stop):
-                with interval.paused():
-                    call(every.callback, done)
+        for periodic in callbacks:
+            due = done % periodic.steps == 0 and (budget.is_left() or not periodic.within_budget)
+            if due or done == num_steps or (stop and periodic.at_stop):
+                call(periodic.callback, done)
         if stop:
             return done
     return num_steps
+
+
+class BookkeepingBudget:
+    """Time that callbacks have taken, as a fraction of the run's."""
+
+    def __init__(self) -> None:
+        self._start, self._spent = time.perf_counter(), 0.0
+
+    def is_left(self) -> bool:
+        elapsed = time.perf_counter() - self._start
+        return elapsed > QUIET_SECONDS and self._spent < MAX_BOOKKEEPING * elapsed
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._spent += time.perf_counter() - start
 
 
 class MetricWindow:

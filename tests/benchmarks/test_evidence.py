@@ -28,7 +28,7 @@ TINY = [
 
 
 def test_a_backbone_in_half_precision_sees_nearly_the_same(tmp_path):
-    backbone = tiny_student_teacher(tiny_config()).export_backbone()
+    backbone = tiny_student_teacher(tiny_config()).teacher.export_backbone()
     export_timm(backbone, tmp_path / "whole.safetensors")
     evidence.keep_half(tmp_path / "whole.safetensors", tmp_path / "half.safetensors")
     assert all(value.dtype == torch.float16 for value in load_file(tmp_path / "half.safetensors").values())

@@ -20,7 +20,6 @@ from benchmarks.shortcut import (
 )
 from selfpatch.commands.pretrain import pretrain
 from selfpatch.demo.scenes import write_scenes
-from selfpatch.pretraining.student_teacher import encode as encode_views
 from tests.reference.plain_place import plain_information, plain_loss_share, plain_variance_shares
 from tests.small_models import tiny_config, tiny_student_teacher
 
@@ -127,7 +126,7 @@ def run(tmp_path_factory):
 
 
 def test_positions_are_changed_for_patches_alone_and_put_back():
-    backbone = tiny_student_teacher(tiny_config()).export_backbone()
+    backbone = tiny_student_teacher(tiny_config()).teacher.export_backbone()
     images = torch.randn(1, 3, 32, 32, generator=generator()).expand(3, -1, -1, -1)
     with torch.no_grad():
         before = backbone(images).patch_tokens
@@ -147,21 +146,21 @@ def test_targets_are_those_of_the_training_step(run):
     student_teacher, pixels = model.student_teacher, center_crops(run / "images", 32, 4)
     (tokens,) = encode(student_teacher.teacher.backbone, pixels, "kept", 4)
     targets = targets_of(student_teacher, tokens, model.step)
-    term = student_teacher.terms["selfpatch"]
+    term = student_teacher.named_objectives["selfpatch"]
     with torch.no_grad():
         loss, _ = term(
             encode_tokens(student_teacher.student, tokens), encode_tokens(student_teacher.teacher, tokens), model.step
         )
-        logits = term.head(student_teacher.student.aggregator.norm(tokens.patch_tokens))
-        expected = -(targets * (logits / term.distillation.student_temperature).log_softmax(-1)).sum(-1).mean()
+        logits = term.branch.head(student_teacher.student.aggregator.norm(tokens.patch_tokens))
+        expected = -(targets * (logits / term.branch.distillation.student_temperature).log_softmax(-1)).sum(-1).mean()
     term.discard()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
 
 
 def encode_tokens(encoder, tokens):
     """As if the network had made these tokens of one global crop."""
-    views = encode_views(encoder, torch.zeros(1, len(tokens.patch_tokens), 3, 32, 32), None)
-    return views._replace(global_crops=tokens)
+    views = encoder.encode(torch.zeros(1, len(tokens.patch_tokens), 3, 32, 32), None)
+    return views._replace(global_crops=views.global_crops._replace(tokens=tokens))
 
 
 def test_all_figures_of_a_run_and_of_its_backbone(run, capsys):

@@ -9,9 +9,11 @@ from selfpatch.commands import resource_estimate as advice
 from selfpatch.commands.pretrain import pretrain
 from selfpatch.config import EfficiencyConfig
 from selfpatch.config.io import read_yaml
+from selfpatch.data.loading.sampler import Plan
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.pretraining.estimate import Need, estimate_memory, largest_batch, time_per_image
 from selfpatch.pretraining.student_teacher import apply_efficiency
+from selfpatch.pretraining.train_state import TrainState
 from selfpatch.pretraining.train_step import PretrainTask, build_optimizer, build_schedules
 from tests.small_models import tiny_config, tiny_student_teacher
 
@@ -28,7 +30,7 @@ def test_counting_sees_what_changes_memory_and_leaves_no_trace():
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in student_teacher.state_dict().items())
     assert all(p.grad is None for p in student_teacher.parameters())
-    assert not any(term.distillation._observed for term in student_teacher.objectives.values())
+    assert not any(term.branch.distillation._accumulated for term in student_teacher.objectives.values())
     weights = sum(p.nbytes for p in student_teacher.parameters())
     trained = sum(p.nbytes for p in student_teacher.parameters() if p.requires_grad)
     assert need.fixed_bytes > weights + 2 * trained
@@ -92,18 +94,16 @@ def test_waiting_is_said_once_and_not_for_starting_workers(monkeypatch):
     monkeypatch.setattr(advice, "num_cores", lambda: 8)
     config = tiny_config(efficiency=EfficiencyConfig(num_workers=2))
     student_teacher = tiny_student_teacher(config)
-    trainee = PretrainTask(
-        student_teacher,
-        build_optimizer(student_teacher),
+    task = PretrainTask(
+        TrainState(student_teacher, build_optimizer(student_teacher)),
         config,
         schedules=build_schedules(config.optim, config.teacher, num_steps=8, steps_per_epoch=4),
-        steps_per_epoch=4,
+        sampler=Plan(16, 4, seed=0),
         device=CPU,
         record_bad_images=len,
-        files_of_step=lambda step: [],
         data_wait_hint=advice.data_wait_hint(config, CPU),
     )
-    notes = [trainee.note({"data_wait": share}, last=False) for share in (0.9, 0.1, 0.3, 0.5)]
+    notes = [task.log_message({"data_wait": share}, last=False) for share in (0.9, 0.1, 0.3, 0.5)]
     assert [note is not None for note in notes] == [False, False, True, False]
     assert notes[2].startswith("30% of the time steps wait for data")
     assert "--efficiency.num-workers 8" in notes[2]

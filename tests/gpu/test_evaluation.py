@@ -53,7 +53,7 @@ def test_figures_of_places(device, scenes):
     figures = []
     for there in ("cpu", device):
         student_teacher = tiny_student_teacher(tiny_config()).eval().to(there)
-        model = shortcut.Model("tiny", student_teacher.export_backbone(), student_teacher, 0)
+        model = shortcut.Model("tiny", student_teacher.teacher.export_backbone(), student_teacher, 0)
         pixels = shortcut.center_crops(scenes / "images", 32, 6)
         figures.append(shortcut.measure(model, pixels, batch_size=4, num_clusters=4))
     for mode in shortcut.POSITIONS:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from selfpatch.pretraining.views import Views
 from selfpatch.training.precision import autocast_for
 from tests.gpu.devices import DEVICES, GPU, THEIR_WARNINGS
 from tests.small_models import random_crops, tiny_config, tiny_student_teacher
@@ -20,7 +21,7 @@ def step(device: str, precision: str = "float32") -> tuple[float, torch.Tensor]:
     student_teacher = tiny_student_teacher(config).to(device).train()
     crops = [crops.to(device) for crops in random_crops(config)]
     with autocast_for(precision, torch.device(device))():
-        loss, metrics = student_teacher(*crops, 0)
+        loss, metrics = student_teacher(Views(*crops), 0)
     loss.backward()
     assert {value.device.type for value in (loss, *metrics.values())} == {device}
     assert loss.dtype == torch.float32

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from selfpatch.config import SelfDistillationConfig
-from selfpatch.objectives.self_distillation import SelfDistillation, signals, sinkhorn
-from selfpatch.pretraining.student_teacher import encode
+from selfpatch.objectives.self_distillation import SelfDistillation, distillation_signals, sinkhorn
+from selfpatch.pretraining.views import Views
 from tests.reference.plain_selfpatch import dino_loss
 from tests.small_models import random_crops, tiny_config, tiny_student_teacher
 
@@ -19,21 +19,23 @@ def test_loss_equals_all_pairs_one_by_one(num_global):
     config = dataclasses.replace(config, crops=dataclasses.replace(config.crops, num_global=num_global))
     student_teacher = tiny_student_teacher(config).eval()
     term = student_teacher.objectives["dino"]
-    term.distillation.center.normal_(std=0.05)
+    term.branch.distillation.center.normal_(std=0.05)
     with torch.no_grad():
         crops = random_crops(config)
-        student, teacher = (encode(n, *crops) for n in (student_teacher.student, student_teacher.teacher))
+        student, teacher = (n.encode(*crops) for n in (student_teacher.student, student_teacher.teacher))
         loss, _ = term(student, teacher, 0)
         logits = [
             crop
-            for tokens in student.sizes
-            for crop in term.head(student.encoder.image_token(tokens)).unflatten(0, (-1, 4))
+            for crops in student.by_resolution
+            for crop in term.branch.head(crops.image_token).unflatten(0, (-1, 4))
         ]
-        teacher_logits = list(
-            term.teacher_head(teacher.encoder.image_token(teacher.global_crops)).unflatten(0, (-1, 4))
-        )
+        teacher_logits = list(term.branch.teacher_head(teacher.global_crops.image_token).unflatten(0, (-1, 4)))
     expected = dino_loss(
-        logits, teacher_logits, center=term.distillation.center, student_temperature=0.1, teacher_temperature=0.04
+        logits,
+        teacher_logits,
+        center=term.branch.distillation.center,
+        student_temperature=0.1,
+        teacher_temperature=0.04,
     )
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
 
@@ -46,27 +48,27 @@ def test_the_centre_follows_the_mean_logit_of_the_crops_it_is_told_of(center_cro
     student_teacher = tiny_student_teacher(config).eval()
     term = student_teacher.objectives["dino"]
     with torch.no_grad():
-        teacher = encode(student_teacher.teacher, *random_crops(config))
+        teacher = student_teacher.teacher.encode(*random_crops(config))
         term(teacher, teacher, 0)
-        sizes = teacher.sizes if center_crops == "all" else teacher.sizes[:1]
-        logits = torch.cat([term.teacher_head(teacher.encoder.image_token(tokens)) for tokens in sizes])
-    assert not term.distillation.center.any(), "a target must not see its own step"
+        sizes = teacher.by_resolution if center_crops == "all" else teacher.by_resolution[:1]
+        logits = torch.cat([term.branch.teacher_head(crops.image_token) for crops in sizes])
+    assert not term.branch.distillation.center.any(), "a target must not see its own step"
     term.commit()
-    torch.testing.assert_close(term.distillation.center, 0.1 * logits.mean(dim=0), rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(term.branch.distillation.center, 0.1 * logits.mean(dim=0), rtol=1e-5, atol=1e-7)
 
 
 def test_a_discarded_step_leaves_no_trace():
     config = tiny_config()
     student_teacher = tiny_student_teacher(config)
-    student_teacher(*random_crops(config, seed=1), 0)
+    student_teacher(Views(*random_crops(config, seed=1)), 0)
     student_teacher.discard()
-    student_teacher(*random_crops(config, seed=2), 0)
+    student_teacher(Views(*random_crops(config, seed=2)), 0)
     student_teacher.commit(0.9)
     other = tiny_student_teacher(config)
-    other(*random_crops(config, seed=2), 0)
+    other(Views(*random_crops(config, seed=2)), 0)
     other.commit(0.9)
     for name in ("dino", "selfpatch"):
-        centers = [m.objectives[name].distillation.center for m in (student_teacher, other)]
+        centers = [m.objectives[name].branch.distillation.center for m in (student_teacher, other)]
         torch.testing.assert_close(*centers, rtol=1e-3, atol=1e-4)  # stochastic depth is not seeded alike
 
 
@@ -94,7 +96,8 @@ def test_signals_tell_both_collapses_from_health():
     one = torch.zeros(64, k).index_fill_(1, torch.tensor([3]), 1.0)
     healthy = torch.eye(k).repeat(4, 1)
     values = {
-        name: signals(t, torch.tensor(1.0)) for name, t in dict(uniform=uniform, one=one, healthy=healthy).items()
+        name: distillation_signals(t, torch.tensor(1.0))
+        for name, t in dict(uniform=uniform, one=one, healthy=healthy).items()
     }
     assert values["uniform"]["mutual_information"] == pytest.approx(0, abs=1e-6)
     assert values["uniform"]["teacher_entropy"] == pytest.approx(1)

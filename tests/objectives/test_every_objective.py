@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from selfpatch.config import AggregatorConfig, DINOConfig, ObjectivesConfig, SelfPatchConfig
-from selfpatch.objectives.objective import Encoder
-from selfpatch.pretraining.student_teacher import StudentTeacher, build_objectives
+from selfpatch.objectives.encoder import Encoder
+from selfpatch.objectives.registry import build_objectives
+from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.pretraining.views import Views
 from tests.backbones.small_vits import FAMILIES, small_vit
 from tests.small_models import HEAD
 
@@ -22,19 +24,19 @@ METHODS = {
 def build(family: str, method: str, image_token: str) -> tuple[StudentTeacher, tuple[torch.Tensor, torch.Tensor]]:
     backbone = small_vit(family)
     aggregator = AggregatorConfig(num_blocks=1, image_token=image_token)
-    terms = build_objectives(METHODS[method], backbone.embed_dim, steps_per_epoch=4)
+    objectives = build_objectives(METHODS[method], backbone.embed_dim, steps_per_epoch=4)
     rows, columns = backbone.patch_size
     generator = torch.Generator().manual_seed(0)
     global_crops = torch.randn(2, 3, 3, 4 * rows, 5 * columns, generator=generator)
     local_crops = torch.randn(2, 3, 3, 3 * rows, 3 * columns, generator=generator)
-    return StudentTeacher(Encoder(backbone, aggregator), terms).train(), (global_crops, local_crops)
+    return StudentTeacher(Encoder(backbone, aggregator), objectives).train(), (global_crops, local_crops)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_finite_on_non_square_crops_with_gradients_for_the_student_alone(family, method):
     student_teacher, crops = build(family, method, "aggregator")
-    loss, metrics = student_teacher(*crops, 0)
+    loss, metrics = student_teacher(Views(*crops), 0)
     assert loss.shape == ()
     assert all(torch.isfinite(value) for value in metrics.values())
     weights = {"dino": 1.0, "selfpatch": 0.1}
@@ -53,9 +55,9 @@ def test_the_class_token_serves_as_image_token_where_there_is_one(family):
     if not small_vit(family).has_cls_token:
         pytest.skip(f"{family} has no class token")
     student_teacher, crops = build(family, "dino + selfpatch", "class_token")
-    tokens = student_teacher.student.backbone(crops[0].flatten(0, 1))
-    assert torch.equal(student_teacher.student.image_token(tokens), tokens.cls_token)
-    loss, _ = student_teacher(*crops, 0)
+    tokens, image_token = student_teacher.eval().student(crops[0].flatten(0, 1))
+    assert torch.equal(image_token, tokens.cls_token)
+    loss, _ = student_teacher(Views(*crops), 0)
     assert torch.isfinite(loss)
 
 
@@ -64,14 +66,14 @@ def test_the_loss_does_not_know_the_order_of_images(method):
     student_teacher, crops = build("no class token", method, "aggregator")
     order = torch.tensor([2, 0, 1])
     with torch.no_grad():
-        loss, _ = copy.deepcopy(student_teacher)(*crops, 0)
-        shuffled, _ = student_teacher(*(crop[:, order] for crop in crops), 0)
+        loss, _ = copy.deepcopy(student_teacher)(Views(*crops), 0)
+        shuffled, _ = student_teacher(Views(*(crop[:, order] for crop in crops)), 0)
     torch.testing.assert_close(loss, shuffled)
 
 
 def test_a_single_image_is_enough():
     student_teacher, crops = build("class token", "dino + selfpatch", "aggregator")
-    loss, _ = student_teacher(*(crop[:, :1] for crop in crops), 0)
+    loss, _ = student_teacher(Views(*(crop[:, :1] for crop in crops)), 0)
     assert torch.isfinite(loss)
 
 
@@ -99,5 +101,5 @@ def test_nothing_is_encoded_that_no_term_asked_for(case):
         getattr(student_teacher, name).backbone.register_forward_hook(
             lambda *_, name=name: calls.__setitem__(name, calls[name] + 1)
         )
-    student_teacher(*crops, 0)
+    student_teacher(Views(*crops), 0)
     assert (calls["student"], calls["teacher"]) == expected

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from selfpatch.backbones.tokens import Tokens
 from selfpatch.config import SelfPatchConfig
-from selfpatch.objectives.objective import Encoder
-from selfpatch.objectives.selfpatch import SelfPatch, find_positives, match_positives, neighborhood
-from selfpatch.pretraining.student_teacher import encode
+from selfpatch.objectives.encoder import Encoder
+from selfpatch.objectives.selfpatch import find_positives, match_positives, neighborhood
+from selfpatch.pretraining.views import Views
 from tests.reference.plain_selfpatch import positives_of, selfpatch_loss
 from tests.small_models import HEAD, random_crops, tiny_config, tiny_student_teacher
 
@@ -32,33 +32,35 @@ def test_loss_and_next_centre_equal_the_plain_restatement(borders, window_size, 
         for parameter in student_teacher.teacher.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
     term = student_teacher.objectives["selfpatch"]
-    term.distillation.center.normal_(std=0.05)
+    term.branch.distillation.center.normal_(std=0.05)
     global_crops, local_crops = random_crops(config, batch_size=2)
     with torch.no_grad():
-        student = encode(student_teacher.student, global_crops, local_crops)
-        teacher = encode(student_teacher.teacher, global_crops, local_crops)
+        student = student_teacher.student.encode(global_crops, local_crops)
+        teacher = student_teacher.teacher.encode(global_crops, local_crops)
         loss, _ = term(student, teacher, 0)
 
         used = 1 if crops == "global" else 2
         by_crop = [
-            [list(t.patch_tokens.unflatten(0, (-1, 2))) for t in views.sizes[:used]] for views in (student, teacher)
+            [list(c.tokens.patch_tokens.unflatten(0, (-1, 2))) for c in views.by_resolution[:used]]
+            for views in (student, teacher)
         ]
         student_crops, teacher_crops = ([crop for size in sizes for crop in size] for sizes in by_crop)
-        grids = [t.grid_size for t in student.sizes[:used] for _ in range(len(t.patch_tokens) // 2)]
+        encoded = [crops.tokens for crops in student.by_resolution[:used]]
+        grids = [t.grid_size for t in encoded for _ in range(len(t.patch_tokens) // 2)]
         expected, mean_logit = selfpatch_loss(
             student_crops,
             teacher_crops,
             grids,
-            student=(student_teacher.student.aggregator, term.head),
-            teacher=(student_teacher.teacher.aggregator, term.teacher_head),
-            center=term.distillation.center,
+            student=(student_teacher.student.aggregator, term.branch.head),
+            teacher=(student_teacher.teacher.aggregator, term.branch.teacher_head),
+            center=term.branch.distillation.center,
             config=settings,
         )
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
 
-    before = term.distillation.center.clone()
+    before = term.branch.distillation.center.clone()
     term.commit()
-    torch.testing.assert_close(term.distillation.center, 0.9 * before + 0.1 * mean_logit, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(term.branch.distillation.center, 0.9 * before + 0.1 * mean_logit, rtol=1e-5, atol=1e-6)
 
 
 @given(
@@ -94,10 +96,10 @@ def test_match_is_equivariant_to_scale_but_not_fooled_by_length():
 def test_no_gradient_reaches_the_teacher_and_the_student_gets_one():
     config = tiny_config()
     student_teacher = tiny_student_teacher(config)
-    loss, _ = student_teacher(*random_crops(config), 0)
+    loss, _ = student_teacher(Views(*random_crops(config)), 0)
     loss.backward()
     assert all(p.grad is None for p in student_teacher.teacher.parameters())
-    assert all(p.grad is None for o in student_teacher.objectives.values() for p in o.teacher_head.parameters())
+    assert all(p.grad is None for o in student_teacher.objectives.values() for p in o.branch.teacher_head.parameters())
     missing = [n for n, p in student_teacher.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing
 
@@ -115,7 +117,7 @@ def test_the_teacher_sees_local_crops_only_when_asked(crops, monkeypatch):
     seen = []
     backbone = student_teacher.teacher.backbone
     monkeypatch.setattr(backbone, "forward", lambda x, f=backbone.forward: seen.append(x.shape[-1]) or f(x))
-    student_teacher(*random_crops(config), 0)
+    student_teacher(Views(*random_crops(config)), 0)
     assert seen == ([32, 24] if crops == "all" else [32])
 
 
@@ -141,7 +143,6 @@ def test_an_encoder_without_any_image_token_is_refused():
     config = tiny_config()
     with pytest.raises(ValueError, match="no class token"):
         Encoder(tiny_student_teacher(config).student.backbone, None)
-    assert SelfPatch.teacher_crops == "global"
 
 
 def test_positives_are_chosen_in_float32_under_autocast():

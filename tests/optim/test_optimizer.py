@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from selfpatch.optim.optimizer import clip_gradients, gradient_norms, parameter_groups, update_moving_average
+from selfpatch.optim.optimizer import (
+    clip_gradients,
+    gradient_norms,
+    load_optimizer_state,
+    optimizer_state,
+    parameter_groups,
+    update_moving_average,
+)
 
 
 class Net(nn.Module):
@@ -62,3 +69,39 @@ def test_moving_average_touches_the_teacher_only():
     update_moving_average([(student, teacher)], 0.9)
     torch.testing.assert_close(teacher.weight.detach(), 0.9 * before[0] + 0.1 * before[1])
     assert torch.equal(student.weight, before[1])
+
+
+def trained(groups_of, steps: int, state=None) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A small network after some steps of AdamW on the same gradients, and the optimizer's state."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    optimizer = torch.optim.AdamW(groups_of(module), lr=0.1, weight_decay=0.0)
+    if state is not None:
+        module.load_state_dict(state[0])
+        load_optimizer_state(optimizer, state[1], module)
+    for _ in range(steps):
+        for parameter in module.parameters():
+            parameter.grad = torch.sin(parameter.detach() * 3)
+        optimizer.step()
+    return module, {name: value.clone() for name, value in optimizer_state(optimizer, module).items()}
+
+
+def by_layer_backwards(module: torch.nn.Module) -> list[dict]:
+    return [{"params": list(layer.parameters()), "lr": 0.1} for layer in reversed(list(module))]
+
+
+@pytest.mark.parametrize("groups_of", [parameter_groups, by_layer_backwards])
+def test_moments_follow_their_parameters_into_other_groups(groups_of):
+    """Two layers of equal shapes: by position, their moments would change places without an error."""
+    unbroken, _ = trained(parameter_groups, 6)
+    module, state = trained(parameter_groups, 3)
+    assert "0.weight/exp_avg" in state
+    resumed, _ = trained(groups_of, 3, (module.state_dict(), state))
+    for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_state_of_another_model_is_refused():
+    module, _ = trained(parameter_groups, 0)
+    with pytest.raises(ValueError, match=r"another model: it has other\.weight"):
+        trained(parameter_groups, 0, (module.state_dict(), {"other.weight/exp_avg": torch.zeros(1)}))

@@ -1,6 +1,7 @@
 """Checkpoints under the faults that reliability asks for: half written, damaged, full disk, too many."""
 
 import errno
+import hashlib
 import json
 
 import pytest
@@ -72,25 +73,6 @@ def test_a_full_disk_says_how_much_is_needed_and_keeps_what_was_there(tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
 
 
-def test_optimizer_state_comes_back_bit_for_bit():
-    def train(optimizer, parameter, steps):
-        for _ in range(steps):
-            parameter.grad = torch.sin(parameter.detach() * 3)
-            optimizer.step()
-
-    a, b = torch.nn.Parameter(torch.ones(5)), torch.nn.Parameter(torch.ones(5))
-    one, two = torch.optim.AdamW([a], lr=0.1), torch.optim.AdamW([b], lr=0.1)
-    train(one, a, 3)
-    with torch.no_grad():
-        b.copy_(a)
-    checkpoint.unflatten_optimizer_state(
-        two, {k: v.clone() for k, v in checkpoint.flatten_optimizer_state(one).items()}
-    )
-    train(one, a, 3)
-    train(two, b, 3)
-    assert torch.equal(a, b)
-
-
 def test_replacing_is_all_or_nothing(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
@@ -116,3 +98,39 @@ def test_a_damaged_later_checkpoint_never_pushes_out_a_whole_one(tmp_path):
     damaged.write_text("{")
     save(tmp_path, 460, keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000460"]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    ["[]", "{}", "null", "3", '"x"', '{"model.safetensors": "0"}', "{", '{"../step-00000001/state.json": "0"}'],
+)
+def test_a_damaged_manifest_costs_one_checkpoint(manifest, tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"model": {"w": torch.ones(2)}}, {"step": step}, keep=3)
+    (tmp_path / "step-00000002" / "manifest.json").write_text(manifest)
+    found, skipped = checkpoint.load_latest(tmp_path)
+    assert found is not None and found.state["step"] == 1
+    assert len(skipped) == 1 and "step-00000002" in skipped[0]
+
+
+def test_a_manifest_cannot_point_at_another_checkpoint(tmp_path):
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, {"model": {"w": torch.full((2,), float(step))}}, {"step": step}, keep=3)
+    newer, older = tmp_path / "step-00000002", tmp_path / "step-00000001"
+    manifest = json.loads((newer / "manifest.json").read_text())
+    manifest["../step-00000001/model.safetensors"] = json.loads((older / "manifest.json").read_text())[
+        "model.safetensors"
+    ]
+    (newer / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="manifest.json is damaged"):
+        checkpoint.load(newer)
+
+
+def test_a_state_that_is_no_object_is_damage(tmp_path):
+    path = checkpoint.save(tmp_path, 1, {"model": {"w": torch.ones(2)}}, {"step": 1}, keep=3)
+    (path / "state.json").write_text("[1, 2]")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["state.json"] = hashlib.sha256(b"[1, 2]").hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"state\.json is damaged"):
+        checkpoint.load(path)

@@ -30,6 +30,7 @@ from selfpatch.objectives.selfpatch import find_positives
 from selfpatch.optim.optimizer import gradient_norms
 from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher
 from selfpatch.pretraining.train_step import accumulate_gradients, apply_gradients, build_optimizer, build_schedules
+from selfpatch.pretraining.views import Views
 from tests.parity.kits import ROOTS, find_kits
 
 KITS = find_kits(
@@ -166,14 +167,14 @@ def test_teacher_activations(kit, expected, crops):
             tokens = encoder.backbone(images.flatten(0, 1))
             positives, _ = find_positives(tokens, config.objectives.selfpatch)
             aggregates = encoder.aggregator(tokens.patch_tokens, positives)
-            image_token = encoder.image_token(tokens)
+            image_token = encoder(images.flatten(0, 1)).image_token
             dino, selfpatch = student_teacher.objectives["dino"], student_teacher.objectives["selfpatch"]
             ours = {
                 "patch_tokens": tokens.patch_tokens,
                 "aggregated": torch.cat([image_token[:, None], aggregates], dim=1),
-                "cls_logits": dino.teacher_head(image_token)[:, None],
+                "cls_logits": dino.branch.teacher_head(image_token)[:, None],
             }
-            patch_logits = selfpatch.teacher_head(aggregates)
+            patch_logits = selfpatch.branch.teacher_head(aggregates)
         assert torch.equal(positives.int(), activations[f"teacher.positives.{name}"])
         for key, value in ours.items():
             torch.testing.assert_close(value, activations[f"teacher.{key}.{name}"], rtol=1e-5, atol=1e-5, msg=key)
@@ -200,11 +201,13 @@ def test_training_steps(kit, expected, crops):
     parameters = dict(student_teacher.named_parameters())
     for record in steps:
         step = record["iteration"]
-        metrics = accumulate_gradients(student_teacher, [views(crops, step, config)], step, contextlib.nullcontext)
+        metrics = accumulate_gradients(
+            student_teacher, [Views(*views(crops, step, config))], step, contextlib.nullcontext
+        )
         assert metrics["loss"].item() == pytest.approx(record["loss"], rel=1e-5)
         assert metrics["dino/loss"].item() == pytest.approx(record["image_loss"], rel=1e-5)
         assert metrics["selfpatch/loss"].item() == pytest.approx(record["patch_loss"], rel=1e-5)
-        distillation = student_teacher.objectives["dino"].distillation
+        distillation = student_teacher.objectives["dino"].branch.distillation
         assert distillation.teacher_temperature(step) == pytest.approx(record["teacher_temp"])
         for original, norm in record["grad_norms_before_clipping"].items():
             if not is_key_bias(original):

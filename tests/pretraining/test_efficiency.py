@@ -7,6 +7,7 @@ from torch._dynamo.backends.debugging import aot_eager
 from selfpatch.backbones import vit
 from selfpatch.config import EfficiencyConfig
 from selfpatch.pretraining.student_teacher import apply_efficiency
+from selfpatch.pretraining.views import Views
 from selfpatch.training.precision import autocast_for
 from tests.reference.plain_step import plain_loss
 from tests.reference.plain_stochastic_depth import make_plain
@@ -34,7 +35,7 @@ def step(efficiency: EfficiencyConfig, precision: str = "float32") -> tuple[torc
     apply_efficiency(student_teacher, efficiency)
     torch.manual_seed(3)
     with autocast_for(precision, torch.device("cpu"))():
-        loss, _ = student_teacher(*random_crops(tiny_config()), 0)
+        loss, _ = student_teacher(Views(*random_crops(tiny_config())), 0)
     loss.backward()
     assert loss.dtype == torch.float32
     return loss.detach(), gradients(student_teacher)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from selfpatch.objectives import self_distillation
+from selfpatch.pretraining.views import Views
 from tests.reference.plain_step import plain_loss
 from tests.small_models import random_crops, tiny_config, tiny_student_teacher
 
@@ -20,10 +21,10 @@ def test_loss_gradients_and_centres(batch_size, rows_at_once, monkeypatch):
             for parameter in student_teacher.teacher.parameters():
                 parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
             for term in student_teacher.objectives.values():
-                term.distillation.center.normal_(std=0.05, generator=generator)
+                term.branch.distillation.center.normal_(std=0.05, generator=generator)
     crops = random_crops(config, batch_size=batch_size)
 
-    loss, _ = fast(*crops, 0)
+    loss, _ = fast(Views(*crops), 0)
     loss.backward()
     expected, image_mean, patch_mean = plain_loss(plain, *crops, 0)
     expected.backward()
@@ -34,8 +35,8 @@ def test_loss_gradients_and_centres(batch_size, rows_at_once, monkeypatch):
         if a.grad is not None and not name.endswith("attn.k.bias"):
             assert (a.grad - b.grad).norm() <= 1e-5 * b.grad.norm(), name
     for name, mean in (("dino", image_mean), ("selfpatch", patch_mean)):
-        before = fast.objectives[name].distillation.center.clone()
+        before = fast.objectives[name].branch.distillation.center.clone()
         fast.objectives[name].commit()
         torch.testing.assert_close(
-            fast.objectives[name].distillation.center, 0.9 * before + 0.1 * mean, rtol=1e-5, atol=1e-6
+            fast.objectives[name].branch.distillation.center, 0.9 * before + 0.1 * mean, rtol=1e-5, atol=1e-6
         )

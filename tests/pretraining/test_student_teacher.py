@@ -11,13 +11,15 @@ from selfpatch.config import DINOConfig, EfficiencyConfig, ObjectivesConfig
 from selfpatch.export import export_timm
 from selfpatch.pretraining.student_teacher import apply_efficiency
 from selfpatch.pretraining.train_step import accumulate_gradients, apply_gradients, build_optimizer, build_schedules
+from selfpatch.pretraining.views import Views
 from tests.small_models import HEAD, random_crops, tiny_config, tiny_student_teacher
 
 
 def one_step(student_teacher, config, parts, step=0):
     optimizer = build_optimizer(student_teacher)
     schedules = build_schedules(config.optim, config.teacher, num_steps=8, steps_per_epoch=4)
-    metrics = accumulate_gradients(student_teacher, parts, step, contextlib.nullcontext)
+    views = [Views(*part) for part in parts]
+    metrics = accumulate_gradients(student_teacher, views, step, contextlib.nullcontext, num_parts=len(parts))
     accepted = apply_gradients(
         student_teacher, optimizer, metrics["loss"], step, schedules=schedules, optim=config.optim
     )
@@ -63,8 +65,9 @@ def test_gradients_of_parts_add_up_to_those_of_the_batch():
     config = without_drop_path(tiny_config())
     crops = random_crops(config, batch_size=4)
     whole, parts = tiny_student_teacher(config), tiny_student_teacher(config)
-    accumulate_gradients(whole, [crops], 3, contextlib.nullcontext)
-    accumulate_gradients(parts, [tuple(c[:, i : i + 2] for c in crops) for i in (0, 2)], 3, contextlib.nullcontext)
+    halves = [Views(*(c[:, i : i + 2] for c in crops)) for i in (0, 2)]
+    accumulate_gradients(whole, [Views(*crops)], 3, contextlib.nullcontext)
+    accumulate_gradients(parts, halves, 3, contextlib.nullcontext, num_parts=2)
     for (name, a), b in zip(whole.named_parameters(), parts.parameters(), strict=True):
         if a.grad is not None and not name.endswith(("attn.k.bias", "qkv.bias")):
             assert (a.grad - b.grad).norm() <= 1e-4 * a.grad.norm(), name
@@ -101,7 +104,7 @@ def test_frozen_prototypes_stay_and_then_move():
     config = tiny_config()
     config = dataclasses.replace(config, objectives=ObjectivesConfig(dino=DINOConfig(head=head)))
     student_teacher = tiny_student_teacher(config, steps_per_epoch=4)
-    prototypes = student_teacher.objectives["dino"].head.prototypes
+    prototypes = student_teacher.objectives["dino"].branch.head.prototypes
     before = [p.clone() for p in prototypes.parameters()]
     one_step(student_teacher, config, [random_crops(config)], step=3)
     assert all(torch.equal(a, b) for a, b in zip(before, prototypes.parameters(), strict=True))
@@ -114,7 +117,7 @@ def test_the_deployed_backbone_is_the_teacher_with_the_aggregators_norm():
     student_teacher = tiny_student_teacher(config)
     with torch.no_grad():
         student_teacher.teacher.aggregator.norm.weight.uniform_(0.5, 2.0)
-    backbone = student_teacher.export_backbone()
+    backbone = student_teacher.teacher.export_backbone()
     images = torch.randn(2, 3, 32, 48)
     with torch.no_grad():
         raw = student_teacher.teacher.eval().backbone(images).patch_tokens
@@ -139,7 +142,7 @@ def test_a_few_steps_on_the_same_images_lower_the_loss():
     schedules = build_schedules(config.optim, config.teacher, num_steps=60, steps_per_epoch=20)
     crops, losses = random_crops(config), []
     for step in range(30):
-        metrics = accumulate_gradients(student_teacher, [crops], step, contextlib.nullcontext)
+        metrics = accumulate_gradients(student_teacher, [Views(*crops)], step, contextlib.nullcontext)
         apply_gradients(student_teacher, optimizer, metrics["loss"], step, schedules=schedules, optim=config.optim)
         losses.append(metrics["loss"].item())
     assert losses[-1] < 0.8 * losses[0]
@@ -155,7 +158,7 @@ def test_recomputing_changes_memory_and_nothing_else(pos_embed_interpolation):
         student_teacher = tiny_student_teacher(config).train()
         apply_efficiency(student_teacher, EfficiencyConfig(recompute=recompute))
         torch.manual_seed(0)  # the same stochastic depth
-        loss, _ = student_teacher(*random_crops(config), 0)
+        loss, _ = student_teacher(Views(*random_crops(config)), 0)
         loss.backward()
         gradients.append([p.grad for p in student_teacher.parameters() if p.requires_grad])
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*gradients, strict=True))
@@ -168,10 +171,10 @@ def test_pictures_of_positives_show_what_training_picks(tmp_path):
         student_teacher.teacher.aggregator.norm.weight.uniform_(0.1, 3.0)
         student_teacher.teacher.aggregator.norm.bias.normal_()
     images = torch.randn(1, 3, 32, 32)  # the size it trains with: positions need no resampling
-    export_timm(student_teacher.export_backbone(), tmp_path / "backbone.safetensors")
+    export_timm(student_teacher.teacher.export_backbone(), tmp_path / "backbone.safetensors")
     shipped = load_backbone(tmp_path / "backbone.safetensors")
     with torch.no_grad():
         trained = student_teacher.teacher.eval().backbone(images)
-        for backbone in (student_teacher.export_backbone(), shipped):
+        for backbone in (student_teacher.teacher.export_backbone(), shipped):
             torch.testing.assert_close(backbone.pre_norm_tokens(images).patch_tokens, trained.patch_tokens)
             assert not torch.allclose(backbone(images).patch_tokens, trained.patch_tokens)

@@ -21,16 +21,16 @@ def plain_loss(
     with torch.no_grad():
         teacher = [_encode(student_teacher.teacher.backbone, crops) for crops in sizes]
         aggregator = student_teacher.teacher.aggregator
-        teacher_image = torch.cat([dino.teacher_head(aggregate(aggregator, tokens)) for tokens, _ in teacher])
+        teacher_image = torch.cat([dino.branch.teacher_head(aggregate(aggregator, tokens)) for tokens, _ in teacher])
         teacher_patch = []
         for tokens, grid in teacher:
             members = _positives(tokens, grid, selfpatch.config.num_positives)  # [B, N, k, D]
             aggregates = aggregate(aggregator, members.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-            teacher_patch.append(selfpatch.teacher_head(aggregates))
+            teacher_patch.append(selfpatch.branch.teacher_head(aggregates))
     student = [_encode(student_teacher.student.backbone, crops) for crops in sizes]
     aggregator = student_teacher.student.aggregator
-    student_image = torch.cat([dino.head(aggregate(aggregator, tokens)) for tokens, _ in student])
-    student_patch = [selfpatch.head(aggregator.norm(tokens)) for tokens, _ in student]
+    student_image = torch.cat([dino.branch.head(aggregate(aggregator, tokens)) for tokens, _ in student])
+    student_patch = [selfpatch.branch.head(aggregator.norm(tokens)) for tokens, _ in student]
 
     num_images = global_crops.shape[1]
     image_loss = _image_loss(dino, student_image.split(num_images), teacher_image.split(num_images)[:2], step)
@@ -73,7 +73,7 @@ def aggregate(aggregator, tokens: Tensor) -> Tensor:
 
 
 def _image_loss(dino, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], step: int) -> Tensor:
-    distillation = dino.distillation
+    distillation = dino.branch.distillation
     total, count = torch.zeros(()), 0
     for g, logits in enumerate(teacher):
         targets = ((logits - distillation.center) / distillation.teacher_temperature(step)).softmax(dim=-1)
@@ -86,7 +86,7 @@ def _image_loss(dino, student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], 
 
 
 def _patch_loss(selfpatch, student: list[Tensor], teacher: list[Tensor], num_images: int, step: int) -> Tensor:
-    distillation = selfpatch.distillation
+    distillation = selfpatch.branch.distillation
     losses = []
     for prediction, logits in zip(student, teacher, strict=True):
         for p, t in zip(prediction.split(num_images), logits.split(num_images), strict=True):

@@ -12,10 +12,10 @@ _NETWORK = (
     (r"ca_head\.cls_token", r"{network}.aggregator.query"),
     (r"ca_head\.cls_blocks\.(.*)", r"{network}.aggregator.blocks.\1"),
     (r"ca_head\.norm\.(.*)", r"{network}.aggregator.norm.\1"),
-    (r"c_head\.last_layer\.(.*)", r"objectives.dino.{twin}head.prototypes.\1"),
-    (r"c_head\.(.*)", r"objectives.dino.{twin}head.\1"),
-    (r"p_head\.last_layer\.(.*)", r"objectives.selfpatch.{twin}head.prototypes.\1"),
-    (r"p_head\.(.*)", r"objectives.selfpatch.{twin}head.\1"),
+    (r"c_head\.last_layer\.(.*)", r"objectives.dino.branch.{twin}head.prototypes.\1"),
+    (r"c_head\.(.*)", r"objectives.dino.branch.{twin}head.\1"),
+    (r"p_head\.last_layer\.(.*)", r"objectives.selfpatch.branch.{twin}head.prototypes.\1"),
+    (r"p_head\.(.*)", r"objectives.selfpatch.branch.{twin}head.\1"),
 )
 
 
@@ -32,7 +32,7 @@ def convert_training_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         name = name.replace("module.", "")
         if name in ("center", "patch_center"):
             term = "dino" if name == "center" else "selfpatch"
-            converted[f"objectives.{term}.distillation.center"] = tensor.flatten()
+            converted[f"objectives.{term}.branch.distillation.center"] = tensor.flatten()
         else:
             converted[_convert(name)] = tensor
     return converted

@@ -1,0 +1,70 @@
+"""Self-distillation over prototypes: student's and teacher's projection heads, and the targets between them."""
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from selfpatch.config import HeadConfig, SelfDistillationConfig
+from selfpatch.objectives.projection_heads import ProjectionHead
+from selfpatch.objectives.self_distillation import SelfDistillation, TargetsOf, chunked_cross_entropy
+
+
+class DistillationBranch(nn.Module):
+    """A projection head, its teacher, and the center or Sinkhorn that turns the teacher's logits into targets.
+
+    Owned by an objective; two objectives may share one (iBOT's shared head).
+
+    Source: DINO, algorithm 1.
+    """
+
+    def __init__(self, dim: int, head: HeadConfig, distillation: SelfDistillationConfig, *, steps_per_epoch: int):
+        super().__init__()
+        self.head = ProjectionHead(dim, head)
+        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+        self.distillation = SelfDistillation(self.head.num_prototypes, distillation, steps_per_epoch=steps_per_epoch)
+        self._frozen_steps = head.freeze_prototypes_epochs * steps_per_epoch
+
+    def predict(self, tokens: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows Z"]:
+        """Unit vectors of the student's tokens, one matrix product before logits."""
+        return self.head.bottleneck(tokens)
+
+    @torch.no_grad()
+    def project_teacher(self, tokens: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows Z"]:
+        """Unit vectors of the teacher's tokens, one matrix product before logits."""
+        return self.teacher_head.bottleneck(tokens)
+
+    @torch.no_grad()
+    def targets(self, projected: Float[Tensor, "rows Z"], step: int) -> Float[Tensor, "rows K"]:
+        """All targets at once, from `project_teacher`'s vectors."""
+        return self.distillation.targets(self.teacher_head.prototypes(projected), step)
+
+    @torch.no_grad()
+    def targets_of(self, projected: Float[Tensor, "rows Z"], step: int) -> TargetsOf:
+        """The same targets, made when a chunk of rows is asked for: together they may not fit into memory."""
+        return self.distillation.targets_of(projected, self.teacher_head.prototypes.weight, step)
+
+    @torch.no_grad()
+    def accumulate_center(self, projected: Float[Tensor, "rows Z"]) -> None:
+        """Remember the mean logit of these rows for the center: prototypes are linear, so it is that of the mean."""
+        self.distillation.accumulate_center(self.teacher_head.prototypes(projected.mean(dim=0)))
+
+    def cross_entropy(self, predicted: Float[Tensor, "rows Z"], targets_of: TargetsOf, step: int) -> Float[Tensor, ""]:
+        """Sum over rows of the cross-entropy between targets and the student's softmax."""
+        return chunked_cross_entropy(
+            predicted, self.head.prototypes.weight, targets_of, temperature=self.distillation.student_temperature
+        )
+
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return [(self.head, self.teacher_head)]
+
+    def frozen_parameters(self, step: int) -> Iterable[nn.Parameter]:
+        return self.head.prototypes.parameters() if step < self._frozen_steps else []
+
+    def commit(self) -> None:
+        self.distillation.commit()
+
+    def discard(self) -> None:
+        self.distillation.discard()

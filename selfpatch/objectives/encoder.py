@@ -1,0 +1,108 @@
+"""The network that student and teacher both have: a backbone, and the aggregator on top of it."""
+
+import copy
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.vit import ViT
+from selfpatch.config import AggregatorConfig
+from selfpatch.errors import UserError
+from selfpatch.objectives.class_attention import Aggregator
+
+
+class Encoded(NamedTuple):
+    """Crops of one resolution, encoded by one network. Crop-major: V*B images."""
+
+    tokens: Tokens
+    image_token: Float[Tensor, "VB D"]
+
+
+class EncodedViews(NamedTuple):
+    """All crops of a batch of `num_images` images, encoded by one network, student or teacher.
+
+    Args:
+        local_crops: None if no objective needs them of this network.
+        masks: True where the student's global crops hold a mask token instead of the patch; None: nothing is masked.
+        norm: the final norm of plain patch tokens, which aggregated tokens go through as well.
+        aggregate: (patch tokens [V*B, N, D], indices [V*B, Q, P]) -> one token per set of patches [V*B, Q, D].
+    """
+
+    num_images: int
+    global_crops: Encoded
+    local_crops: Encoded | None
+    masks: Bool[Tensor, "GB N"] | None
+    norm: Callable[[Float[Tensor, "VB N D"]], Float[Tensor, "VB N D"]]
+    aggregate: Callable[[Float[Tensor, "VB N D"], Int[Tensor, "VB Q P"]], Float[Tensor, "VB Q D"]]
+
+    @property
+    def by_resolution(self) -> list[Encoded]:
+        """One entry per resolution, the global crops first."""
+        return [self.global_crops] if self.local_crops is None else [self.global_crops, self.local_crops]
+
+
+class Encoder(nn.Module):
+    """A backbone, and the aggregator that several objectives share.
+
+    Raises:
+        UserError: the image token should be the class token, and the backbone has none.
+    """
+
+    def __init__(self, backbone: ViT, aggregator: AggregatorConfig | None = None):
+        super().__init__()
+        self.backbone = backbone
+        self.aggregator = Aggregator(backbone.embed_dim, backbone.num_heads, aggregator) if aggregator else None
+        self.aggregates_image_token = aggregator is not None and aggregator.image_token == "aggregator"
+        if not self.aggregates_image_token and not backbone.has_cls_token:
+            raise UserError(
+                f"{backbone.architecture.name} has no class token to describe an image; take the image token from the "
+                "aggregator (aggregator.image-token aggregator) or a backbone with one (backbone.class-token True)"
+            )
+
+    def forward(self, images: Float[Tensor, "VB C H W"], masks: Bool[Tensor, "VB N"] | None = None) -> Encoded:
+        tokens = self.backbone(images) if masks is None else self.backbone(images, masks)
+        if self.aggregates_image_token:
+            assert self.aggregator is not None
+            return Encoded(tokens, self.aggregator.image_token(tokens.patch_tokens))
+        assert tokens.cls_token is not None
+        return Encoded(tokens, tokens.cls_token)
+
+    def encode(
+        self,
+        global_crops: Float[Tensor, "G B C H W"],
+        local_crops: Float[Tensor, "L B C h w"] | None,
+        masks: Bool[Tensor, "G B N"] | None = None,
+    ) -> EncodedViews:
+        """Every crop once, one forward pass per resolution."""
+        flat_masks = None if masks is None else masks.flatten(0, 1)
+        return EncodedViews(
+            num_images=global_crops.shape[1],
+            global_crops=self(global_crops.flatten(0, 1), flat_masks),
+            local_crops=None if local_crops is None else self(local_crops.flatten(0, 1)),
+            masks=flat_masks,
+            norm=self.norm,
+            aggregate=self.aggregate,
+        )
+
+    def norm(self, patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        return patch_tokens if self.aggregator is None else self.aggregator.norm(patch_tokens)
+
+    def aggregate(self, patch_tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q P"]) -> Float[Tensor, "B Q D"]:
+        assert self.aggregator is not None, "an objective that aggregates patches is built with an aggregator"
+        return self.aggregator(patch_tokens, indices)
+
+    def export_backbone(self) -> ViT:
+        """A copy of the backbone as it is shipped: in evaluation mode, as timm runs it, with a final norm.
+
+        A backbone without a norm of its own takes the aggregator's, which its patch tokens go through in training.
+        """
+        backbone = copy.deepcopy(self.backbone).eval()
+        backbone.compile_blocks(None)  # images of all sizes will come
+        if isinstance(backbone.model.norm, nn.Identity) and isinstance(self.aggregator, Aggregator):
+            backbone.model.norm = copy.deepcopy(self.aggregator.norm)
+            backbone.final_norm_from_aggregator = True
+        backbone.pos_embed_interpolation = "timm"
+        return backbone
