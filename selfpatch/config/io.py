@@ -8,7 +8,8 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 import yaml
 
-from selfpatch.config import PretrainConfig
+from selfpatch.config.pretrain import PretrainConfig
+from selfpatch.config.ranges import SettingError
 from selfpatch.errors import UserError
 
 
@@ -35,7 +36,11 @@ def from_dict(kind: type, values: Any, where: str = "") -> Any:
             nearest = difflib.get_close_matches(str(name), types, n=1)
             hint = f"; did you mean {where + nearest[0]!r}?" if nearest else f"; there are: {', '.join(types)}"
             raise UserError(f"unknown setting {where + str(name)!r}{hint}")
-    return kind(**{name: _value(types[name], value, where + name) for name, value in values.items()})
+    parts = {name: _value(types[name], value, where + name) for name, value in values.items()}
+    try:
+        return kind(**parts)
+    except SettingError as error:
+        raise error.within(where.removesuffix(".")) from None
 
 
 def _value(kind: Any, value: Any, where: str) -> Any:

@@ -35,11 +35,15 @@ def test_non_square_crops_survive(tmp_path):
         ({"optim.lr": -1.0}, "above 0"),
         ({"optim.accumulate": 3}, "cannot be cut into 3 equal parts"),
         ({"crops.hflip_prob": 1.5}, r"probability in \[0, 1\]"),
-        ({"crops.local_size": 224}, "not smaller than"),
-        ({"crops.global_scale": [0.5, 0.2]}, "0 < low <= high <= 1"),
+        ({"crops.local_size": 224}, "local-size is 224; it must be smaller than global-size 224"),
+        ({"crops.global_scale": [0.5, 0.2]}, "ascending order"),
         ({"teacher.momentum": 1.5}, r"in \[0, 1\]"),
-        ({"aggregator": None}, "needs an aggregator"),
-        ({"objectives.selfpatch.window_size": 4}, "odd"),
+        ({"aggregator": None}, "aggregator is None; objectives.selfpatch needs one"),
+        ({"objectives.selfpatch.window_size": 4}, "window-size is 4; it must be an odd number"),
+        (
+            {"objectives.selfpatch.head.hidden_dim": 0},
+            "objectives.selfpatch.head.hidden-dim is 0; it must be at least 1",
+        ),
     ],
 )
 def test_wrong_settings_say_what_is_allowed(settings, words):
