@@ -430,7 +430,7 @@ def test_labelled_images(change, says, pretrain_refused, refused, scenes, finish
         (["evaluate", "m", "--task", "linear"], ["unknown task 'linear'", "There are: in-context-segmentation"]),
         (["evaluate", "m", "--preset", "quik"], [r"preset of in-context-segmentation 'quik'; did you mean 'quick'\?"]),
         (["evaluate", "m", "--task", "linear-segmentation", "--preset", "hummingbird"], ["There are: dinov3, dinov2"]),
-        (["evaluate", "m", "--data", "d", "--out", "o", "--image-size", "-4"], ["image-size is -4; it must be above"]),
+        (["evaluate", "m", "--data", "d", "--out", "o", "--image-size", "-4"], ["image-size is -4; it must be at least 1"]),
         (["evaluate", "m", "--data", "d", "--out", "o", "--imagesize", "4"], [r"Did you mean --image-size\?"]),
         (["evaluate", "m", "--data", "d", "--out", "o", "--device", "cuda:7"], ["no device 'cuda:7' here; there is"]),
         (["export", "m", "o", "--format", "onxn"], ["invalid choice 'onxn' for argument '--format'", "timm"]),

@@ -9,7 +9,6 @@ from selfpatch.config.objectives.self_distillation import SelfDistillationConfig
 from selfpatch.config.objectives.selfpatch import SelfPatchConfig
 from selfpatch.config.optim import OptimConfig, TeacherConfig
 from selfpatch.config.pretrain import RESULT_AFFECTING, PretrainConfig
-from selfpatch.config.ranges import check
 from selfpatch.config.run import EfficiencyConfig, EvaluateConfig, RunConfig
 
 __all__ = [
@@ -30,6 +29,5 @@ __all__ = [
     "SelfDistillationConfig",
     "SelfPatchConfig",
     "TeacherConfig",
-    "check",
     "rows_columns",
 ]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from selfpatch.config.ranges import Ascending, Config, Fraction, NonNegative, Positive, Probability, Range
+from selfpatch.config.ranges import Ascending, Config, Finite, Fraction, NonNegative, Positive, Probability, Range
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -46,7 +46,7 @@ class CropsConfig(Config, group="crops"):
     # probability of solarization on every global crop but the first
     solarize_prob: Annotated[float, Probability] = 0.2
     # mean of each channel that crops are normalized with, for pixel values in [0, 1]
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    mean: Annotated[tuple[float, float, float], Finite] = IMAGENET_MEAN
     # standard deviation of each channel that crops are normalized with, for pixel values in [0, 1]
     std: Annotated[tuple[float, float, float], Positive] = IMAGENET_STD
 

@@ -18,18 +18,12 @@ from typing import Annotated, Any, ClassVar, get_args, get_origin, get_type_hint
 from selfpatch.errors import UserError
 
 
-def check(condition: bool, message: str) -> None:
-    """Refuse a setting; the message says what came, what is allowed and what to do."""
-    if not condition:
-        raise UserError(message)
-
-
 class SettingError(UserError):
     """A setting out of range: the full name as the command line has it, the value, and what is allowed."""
 
     def __init__(self, group: str, setting: str, value: Any, problem: str):
         name = f"{group}.{setting}".strip(".").replace("_", "-")
-        super().__init__(f"{name} is {value!r}; {problem}" if value == "" else f"{name} is {value}; {problem}")
+        super().__init__(f"{name} is {value}; {problem}")
         self.setting, self.value, self.problem = setting, value, problem
 
     def within(self, group: str) -> "SettingError":
@@ -47,15 +41,16 @@ class Range:
     below: float | None = None
     noun: str = ""
 
-    def problem(self, value: Any) -> str | None:
-        """What is wrong with a value, and what is allowed; None: nothing."""
+    def problem(self, value: Any, *, is_whole: bool) -> str | None:
+        """The words for a value out of range, None for one in range. `is_whole`: the setting takes whole numbers."""
         is_tuple = isinstance(value, tuple | list)
         numbers = [x for x in (value if is_tuple else [value]) if isinstance(x, int | float)]
         if all(map(self._contains, numbers)):
             return None
-        are_whole = all(isinstance(x, int) for x in numbers)
-        finite = "" if all(map(math.isfinite, numbers)) else "finite and "
-        return f"{'each' if is_tuple else 'it'} must be {finite}{self._text(are_whole)}"
+        allowed = [] if all(map(math.isfinite, numbers)) else ["finite"]
+        if self != Finite:
+            allowed.append(self._text(is_whole))
+        return f"{'each' if is_tuple else 'it'} must be {' and '.join(allowed)}"
 
     def _contains(self, number: float) -> bool:
         return (
@@ -67,11 +62,10 @@ class Range:
         )
 
     def _text(self, is_whole: bool) -> str:
-        upper = self.at_most is not None or self.below is not None
-        if upper:
+        if self.at_most is not None or self.below is not None:
             low = f"[{self.at_least}" if self.at_least is not None else f"({self.above}"
             high = f"{self.at_most}]" if self.at_most is not None else f"{self.below})"
-            return f"{self.noun or ''} in {low}, {high}".strip()
+            return f"{self.noun} in {low}, {high}".strip()
         if self.at_least is not None:
             return f"at least {self.at_least}"
         return f"at least {int(self.above or 0) + 1}" if is_whole else f"above {self.above}"
@@ -84,10 +78,11 @@ class Rule:
     holds: Callable[[Any], bool]
     text: str
 
-    def problem(self, value: Any) -> str | None:
+    def problem(self, value: Any, *, is_whole: bool) -> str | None:
         return None if value is None or self.holds(value) else self.text
 
 
+Finite = Range()
 Positive = Range(above=0)
 NonNegative = Range(at_least=0)
 Probability = Range(at_least=0, at_most=1, noun="a probability")
@@ -118,10 +113,10 @@ class Config:
         cls.group = group or cls.group
 
     def __post_init__(self):
-        for setting, rules in _rules(type(self)):
+        for setting, is_whole, rules in _rules(type(self)):
             value = getattr(self, setting)
             for rule in rules:
-                if problem := rule.problem(value):
+                if problem := rule.problem(value, is_whole=is_whole):
                     raise SettingError(self.group, setting, value, problem)
 
     def require(self, condition: bool, setting: str, problem: str) -> None:
@@ -131,9 +126,13 @@ class Config:
 
 
 @cache
-def _rules(kind: type) -> list[tuple[str, list[Range | Rule]]]:
-    """The rules of every field that has some, in order."""
+def _rules(kind: type) -> list[tuple[str, bool, list[Range | Rule]]]:
+    """Every field that has rules, in order: its name, whether it takes whole numbers only, and the rules."""
     hints = get_type_hints(kind, include_extras=True)
-    annotated = {name: get_args(hint)[1:] for name, hint in hints.items() if get_origin(hint) is Annotated}
-    rules = {name: [m for m in metadata if isinstance(m, Range | Rule)] for name, metadata in annotated.items()}
-    return [(name, found) for name, found in rules.items() if found]
+    annotated = {name: get_args(hint) for name, hint in hints.items() if get_origin(hint) is Annotated}
+    rules = {name: [m for m in metadata if isinstance(m, Range | Rule)] for name, (_, *metadata) in annotated.items()}
+    return [(name, not _takes_float(annotated[name][0]), found) for name, found in rules.items() if found]
+
+
+def _takes_float(hint: Any) -> bool:
+    return hint is float or any(map(_takes_float, get_args(hint)))

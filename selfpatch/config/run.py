@@ -40,8 +40,8 @@ class EfficiencyConfig(Config, group="efficiency"):
     # compile the blocks of student and teacher with torch.compile, one graph per crop size: slow first steps, then
     # better use of a GPU. Needs a C++ compiler, and Triton on a GPU
     compile: bool = False
-    # place of flips, color changes and blur: data loading workers, or batched on the device; "auto": on the device if it
-    # is a GPU. Same augmentation, up to rounding
+    # place of flips, color changes and blur: data loading workers, or batched on the device; "auto": on the device if
+    # it is a GPU. Same augmentation, up to rounding
     light: Literal["auto", "workers", "device"] = "auto"
 
 
