@@ -137,7 +137,7 @@ def settings_of(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "crops.local_size": None,  # derived
         "seed": arguments.seed,
         "run.device": arguments.device,
-        "run.keep": 1,
+        "run.max_to_keep": 1,
         **METHODS[method].settings,
         **arguments.set,
     }

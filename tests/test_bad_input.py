@@ -212,7 +212,7 @@ def test_settings(flags, says, pretrain_refused):
     [
         (None, "there is no settings file .*config.yaml; give the config.yaml of a run"),
         (b"optim:\n  lrr: 1\n", r"config.yaml: unknown setting 'optim.lrr'; did you mean 'optim.lr'\?"),
-        (b"optim:\n  lr: high\n", "config.yaml: setting optim.lr is 'high'; it must be float"),
+        (b"optim:\n  lr: high\n", "config.yaml: optim.lr is 'high'; it must be a number or null"),
         (b"optim:\n  lr: -1\n", "config.yaml: optim.lr is -1.0; it must be above 0"),
         (b"a: [\n", "is not a settings file in YAML"),
         (b"\xff\xd8\xff\xe0 a JPEG", "is not a settings file in YAML"),

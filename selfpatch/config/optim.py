@@ -35,7 +35,7 @@ class OptimConfig(Config, group="optim"):
     # largest gradient norm, larger ones are scaled down; 0: no clipping
     clip_norm: Annotated[float, NonNegative] = 3.0
     # gradient norm that is clipped: of each parameter by itself (as DINO), or the global norm of all of them
-    clip: Literal["parameter", "global"] = "parameter"
+    clip_mode: Literal["parameter", "global"] = "parameter"
 
     def __post_init__(self):
         super().__post_init__()

@@ -23,7 +23,9 @@ class SettingError(UserError):
 
     def __init__(self, group: str, setting: str, value: Any, problem: str):
         name = f"{group}.{setting}".strip(".").replace("_", "-")
-        super().__init__(f"{name} is {value}; {problem}")
+        super().__init__(
+            f"{name} is {value!r}; {problem}" if isinstance(value, str) else f"{name} is {value}; {problem}"
+        )
         self.setting, self.value, self.problem = setting, value, problem
 
     def within(self, group: str) -> "SettingError":
@@ -47,14 +49,14 @@ class Range:
         numbers = [x for x in (value if is_tuple else [value]) if isinstance(x, int | float)]
         if all(map(self._contains, numbers)):
             return None
-        allowed = [] if all(map(math.isfinite, numbers)) else ["finite"]
+        allowed = [] if all(isinstance(x, int) or math.isfinite(x) for x in numbers) else ["finite"]
         if self != Finite:
             allowed.append(self._text(is_whole))
         return f"{'each' if is_tuple else 'it'} must be {' and '.join(allowed)}"
 
     def _contains(self, number: float) -> bool:
         return (
-            math.isfinite(number)
+            (isinstance(number, int) or math.isfinite(number))
             and (self.at_least is None or number >= self.at_least)
             and (self.above is None or number > self.above)
             and (self.at_most is None or number <= self.at_most)

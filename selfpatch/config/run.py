@@ -56,7 +56,7 @@ class RunConfig(Config, group="run"):
     # steps between checkpoints; None: ten in the run, at most every 1,000 steps
     save_every: Annotated[int | None, Positive] = None
     # number of newest checkpoints that are kept
-    keep: Annotated[int, Positive] = 3
+    max_to_keep: Annotated[int, Positive] = 3
     # stop when more than this fraction of the images cannot be read
     max_bad_fraction: Annotated[float, UnitInterval] = 0.2
     # stop after this many steps in a row whose loss or gradient is not finite

@@ -68,7 +68,7 @@ def dino_selfpatch_small() -> PretrainConfig:
             warmup_epochs=None,
             weight_decay_end=0.04,
             clip_norm=1.0,
-            clip="global",
+            clip_mode="global",
         ),
         teacher=TeacherConfig(momentum=None),
     )
