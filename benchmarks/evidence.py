@@ -63,7 +63,7 @@ class Method(NamedTuple):
 
 
 TERM = "objectives.selfpatch"
-AUTHORS_TERM = {f"{TERM}.borders": "wrap", f"{TERM}.crops": "all", f"{TERM}.num_positives": 4}
+AUTHORS_TERM = {f"{TERM}.padding_mode": "circular", f"{TERM}.crops": "all", f"{TERM}.num_positives": 4}
 # As the authors' code has them, but for the length: batch, warm-up and sizes follow from images and hardware.
 SHORT = {"optim.batch_size": None, "optim.warmup_epochs": None}
 METHODS = {
@@ -71,7 +71,7 @@ METHODS = {
     "dino-selfpatch": Method("dino-selfpatch-small", AUTHORS_TERM, "+ the patch term as the authors' code has it"),
     "borders-clip": Method(
         "dino-selfpatch-small",
-        AUTHORS_TERM | {f"{TERM}.borders": "clip", f"{TERM}.num_positives": 3},  # a corner has three neighbours
+        AUTHORS_TERM | {f"{TERM}.padding_mode": "none", f"{TERM}.num_positives": 3},  # a corner has three neighbours
         "+ the patch term, no neighbours beyond the border, 3 positives",
     ),
     "crops-global": Method(
@@ -137,7 +137,7 @@ def settings_of(method: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "crops.local_size": None,  # derived
         "seed": arguments.seed,
         "run.device": arguments.device,
-        "run.keep": 1,
+        "run.max_to_keep": 1,
         **METHODS[method].settings,
         **arguments.set,
     }
@@ -210,7 +210,7 @@ def score_method(folder: Path, labeled: Path, protocol: LinearSegmentation, devi
     for stage in STAGES:
         model, out = folder / f"{stage}.safetensors", folder / stage
         if not (out / "positives.png").exists():
-            visualize(model, val[0].image.parent, out, count=4, num_positives=3, borders="clip", device=device)
+            visualize(model, val[0].image.parent, out, count=4, num_positives=3, padding_mode="none", device=device)
         if not (out / "linear" / "result.json").exists():
             evaluate(
                 model, task="linear-segmentation", data=labeled, out=out / "linear", protocol=protocol, device=device

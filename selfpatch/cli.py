@@ -56,7 +56,7 @@ class Visualize:
     # out of a window of this side in patches; None: as the run did, else 3
     window_size: int | None = None
     # beyond the image's border: patches of the opposite side, or none; None: as the run did, else wrap
-    borders: Literal["wrap", "clip"] | None = None
+    padding_mode: Literal["circular", "none"] | None = None
     num_heads: NumHeads = None
     device: Device = "auto"
 

@@ -28,7 +28,7 @@ from selfpatch.output.progress import TrainingProgress, say
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
-from selfpatch.pretraining.train_state import TrainState
+from selfpatch.pretraining.train_state import TrainState, require_pretraining_checkpoint
 from selfpatch.pretraining.train_step import PretrainTask, Schedules, build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
 from selfpatch.recipes.derive import ResolvedSetting, RunFacts, derive
@@ -269,7 +269,8 @@ def restore(
         say(f"warning: {reason}; an older checkpoint is used")
     if found is None and resume is not None:
         found = checkpoint.load(Path(resume))
-        run.require_same_method(found.state.get("method", {}), config, Path(resume))
+        require_pretraining_checkpoint(found)
+        run.require_same_method(found.state["method"], config, Path(resume))
     if found is not None:
         state.load(found)
         say(f"going on from {found.path} at step {state.step}")

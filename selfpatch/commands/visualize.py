@@ -24,7 +24,7 @@ def visualize(
     pixel: tuple[int, int] | None = None,
     num_positives: int | None = None,
     window_size: int | None = None,
-    borders: str | None = None,
+    padding_mode: str | None = None,
     num_heads: int | None = None,
     device: str = "auto",
 ) -> list[Path]:
@@ -35,13 +35,13 @@ def visualize(
         count: how many images, spread evenly over the folder.
         image_size: short side in pixels as the backbone gets them; None: twice what it was built for.
         pixel: (x, y) in the first image, whose patch others are compared with; None: the middle of each.
-        num_positives, window_size, borders: how SelfPatch chooses positives; None: as the run did, else as the paper.
+        num_positives, window_size, padding_mode: how SelfPatch finds positives; None: as the run did.
         num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
         UserError: a model, images or device that are not there, or settings that do not fit them.
     """
-    given = {"num_positives": num_positives, "window_size": window_size, "borders": borders}
+    given = {"num_positives": num_positives, "window_size": window_size, "padding_mode": padding_mode}
     selfpatch = replace(own_config(model), **{name: value for name, value in given.items() if value is not None})
     if count < 1:
         raise UserError(f"count is {count}; at least one image is drawn")

@@ -3,13 +3,17 @@
 import dataclasses
 import difflib
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from selfpatch.config import PretrainConfig
+from selfpatch.config.pretrain import PretrainConfig
+from selfpatch.config.ranges import Config, SettingError
+from selfpatch.config.renamed import RENAMED, upgrade
+from selfpatch.config.values import WrongTypeError, allowed, options, read_value
 from selfpatch.errors import UserError
+
+C = TypeVar("C", bound=Config)
 
 
 def to_dict(config: Any) -> Any:
@@ -21,53 +25,56 @@ def to_dict(config: Any) -> Any:
     return str(config) if isinstance(config, Path) else config
 
 
-def from_dict(kind: type, values: Any, where: str = "") -> Any:
+def from_dict(kind: type, values: Any, group: str = "") -> Any:
     """The dataclass `kind` out of what `to_dict` gave; settings that are left out keep their defaults.
 
+    Args:
+        values: settings by name, in which dashes may stand for underscores.
+        group: dotted name of the group that `kind` is, for messages.
+
     Raises:
-        UserError: an unknown setting (with the nearest name), or a value of another type.
+        UserError: an unknown setting (with the nearest name), a value of another type or out of range.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where or 'the settings'} must be a group of settings, not {values!r}")
+        raise UserError(f"{group or 'a settings file'} must be a group of settings, not {values!r}")
     types = get_type_hints(kind)
-    for name in values:
-        if name not in types:
-            nearest = difflib.get_close_matches(str(name), types, n=1)
-            hint = f"; did you mean {where + nearest[0]!r}?" if nearest else f"; there are: {', '.join(types)}"
-            raise UserError(f"unknown setting {where + str(name)!r}{hint}")
-    return kind(**{name: _value(types[name], value, where + name) for name, value in values.items()})
+    settings = [field.name for field in dataclasses.fields(kind)]
+    given = {}
+    for name, value in values.items():
+        setting = str(name).replace("-", "_")
+        if setting not in settings:
+            raise UserError(f"unknown setting {_join(group, str(name))!r}{_hint(group, setting, settings)}")
+        if setting in given:
+            raise UserError(f"{_join(group, setting)} is given twice; give it once")
+        given[setting] = _value(types[setting], value, group, setting)
+    try:
+        return kind(**given)
+    except SettingError as error:
+        raise error.within(group) from None
 
 
-def _value(kind: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type `kind`: a dataclass, Path, Literal, tuple, union, or a plain type."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        fitting = [k for k in arguments if k is not NoneType]
-        if value is None and NoneType in arguments:
-            return None
-        for option in fitting[:-1]:
-            try:
-                return _value(option, value, where)
-            except ValueError:
-                continue
-        return _value(fitting[-1], value, where)
-    if dataclasses.is_dataclass(kind):
-        return from_dict(cast(type, kind), value, f"{where}.")
-    if origin is Literal and value in arguments:
-        return value
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
-        return tuple(_value(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(arguments, value, strict=True)))
-    if kind is Path and isinstance(value, str | Path):
-        return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if kind in (int, str, bool) and type(value) is kind:
-        return value
-    allowed = " or ".join(map(repr, arguments)) if origin is Literal else getattr(kind, "__name__", str(kind))
-    raise UserError(f"setting {where} is {value!r}; it must be {allowed}")
+def _hint(group: str, name: str, settings: list[str]) -> str:
+    if today := RENAMED.get(_join(group, name)):
+        return f"; it is called {today!r} now"
+    nearest = difflib.get_close_matches(name, settings, n=1)
+    return f"; did you mean {_join(group, nearest[0])!r}?" if nearest else f"; there are: {', '.join(settings)}"
 
 
-def override(config: PretrainConfig, settings: dict[str, Any]) -> PretrainConfig:
+def _join(group: str, name: str) -> str:
+    return f"{group}.{name}" if group else name
+
+
+def _value(kind: Any, value: Any, group: str, setting: str) -> Any:
+    groups = [option for option in options(kind) if dataclasses.is_dataclass(option)]
+    if groups and isinstance(value, dict):
+        return from_dict(groups[0], value, _join(group, setting))  # type: ignore[arg-type]
+    try:
+        return read_value(kind, value)
+    except WrongTypeError:
+        raise SettingError(group, setting, value, f"it must be {allowed(kind)}") from None
+
+
+def override(config: C, settings: dict[str, Any]) -> C:
     """The configuration with some settings replaced, given by dotted name: {"optim.lr": 1e-3}."""
     values = to_dict(config)
     for name, value in settings.items():
@@ -76,7 +83,7 @@ def override(config: PretrainConfig, settings: dict[str, Any]) -> PretrainConfig
         for key in groups:
             group = group.get(key) if isinstance(group, dict) else None
         if not isinstance(group, dict):
-            raise UserError(f"unknown setting {name!r}: this run has no group {'.'.join(groups)!r}")
+            raise UserError(f"unknown setting {name!r}: these settings have no group {'.'.join(groups)!r}")
         group[last] = to_dict(value)
     return from_dict(type(config), values)
 
@@ -106,9 +113,18 @@ def read_yaml(path: Path) -> PretrainConfig:
     if has_aliases:
         raise UserError(f"{path} has YAML aliases; settings files are written without")
     try:
-        return from_dict(PretrainConfig, values)
-    except ValueError as error:
+        return config_of(values)
+    except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def config_of(values: Any) -> PretrainConfig:
+    """The configuration out of a settings file or a checkpoint of this or an earlier version.
+
+    Raises:
+        UserError: an unknown setting, a value of another type or out of range.
+    """
+    return from_dict(PretrainConfig, upgrade(values) if isinstance(values, dict) else values)
 
 
 def differences(old: Any, new: Any, where: str = "") -> list[str]:

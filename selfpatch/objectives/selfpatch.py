@@ -29,8 +29,8 @@ class SelfPatch(Objective):
     The student's own token of the same patch of the same view, through the aggregator's norm and a projection head,
     predicts it by cross-entropy: mean over patches and images, then over crops. No gradient reaches the teacher.
 
-    Source: SelfPatch (CVPR 2022), sec. 3.2; alinlab/SelfPatch@81aef14. Differs: any grid; `borders` and `crops` are
-    settings (its code has "wrap" and "all").
+    Source: SelfPatch (CVPR 2022), sec. 3.2; alinlab/SelfPatch@81aef14. Differs: any grid; settings `padding_mode` and
+    `crops` (its code has "circular" and "all").
     """
 
     def __init__(self, dim: int, config: SelfPatchConfig, *, steps_per_epoch: int):
@@ -81,7 +81,7 @@ class SelfPatch(Objective):
         )
 
     def check_grid(self, rows: int, columns: int) -> None:
-        neighborhood((rows, columns), self.config.window_size, self.config.borders)
+        neighborhood((rows, columns), self.config.window_size, self.config.padding_mode)
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return self.branch.ema_pairs()
@@ -109,17 +109,17 @@ class ResolutionResult(NamedTuple):
 
 def find_positives(tokens: Tokens, config: SelfPatchConfig) -> tuple[Int[Tensor, "B N P"], Float[Tensor, "B N P"]]:
     """The most similar neighbors of every patch, best first, and their cosine similarity."""
-    neighbors, valid = neighborhood(tokens.grid_size, config.window_size, config.borders)
+    neighbors, valid = neighborhood(tokens.grid_size, config.window_size, config.padding_mode)
     device = tokens.patch_tokens.device
     return match_positives(tokens.patch_tokens, neighbors.to(device), valid.to(device), config.num_positives)
 
 
 def neighborhood(
-    grid_size: tuple[int, int], window_size: int, borders: str
+    grid_size: tuple[int, int], window_size: int, padding_mode: str
 ) -> tuple[Int[Tensor, "N M"], Bool[Tensor, "N M"]]:
     """Indices of the patches in the window around every patch, without itself, and whether they are valid.
 
-    Beyond the border, "wrap" continues at the opposite side, as the authors' code does; "clip" has nothing there.
+    Beyond the border, "circular" continues at the opposite side, as the authors' code does; "none" has nothing there.
 
     Raises:
         UserError: the grid is smaller than the window: a wrapped neighbor would be the patch itself, or come twice.
@@ -139,7 +139,7 @@ def neighborhood(
     row, column = patch // columns + row_offset, patch % columns + column_offset  # [N, M]
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
     indices = (row % rows) * columns + column % columns
-    return indices, torch.ones_like(inside) if borders == "wrap" else inside
+    return indices, torch.ones_like(inside) if padding_mode == "circular" else inside
 
 
 def match_positives(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from selfpatch.config import RESULT_AFFECTING, PretrainConfig
-from selfpatch.config.io import differences, read_yaml, to_dict, write_yaml
+from selfpatch.config.io import config_of, differences, read_yaml, to_dict, write_yaml
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.errors import UserError
 from selfpatch.output import checkpoint
@@ -91,7 +91,9 @@ class RunFolder:
             "images": images.fingerprint(),
             "method": result_affecting(to_dict(config)),
         }
-        checkpoint.save(self.checkpoints, state.step, state.tensors(), state.state() | agreed, keep=config.run.keep)
+        checkpoint.save(
+            self.checkpoints, state.step, state.tensors(), state.state() | agreed, keep=config.run.max_to_keep
+        )
 
     def record_bad_images(self, bad_images: list[tuple[Path, str]]) -> int:
         """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far."""
@@ -104,6 +106,7 @@ class RunFolder:
 
     def require_same_method(self, method: dict[str, Any], config: PretrainConfig, where: Path) -> None:
         """Settings that change results must be those that `where` was made with."""
+        method = result_affecting(to_dict(config_of(method)))  # in the words of this version
         if lines := differences(method, result_affecting(to_dict(config))):
             shown = "\n  ".join(lines[:20])
             raise UserError(

@@ -50,11 +50,8 @@ class TrainState:
         Raises:
             UserError: not a checkpoint of a pretraining run, written by a newer version, or of another model.
         """
+        require_pretraining_checkpoint(found)
         version = found.state.get("format", 1)
-        if not {"step", "method"} <= found.state.keys() or not {"model", "optimizer"} <= found.tensors.keys():
-            raise UserError(
-                f"{found.path} is no checkpoint of a pretraining run; give one such as RUN/checkpoints/step-00001000"
-            )
         if version > FORMAT:
             raise UserError(
                 f"{found.path} was written by a newer version (format {version}, {FORMAT} is the newest "
@@ -71,6 +68,17 @@ class TrainState:
         load_optimizer_state(self.optimizer, optimizer, self.student_teacher)
         self.step = found.state["step"]
         self.counters = Counters(**found.state.get("counters", {"images": 0}))
+
+
+def require_pretraining_checkpoint(found: Checkpoint) -> None:
+    """
+    Raises:
+        UserError: it is another kind of checkpoint, such as that of an evaluation's head.
+    """
+    if not {"step", "method"} <= found.state.keys() or not {"model", "optimizer"} <= found.tensors.keys():
+        raise UserError(
+            f"{found.path} is no checkpoint of a pretraining run; give one such as RUN/checkpoints/step-00001000"
+        )
 
 
 def _name_of_format_1(name: str) -> str:

@@ -202,7 +202,7 @@ def apply_gradients(
     """
     set_schedules(optimizer, lr=schedules.lr(step), weight_decay=schedules.weight_decay(step))
     frozen = student_teacher.frozen_parameters(step)
-    if not optimizer_step(optimizer, loss, max_norm=optim.clip_norm, by=optim.clip, frozen=frozen):
+    if not optimizer_step(optimizer, loss, max_norm=optim.clip_norm, by=optim.clip_mode, frozen=frozen):
         student_teacher.discard()
         return False
     student_teacher.commit(schedules.momentum(step))

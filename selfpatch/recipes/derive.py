@@ -84,12 +84,11 @@ def derive(config: PretrainConfig, facts: RunFacts) -> tuple[PretrainConfig, lis
         "teacher.momentum", config.teacher.momentum, round(1 - 1 / horizon, 4),
         f"an average over the last {horizon:.0f} steps: slow enough to learn from, a small part of the run",
     )  # fmt: skip
-    for objective in ("dino", "selfpatch"):
-        term = getattr(config.objectives, objective)
-        if term is not None:
+    for objective, settings in config.objectives.given().items():
+        if (head := getattr(settings, "head", None)) is not None:
             fill(
                 f"objectives.{objective}.head.num-prototypes",
-                term.head.num_prototypes,
+                head.num_prototypes,
                 min(max(2 * batch_size, 64), 4096),
                 "one for each global crop of a step, over which Sinkhorn spreads them",
             )

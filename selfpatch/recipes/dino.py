@@ -44,6 +44,8 @@ def dino_selfpatch() -> PretrainConfig:
         aggregator=AggregatorConfig(image_token="aggregator"),
         objectives=ObjectivesConfig(
             dino=DINOConfig(center_crops="all"),
-            selfpatch=SelfPatchConfig(weight=0.1, head=HeadConfig(num_prototypes=4096), borders="wrap", crops="all"),
+            selfpatch=SelfPatchConfig(
+                weight=0.1, head=HeadConfig(num_prototypes=4096), padding_mode="circular", crops="all"
+            ),
         ),
     )

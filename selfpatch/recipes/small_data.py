@@ -56,7 +56,7 @@ def dino_selfpatch_small() -> PretrainConfig:
         objectives=ObjectivesConfig(
             dino=DINOConfig(head=head, distillation=distillation),
             selfpatch=SelfPatchConfig(
-                weight=0.1, head=head, distillation=distillation, num_positives=3, borders="clip", crops="global"
+                weight=0.1, head=head, distillation=distillation, num_positives=3, padding_mode="none", crops="global"
             ),
         ),
         optim=OptimConfig(
@@ -68,7 +68,7 @@ def dino_selfpatch_small() -> PretrainConfig:
             warmup_epochs=None,
             weight_decay_end=0.04,
             clip_norm=1.0,
-            clip="global",
+            clip_mode="global",
         ),
         teacher=TeacherConfig(momentum=None),
     )

@@ -36,7 +36,7 @@ class Neighborhood(NamedTuple):
 
 def neighborhoods(tokens: Tokens, patches: list[int], config: SelfPatchConfig) -> list[Neighborhood]:
     """As the objective finds them, in the first image of `tokens`."""
-    indices, exists = neighborhood(tokens.grid_size, config.window_size, config.borders)
+    indices, exists = neighborhood(tokens.grid_size, config.window_size, config.padding_mode)
     positives, similarity = find_positives(tokens, config)
     return [
         Neighborhood(
@@ -79,9 +79,9 @@ def draw_positives(
         f"Yellow: a patch. Green: the {config.num_positives} of its neighbours in a window of {config.window_size} x "
         f"{config.window_size} that are most similar to it, with their cosine similarity;\n"
         + {
-            "wrap": "beyond a border the window goes on at the opposite side.",
-            "clip": "beyond a border there is nothing.",
-        }[config.borders],
+            "circular": "beyond a border the window goes on at the opposite side.",
+            "none": "beyond a border there is nothing.",
+        }[config.padding_mode],
         rows,
     )
 

@@ -1,8 +1,12 @@
+import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
+from selfpatch.errors import UserError
 from selfpatch.evaluation.protocols import TASKS, protocol_name
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.protocols.knn_classification import KnnClassification
@@ -53,66 +57,70 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
 @pytest.mark.parametrize(
     ("protocol", "settings", "message"),
     [
-        (InContextSegmentation, {"memory_size": 0}, "memory-size is 0; it must be above 0"),
+        (InContextSegmentation, {"memory_size": 0}, "memory-size is 0; it must be at least 1"),
         (InContextSegmentation, {"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
-        (InContextSegmentation, {"max_images": -1}, "max-images is -1; it must be above 0"),
-        (InContextSegmentation, {"seed": -1}, "seed is -1; it cannot be negative"),
-        (LinearSegmentation, {"stride": 513}, "stride is 513 with windows of 512 px; at most 512 leaves no gaps"),
-        (LinearSegmentation, {"scale": (2.0, 0.5)}, r"scale is \(2.0, 0.5\); 0 < low <= high is needed"),
-        (LinearSegmentation, {"hflip_prob": 1.5}, r"hflip-prob is 1.5; it is a probability in \[0, 1\]"),
-        (LinearSegmentation, {"dropout": 1.0}, r"dropout is 1.0; it is a probability in \[0, 1\)"),
-        (LinearSegmentation, {"cat_max_ratio": 0.0}, r"max-class-share is 0.0; it must be in \(0, 1\]"),
-        (LinearSegmentation, {"weight_decay": -0.1}, "weight-decay is -0.1; it cannot be negative"),
-        (LinearSegmentation, {"long_side": 0}, "long-side is 0; it must be above 0"),
-        (
-            SemanticFPN,
-            {"taps": (2, 5, 11, 8)},
-            r"taps is \(2, 5, 11, 8\); they are four of the blocks 0 to 11, in order",
-        ),
-        (SemanticFPN, {"taps": (2, 5, 8, 12)}, "they are four of the blocks 0 to 11"),
-        (SemanticFPN, {"long_side": 500}, "long-side is 500 with image-size 512, the short side; make it no smaller"),
-        (SemanticFPN, {"stride": 513}, "stride is 513 with windows of 512 px; at most 512 leaves no gaps"),
-        (SemanticFPN, {"drop_path": 1.0}, r"drop-path is 1.0; it is a probability in \[0, 1\)"),
-        (SemanticFPN, {"scale": (0.0, 1.0)}, r"scale is \(0.0, 1.0\); 0 < low <= high is needed"),
-        (SemanticFPN, {"hflip_prob": -0.1}, r"hflip-prob is -0.1; it is a probability in \[0, 1\]"),
-        (SemanticFPN, {"cat_max_ratio": 1.1}, r"max-class-share is 1.1; it must be in \(0, 1\]"),
-        (SemanticFPN, {"warmup_start": 2.0}, r"warmup-start is 2.0; it is a share in \[0, 1\]"),
-        (SemanticFPN, {"clip_norm": -1.0}, "clip-norm is -1.0; it cannot be negative"),
-        (SemanticFPN, {"steps": 100}, "warmup-steps is 1500 with steps 100; make it shorter than the training"),
-        (SemanticFPN, {"fpn_channels": 0}, "fpn-channels is 0; it must be above 0"),
-        (UPerNet, {"neck_scales": (4, 2, 1, 0)}, r"neck-scales is \(4, 2, 1, 0\); they must be above 0"),
-        (UPerNet, {"pool_scales": ()}, r"pool-scales is \(\); one grid or more, of sides above 0, is needed"),
-        (UPerNet, {"auxiliary_weight": -0.4}, "auxiliary-weight is -0.4; it cannot be negative"),
-        (UPerNet, {"auxiliary_level": 4}, "auxiliary-level is 4; there are levels 0 to 3"),
-        (UPerNet, {"batch_size": 1}, "batch-size is 1, but batch norm of a map pooled to one place needs two images"),
-        (LinearSegmentation, {"steps": 100}, "warmup-steps is 1500 with steps 100; make it shorter than the training"),
-        (
-            KnnClassification,
-            {"image_size": 300},
-            "resize-size is 256, less than image-size 300, which is cut out of it",
-        ),
-        (KnnClassification, {"num_neighbors": (5, 0)}, r"num-neighbors is \(5, 0\); give one number at least, all"),
-        (KnnClassification, {"num_neighbors": (5, 5)}, r"num-neighbors is \(5, 5\); give each number once"),
-        (LinearClassification, {"lrs": ()}, "lrs is empty; give one at least"),
-        (LinearClassification, {"lrs": (0.1, 0.0)}, r"lrs is \(0.1, 0.0\); all must be above 0"),
-        (LinearClassification, {"vectors": ("mean", "mean")}, r"vectors is \('mean', 'mean'\); give each once"),
-        (
-            LinearClassification,
-            {"crop_scale": (0.5, 1.5)},
-            r"crop-scale is \(0.5, 1.5\); 0 < low <= high <= 1 is needed",
-        ),
-        (LinearClassification, {"momentum": 1.0}, r"momentum is 1.0; it must be in \[0, 1\)"),
-        (MaskRCNN, {"epochs": float("inf")}, "epochs is inf; it must be finite"),
-        (MaskRCNN, {"epochs": float("nan")}, "epochs is nan; it must be above 0"),
-        (MaskRCNN, {"decay_epochs": (8, float("inf"))}, r"decay-epochs is \(8, inf\); numbers of epochs above 0 are"),
-        (ObjectDiscovery, {"num_candidates": 0}, "num-candidates is 0; it must be above 0"),
-        (ObjectDiscovery, {"min_iou": 0.0}, r"min-iou is 0.0; it must be in \(0, 1\]"),
-        (Overclustering, {"num_seeds": 0}, "num-seeds is 0; it must be above 0"),
-        (Overclustering, {"num_clusters": ()}, "num-clusters is empty; give one K at least, or classes"),
-        (Overclustering, {"num_clusters": (5, 5)}, r"num-clusters is \(5, 5\); give each K once"),
-        (Overclustering, {"num_clusters": ("classes", 1)}, r"num-clusters is \('classes', 1\); two clusters are the"),
+        (InContextSegmentation, {"max_images": -1}, "max-images is -1; it must be at least 1"),
+        (InContextSegmentation, {"seed": -1}, "seed is -1; it must be in [0, 2147483647]"),
+        (LinearSegmentation, {"seed": 2**31}, "seed is 2147483648; it must be in [0, 2147483647]"),
+        (LinearSegmentation, {"stride": 513}, "stride is 513; it must be at most image-size, .* 512"),
+        (LinearSegmentation, {"scale": (2.0, 0.5)}, "scale is (2.0, 0.5); the numbers must be in ascending order"),
+        (LinearSegmentation, {"hflip_prob": 1.5}, "hflip-prob is 1.5; it must be a probability in [0, 1]"),
+        (LinearSegmentation, {"dropout": 1.0}, "dropout is 1.0; it must be a probability in [0, 1)"),
+        (LinearSegmentation, {"cat_max_ratio": 0.0}, "cat-max-ratio is 0.0; it must be in (0, 1]"),
+        (LinearSegmentation, {"weight_decay": -0.1}, "weight-decay is -0.1; it must be at least 0"),
+        (LinearSegmentation, {"long_side": 0}, "long-side is 0; it must be at least 1"),
+        (LinearSegmentation, {"steps": 100}, "warmup-steps is 1500; it must be less than steps, 100"),
+        (SemanticFPN, {"taps": (2, 5, 11, 8)}, "taps is (2, 5, 11, 8); the numbers must be in ascending order"),
+        (SemanticFPN, {"taps": (2, 5, 8, 12)}, "taps is (2, 5, 8, 12); each must be in [0, 11]"),
+        (SemanticFPN, {"long_side": 500}, "long-side is 500; it must be at least image-size, .* 512"),
+        (SemanticFPN, {"stride": 513}, "stride is 513; it must be at most image-size, .* 512"),
+        (SemanticFPN, {"drop_path": 1.0}, "drop-path is 1.0; it must be a probability in [0, 1)"),
+        (SemanticFPN, {"scale": (0.0, 1.0)}, "scale is (0.0, 1.0); each must be above 0"),
+        (SemanticFPN, {"hflip_prob": -0.1}, "hflip-prob is -0.1; it must be a probability in [0, 1]"),
+        (SemanticFPN, {"cat_max_ratio": 1.1}, "cat-max-ratio is 1.1; it must be in (0, 1]"),
+        (SemanticFPN, {"warmup_start": 2.0}, "warmup-start is 2.0; it must be in [0, 1]"),
+        (SemanticFPN, {"clip_norm": -1.0}, "clip-norm is -1.0; it must be at least 0"),
+        (SemanticFPN, {"steps": 100}, "warmup-steps is 1500; it must be less than steps, 100"),
+        (SemanticFPN, {"fpn_channels": 0}, "fpn-channels is 0; it must be at least 1"),
+        (UPerNet, {"neck_scales": (4, 2, 1, 0)}, "neck-scales is (4, 2, 1, 0); each must be above 0"),
+        (UPerNet, {"pool_scales": ()}, "pool-scales is (); give at least one"),
+        (UPerNet, {"auxiliary_weight": -0.4}, "auxiliary-weight is -0.4; it must be at least 0"),
+        (UPerNet, {"auxiliary_level": 4}, "auxiliary-level is 4; it must be in [0, 3]"),
+        (UPerNet, {"batch_size": 1}, "batch-size is 1; it must be at least 2"),
+        (KnnClassification, {"image_size": 300}, "resize-size is 256; it must be at least image-size, .* 300"),
+        (KnnClassification, {"num_neighbors": (5, 0)}, "num-neighbors is (5, 0); each must be at least 1"),
+        (KnnClassification, {"num_neighbors": (5, 5)}, "num-neighbors is (5, 5); give each of them once"),
+        (LinearClassification, {"lrs": ()}, "lrs is (); give at least one"),
+        (LinearClassification, {"lrs": (0.1, 0.0)}, "lrs is (0.1, 0.0); each must be above 0"),
+        (LinearClassification, {"vectors": ("mean", "mean")}, "vectors is ('mean', 'mean'); give each of them once"),
+        (LinearClassification, {"crop_scale": (0.5, 1.5)}, "crop-scale is (0.5, 1.5); each must be in (0, 1]"),
+        (LinearClassification, {"momentum": 1.0}, "momentum is 1.0; it must be in [0, 1)"),
+        (MaskRCNN, {"epochs": float("inf")}, "epochs is inf; it must be finite and above 0"),
+        (MaskRCNN, {"epochs": float("nan")}, "epochs is nan; it must be finite and above 0"),
+        (MaskRCNN, {"decay_epochs": (8, float("inf"))}, "decay-epochs is (8, inf); each must be finite and above 0"),
+        (MaskRCNN, {"decay_epochs": (8.0, 0.0)}, "decay-epochs is (8.0, 0.0); each must be above 0"),
+        (ObjectDiscovery, {"num_candidates": 0}, "num-candidates is 0; it must be at least 1"),
+        (ObjectDiscovery, {"min_iou": 0.0}, "min-iou is 0.0; it must be in (0, 1]"),
+        (Overclustering, {"num_seeds": 0}, "num-seeds is 0; it must be at least 1"),
+        (Overclustering, {"num_clusters": ()}, "num-clusters is (); give at least one"),
+        (Overclustering, {"num_clusters": (5, 5)}, "num-clusters is (5, 5); give each of them once"),
+        (Overclustering, {"num_clusters": ("classes", 1)}, "num-clusters is ('classes', 1); each must be at least 2"),
     ],
 )
 def test_ranges(protocol, settings, message):
-    with pytest.raises(ValueError, match=message):
+    pattern = ".*".join(map(re.escape, message.split(".*")))
+    with pytest.raises(UserError, match=pattern):
         protocol(**settings)
+
+
+def test_every_seed_fits_the_random_numbers_of_the_loop():
+    """training/loop.py seeds torch with (seed * 1,000,003 + step) * 4,096 + rank, which takes 64 bits."""
+    largest = 2**31 - 1
+    with_seed = [preset for task in TASKS.values() for preset in task.presets.values() if hasattr(preset, "seed")]
+    assert len(with_seed) > 10
+    for preset in with_seed:
+        assert replace(preset, seed=largest).seed == largest
+        for seed in (-1, largest + 1, 5_000_000_000, 2**63):
+            with pytest.raises(UserError, match=f"^seed is {seed}; it must be in"):
+                replace(preset, seed=seed)
+    torch.manual_seed((largest * 1_000_003 + 10_000_000) * 4096 + 4095)

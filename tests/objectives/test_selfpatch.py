@@ -17,13 +17,13 @@ from tests.small_models import HEAD, random_crops, tiny_config, tiny_student_tea
 
 
 @pytest.mark.parametrize(
-    ("borders", "window_size", "num_positives", "crops"),
-    [("wrap", 3, 4, "all"), ("clip", 3, 3, "all"), ("wrap", 3, 8, "global"), ("clip", 3, 2, "global")],
+    ("padding_mode", "window_size", "num_positives", "crops"),
+    [("circular", 3, 4, "all"), ("none", 3, 3, "all"), ("circular", 3, 8, "global"), ("none", 3, 2, "global")],
 )
-def test_loss_and_next_centre_equal_the_plain_restatement(borders, window_size, num_positives, crops):
+def test_loss_and_next_centre_equal_the_plain_restatement(padding_mode, window_size, num_positives, crops):
     config = tiny_config()
     settings = SelfPatchConfig(
-        head=HEAD, borders=borders, window_size=window_size, num_positives=num_positives, crops=crops
+        head=HEAD, padding_mode=padding_mode, window_size=window_size, num_positives=num_positives, crops=crops
     )
     objectives = dataclasses.replace(config.objectives, selfpatch=settings)
     config = dataclasses.replace(config, objectives=objectives)
@@ -64,29 +64,32 @@ def test_loss_and_next_centre_equal_the_plain_restatement(borders, window_size, 
 
 
 @given(
-    rows=st.integers(3, 7), columns=st.integers(3, 7), borders=st.sampled_from(["wrap", "clip"]), seed=st.integers(0, 9)
+    rows=st.integers(3, 7),
+    columns=st.integers(3, 7),
+    padding_mode=st.sampled_from(["circular", "none"]),
+    seed=st.integers(0, 9),
 )
 @settings(max_examples=25, deadline=None)
-def test_positives_are_the_most_similar_neighbours_at_any_grid(rows, columns, borders, seed):
+def test_positives_are_the_most_similar_neighbours_at_any_grid(rows, columns, padding_mode, seed):
     tokens = torch.randn(2, rows * columns, 5, generator=torch.Generator().manual_seed(seed))
-    config = SelfPatchConfig(borders=borders, num_positives=3)
+    config = SelfPatchConfig(padding_mode=padding_mode, num_positives=3)
     positives, similarity = find_positives(Tokens(None, tokens, (rows, columns)), config)
     for image in range(2):
-        assert positives[image].tolist() == positives_of(tokens[image], rows, columns, 3, borders, 3)
+        assert positives[image].tolist() == positives_of(tokens[image], rows, columns, 3, padding_mode, 3)
     assert (similarity.diff(dim=-1) <= 0).all()
 
 
 def test_clip_never_leaves_the_image_and_wrap_does():
-    corner, exists = neighborhood((4, 5), 3, "clip")
+    corner, exists = neighborhood((4, 5), 3, "none")
     assert set(corner[0][exists[0]].tolist()) == {1, 5, 6}
-    corner, exists = neighborhood((4, 5), 3, "wrap")
+    corner, exists = neighborhood((4, 5), 3, "circular")
     assert exists.all()
     assert set(corner[0].tolist()) == {19, 15, 16, 4, 1, 9, 5, 6}
 
 
 def test_match_is_equivariant_to_scale_but_not_fooled_by_length():
     tokens = torch.randn(1, 9, 4)
-    neighbors, exists = neighborhood((3, 3), 3, "wrap")
+    neighbors, exists = neighborhood((3, 3), 3, "circular")
     lengths = torch.rand(1, 9, 1) * 10 + 0.1
     a, _ = match_positives(tokens, neighbors, exists, 4)
     b, _ = match_positives(tokens * lengths, neighbors, exists, 4)
@@ -125,8 +128,8 @@ def test_the_teacher_sees_local_crops_only_when_asked(crops, monkeypatch):
     ("settings", "words"),
     [
         (dict(window_size=4), "odd"),
-        (dict(num_positives=9), "8 neighbours"),
-        (dict(num_positives=4, borders="clip"), "3 neighbours"),
+        (dict(num_positives=9), "8 neighbors"),
+        (dict(num_positives=4, padding_mode="none"), "3 neighbors"),
     ],
 )
 def test_settings_out_of_range(settings, words):
@@ -136,7 +139,7 @@ def test_settings_out_of_range(settings, words):
 
 def test_a_grid_smaller_than_the_window_is_refused():
     with pytest.raises(ValueError, match="2 x 4 patches is smaller than the window of 3 x 3"):
-        neighborhood((2, 4), 3, "wrap")
+        neighborhood((2, 4), 3, "circular")
 
 
 def test_an_encoder_without_any_image_token_is_refused():
@@ -148,7 +151,7 @@ def test_an_encoder_without_any_image_token_is_refused():
 def test_positives_are_chosen_in_float32_under_autocast():
     generator = torch.Generator().manual_seed(0)
     tokens = 10 + torch.randn(2, 49, 16, generator=generator)  # alike, as neighbours are
-    neighbors, exists = neighborhood((7, 7), 3, "wrap")
+    neighbors, exists = neighborhood((7, 7), 3, "circular")
     plain, _ = match_positives(tokens, neighbors, exists, 4)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under_autocast, similarity = match_positives(tokens, neighbors, exists, 4)

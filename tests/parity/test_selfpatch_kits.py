@@ -106,7 +106,7 @@ def config_of(settings: dict) -> PretrainConfig:
                 head=head(settings["out_dim_selfpatch"], fixed),
                 distillation=distillation,
                 num_positives=settings["k_num"],
-                borders="wrap",
+                padding_mode="circular",
                 crops="all",
             ),
         ),
@@ -120,7 +120,7 @@ def config_of(settings: dict) -> PretrainConfig:
             weight_decay=settings["weight_decay"][0],
             weight_decay_end=settings["weight_decay"][1],
             clip_norm=settings["clip_grad"],
-            clip="parameter",
+            clip_mode="parameter",
         ),
         teacher=TeacherConfig(momentum=settings["momentum_teacher"]),
     )

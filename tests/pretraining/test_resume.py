@@ -30,7 +30,7 @@ def scenes(tmp_path_factory) -> Path:
 
 def run(scenes: Path, out: Path, **settings):
     """Six steps over two epochs of 13 images, with scores on the way."""
-    changes = {"optim.steps": NUM_STEPS, "run.save_every": 2, "run.keep": 2, "efficiency.num_workers": 0}
+    changes = {"optim.steps": NUM_STEPS, "run.save_every": 2, "run.max_to_keep": 2, "efficiency.num_workers": 0}
     changes |= {"evaluate.data": str(scenes / "ade20k"), "evaluate.every_steps": 3, "evaluate.image_size": 48}
     return pretrain(scenes / "images", out, config=tiny_config(), settings=changes | settings)
 

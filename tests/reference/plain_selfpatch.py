@@ -5,7 +5,7 @@ import math
 import torch
 
 
-def positives_of(tokens, rows, columns, window, borders, k):
+def positives_of(tokens, rows, columns, window, padding_mode, k):
     """For one image's [N, D] tokens: per patch the indices of its k most similar neighbours, best first."""
     reach = window // 2
     chosen = []
@@ -16,7 +16,7 @@ def positives_of(tokens, rows, columns, window, borders, k):
             for dr in range(-reach, reach + 1):
                 for dc in range(-reach, reach + 1):
                     r, c = row + dr, column + dc
-                    if dr == dc == 0 or (borders == "clip" and not (0 <= r < rows and 0 <= c < columns)):
+                    if dr == dc == 0 or (padding_mode == "none" and not (0 <= r < rows and 0 <= c < columns)):
                         continue
                     index = (r % rows) * columns + c % columns
                     other = tokens[index]
@@ -61,7 +61,7 @@ def selfpatch_loss(student_crops, teacher_crops, grids, *, student, teacher, cen
     for student_tokens, teacher_tokens, (rows, columns) in zip(student_crops, teacher_crops, grids, strict=True):
         image_losses = []
         for s, t in zip(student_tokens, teacher_tokens, strict=True):
-            chosen = positives_of(t, rows, columns, config.window_size, config.borders, config.num_positives)
+            chosen = positives_of(t, rows, columns, config.window_size, config.padding_mode, config.num_positives)
             patch_losses = []
             for i, members in enumerate(chosen):
                 logit = teacher_head(aggregate(teacher_aggregator, t[members])[None])[0]

@@ -17,11 +17,11 @@ def random_tokens(grid_size: tuple[int, int] = GRID) -> Tokens:
     )
 
 
-@pytest.mark.parametrize("borders", ["wrap", "clip"])
-def test_neighbours_and_the_best_of_them(borders):
+@pytest.mark.parametrize("padding_mode", ["circular", "none"])
+def test_neighbours_and_the_best_of_them(padding_mode):
     tokens = random_tokens()
     vectors = tokens.patch_tokens[0].double().numpy()
-    config = SelfPatchConfig(num_positives=3, borders=borders)
+    config = SelfPatchConfig(num_positives=3, padding_mode=padding_mode)
     for around in neighborhoods(tokens, list(range(24)), config):
         row, column = divmod(around.patch, 6)
         window = []
@@ -29,7 +29,7 @@ def test_neighbours_and_the_best_of_them(borders):
             for c in (column - 1, column, column + 1):
                 if (r, c) != (row, column):
                     inside = 0 <= r < 4 and 0 <= c < 6
-                    window.append(r % 4 * 6 + c % 6 if inside or borders == "wrap" else None)
+                    window.append(r % 4 * 6 + c % 6 if inside or padding_mode == "circular" else None)
         assert around.window == window
 
         def similarity(patch, center=vectors[around.patch]):
@@ -48,13 +48,13 @@ def test_spread_patches(grid_size):
     assert all(0 <= patch < grid_size[0] * grid_size[1] for patch in patches)
 
 
-@pytest.mark.parametrize(("borders", "window_size"), [("wrap", 3), ("clip", 3), ("clip", 5)])
-def test_what_is_drawn_is_what_is_found(borders, window_size, monkeypatch):
+@pytest.mark.parametrize(("padding_mode", "window_size"), [("circular", 3), ("none", 3), ("none", 5)])
+def test_what_is_drawn_is_what_is_found(padding_mode, window_size, monkeypatch):
     """Every patch that is framed, in the overview and in the windows, and every number that is written."""
     grid_size = (6, 8)
     tokens, config = (
         random_tokens(grid_size),
-        SelfPatchConfig(num_positives=3, borders=borders, window_size=window_size),
+        SelfPatchConfig(num_positives=3, padding_mode=padding_mode, window_size=window_size),
     )
     found = neighborhoods(tokens, [0, 20], config)
     framed, written = [], []
@@ -91,8 +91,8 @@ def test_windows_show_the_pixels_of_their_patches():
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[40:, 56:] = (200, 100, 50)  # the last patch
     image = EncodedImage("a.jpg", pixels, random_tokens((6, 8)))
-    for borders, color in (("wrap", (200, 100, 50)), ("clip", (255, 255, 255))):
-        config = SelfPatchConfig(borders=borders, num_positives=1)
+    for padding_mode, color in (("circular", (200, 100, 50)), ("none", (255, 255, 255))):
+        config = SelfPatchConfig(padding_mode=padding_mode, num_positives=1)
         (around,) = neighborhoods(image.tokens, [0], config)
         around = around._replace(positives=[8], similarity=[0.5])  # its frame is elsewhere
         window = positives._draw_window(image, around, config)

@@ -1,107 +1,99 @@
 """Settings of linear segmentation."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from selfpatch.config import check
-from selfpatch.evaluation.protocols.ranges import check_positive
+from selfpatch.config.ranges import (
+    Ascending,
+    Config,
+    DropProbability,
+    Fraction,
+    NonNegative,
+    Positive,
+    Probability,
+    Seed,
+)
 
 
 @dataclass(frozen=True)
-class LinearSegmentation:
+class LinearSegmentation(Config):
     """One linear layer trained on frozen patch tokens. The defaults are DINOv3's protocol."""
 
-    # short side of the images in pixels; rounded down to a multiple of the patch size, also the side of training crops
+    # short side of the images in pixels, rounded down to a multiple of the patch size; also the side of training crops
     # and of test windows
-    image_size: int = 512
-    # pixels that the long side has at most, before the random factor; None: as long as it is
-    long_side: int | None = None
-    # whether an image is shrunk by averaging over all its pixels; OpenCV, which mmsegmentation uses, does not
+    image_size: Annotated[int, Positive] = 512
+    # largest long side of the images in pixels, before the random scale of training; None: no limit
+    long_side: Annotated[int | None, Positive] = None
+    # antialias images when they are shrunk; OpenCV, which mmsegmentation uses, does not
     antialias: bool = True
-    # pixels from one test window to the next
-    stride: int = 341
-    # factor on the short side of training images, uniform between the two
-    scale: tuple[float, float] = (0.5, 2.0)
-    # a crop with more of one class than this share is drawn anew, ten times at most; 1 takes any crop
-    cat_max_ratio: float = 0.75
-    # of a mirror image
-    hflip_prob: float = 0.5
-    # whether brightness, contrast, saturation and hue of training images vary
+    # stride of the test windows in pixels
+    stride: Annotated[int, Positive] = 341
+    # random scale of the short side of training images, uniform between the two numbers
+    scale: Annotated[tuple[float, float], Positive, Ascending] = (0.5, 2.0)
+    # largest fraction of a training crop that one class may cover: a crop with more is drawn anew, at most ten times;
+    # 1: any crop is taken
+    cat_max_ratio: Annotated[float, Fraction] = 0.75
+    # probability of a horizontal flip in training
+    hflip_prob: Annotated[float, Probability] = 0.5
+    # vary brightness, contrast, saturation and hue of training images (mmsegmentation's PhotoMetricDistortion)
     photometric_distortion: bool = True
-    # of whole channels of the tokens (dropout2d)
-    dropout: float = 0.1
-    # of the optimizer, AdamW
-    steps: int = 40_000
-    # training crops a step
-    batch_size: int = 16
+    # dropout rate of channels of the tokens (dropout2d)
+    dropout: Annotated[float, DropProbability] = 0.1
+    # number of optimizer steps (AdamW)
+    steps: Annotated[int, Positive] = 40_000
+    # number of training crops per step
+    batch_size: Annotated[int, Positive] = 16
     # peak learning rate
-    lr: float = 1e-3
-    # on weights and biases alike
-    weight_decay: float = 1e-3
-    # largest norm of the gradient; 0 leaves it alone
-    clip_norm: float = 35.0
-    # steps in which the learning rate rises
-    warmup_steps: int = 1500
-    # of the learning rate after its warm-up: half a cosine (one-cycle) or a straight line (poly, power 1) to 0
+    lr: Annotated[float, Positive] = 1e-3
+    # weight decay, on weights and biases alike
+    weight_decay: Annotated[float, NonNegative] = 1e-3
+    # largest global gradient norm, a larger one is scaled down; 0: no clipping
+    clip_norm: Annotated[float, NonNegative] = 35.0
+    # number of steps of warm-up of the learning rate
+    warmup_steps: Annotated[int, NonNegative] = 1500
+    # decay of the learning rate after its warm-up: by a cosine to 0 (one_cycle), or linearly to 0 (poly, power 1)
     schedule: Literal["one_cycle", "poly"] = "one_cycle"
-    # of the layer's start, the order of the images and their crops
-    seed: int = 0
-    # at most so many images of each split, spread evenly over it; None: all
-    max_images: int | None = None
+    # seed of the layer's initialization, the order of the images and their crops
+    seed: Annotated[int, Seed] = 0
+    # largest number of images of each split, spread evenly over it; None: all
+    max_images: Annotated[int | None, Positive] = None
 
     def __post_init__(self):
-        check_positive(self, "image_size", "stride", "steps", "batch_size", "lr", "max_images", "long_side")
-        check(
+        super().__post_init__()
+        self.require(
             self.stride <= self.image_size,
-            f"stride is {self.stride} with windows of {self.image_size} px; at most {self.image_size} leaves no gaps",
+            "stride",
+            f"it must be at most image-size, the side of a window, which is {self.image_size}: more leaves gaps",
         )
-        low, high = self.scale
-        check(0 < low <= high, f"scale is ({low}, {high}); 0 < low <= high is needed")
-        check(0 <= self.hflip_prob <= 1, f"hflip-prob is {self.hflip_prob}; it is a probability in [0, 1]")
-        check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it is a probability in [0, 1)")
-        check(0 < self.cat_max_ratio <= 1, f"max-class-share is {self.cat_max_ratio}; it must be in (0, 1]")
-        for name in ("weight_decay", "clip_norm", "seed"):
-            check(getattr(self, name) >= 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
-        check(
-            0 <= self.warmup_steps < self.steps,
-            f"warmup-steps is {self.warmup_steps} with steps {self.steps}; make it shorter than the training",
-        )
+        self.require(self.warmup_steps < self.steps, "warmup_steps", f"it must be less than steps, {self.steps}")
 
 
 @dataclass(frozen=True)
-class LeopartSegmentation:
+class LeopartSegmentation(Config):
     """One 1x1 convolution on frozen tokens that are first resized to 100 x 100, and scored there."""
 
-    # side of the square input in pixels, rounded down to a multiple of the patch size
-    image_size: int = 448
-    # side of the maps on which the layer is trained and scored
-    mask_size: int = 100
-    # share of the area of training crops, uniform between the two; their aspect ratio is 3/4 to 4/3
-    crop_area: tuple[float, float] = (0.8, 1.0)
-    # of a mirror image
-    hflip_prob: float = 0.5
-    # passes over the training images
-    epochs: int = 25
-    # epochs after which the learning rate is a tenth
-    drop_at: int = 20
-    # training crops a step
-    batch_size: int = 60
-    # of the optimizer, SGD with momentum 0.9
-    lr: float = 0.01
-    # on weights and biases alike
-    weight_decay: float = 1e-4
-    # of the layer's start, the order of the images and their crops
-    seed: int = 0
-    # at most so many images of each split, spread evenly over it; None: all
-    max_images: int | None = None
-
-    def __post_init__(self):
-        check_positive(self, "image_size", "mask_size", "epochs", "drop_at", "batch_size", "lr", "max_images")
-        low, high = self.crop_area
-        check(0 < low <= high <= 1, f"crop-area is ({low}, {high}); 0 < low <= high <= 1 is needed")
-        check(0 <= self.hflip_prob <= 1, f"hflip-prob is {self.hflip_prob}; it is a probability in [0, 1]")
-        for name in ("weight_decay", "seed"):
-            check(getattr(self, name) >= 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
+    # side of the square images in pixels, rounded down to a multiple of the patch size
+    image_size: Annotated[int, Positive] = 448
+    # side in pixels of the feature maps and masks on which the layer is trained and scored
+    mask_size: Annotated[int, Positive] = 100
+    # area of a training crop as a fraction of the image, uniform between the two numbers; aspect ratio 3/4 to 4/3
+    crop_area: Annotated[tuple[float, float], Fraction, Ascending] = (0.8, 1.0)
+    # probability of a horizontal flip in training
+    hflip_prob: Annotated[float, Probability] = 0.5
+    # number of passes over the training images
+    epochs: Annotated[int, Positive] = 25
+    # epoch after which the learning rate is divided by ten
+    drop_at: Annotated[int, Positive] = 20
+    # number of training crops per step
+    batch_size: Annotated[int, Positive] = 60
+    # learning rate of SGD with momentum 0.9
+    lr: Annotated[float, Positive] = 0.01
+    # weight decay, on weights and biases alike
+    weight_decay: Annotated[float, NonNegative] = 1e-4
+    # seed of the layer's initialization, the order of the images and their crops
+    seed: Annotated[int, Seed] = 0
+    # largest number of images of each split, spread evenly over it; None: all
+    max_images: Annotated[int | None, Positive] = None
 
 
 PRESETS = {

@@ -1,147 +1,128 @@
 """Settings of object detection and instance segmentation by Mask R-CNN."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from selfpatch.config import check
-from selfpatch.evaluation.protocols.decoder_training import BLOCKS
-from selfpatch.evaluation.protocols.ranges import check_positive
+from selfpatch.config.ranges import (
+    Ascending,
+    Config,
+    DropProbability,
+    Fraction,
+    NonEmpty,
+    NonNegative,
+    Positive,
+    Probability,
+    Seed,
+    UnitInterval,
+)
+from selfpatch.evaluation.protocols.decoder_training import BlockIndex
 
 
 @dataclass(frozen=True)
-class MaskRCNN:
+class MaskRCNN(Config):
     """The whole backbone is trained with a detector on COCO. The defaults are SelfPatch's protocol, 12 epochs.
 
     Source: alinlab/SelfPatch detection/, and through it XCiT's configuration for mmdetection.
     """
 
-    # blocks whose tokens the neck reads, from 0, of twelve; another depth reads after the same shares of its blocks,
-    # "simple" reads the last one only, and a pyramid such as Swin gives its four stages
-    taps: tuple[int, int, int, int] = (3, 5, 7, 11)
-    # of a plain transformer: "xcit" resizes each tap for a feature pyramid network, "simple" is ViTDet's pyramid
+    # blocks whose tokens the neck reads, from 0, of twelve; in a backbone of another depth, the blocks at the same
+    # fractions of its depth; "simple" reads the last block only, a hierarchical backbone such as Swin its four stages
+    taps: Annotated[tuple[int, int, int, int], BlockIndex, Ascending] = (3, 5, 7, 11)
+    # neck of a plain transformer: "xcit" resizes the tokens of each block for a feature pyramid network, "simple" is
+    # ViTDet's simple feature pyramid
     neck: Literal["xcit", "simple"] = "xcit"
-    # of the detector: "plain", or ViTDet's "normed" ones with more convolutions and layer norm
+    # heads of the detector: "plain", or "normed", ViTDet's with more convolutions and layer norm
     heads: Literal["plain", "normed"] = "plain"
-    # attention heads that a plain transformer is cut into anew; None: its own. SelfPatch's configuration has 8 for a
-    # ViT-S/16 that was pretrained with 6, and its published numbers are of that
-    upstream_heads: int | None = None
+    # number of attention heads to run a plain transformer with, instead of its own; None: its own. SelfPatch's
+    # configuration has 8 for a ViT-S/16 that was pretrained with 6, and its published numbers are of that
+    upstream_heads: Annotated[int | None, Positive] = None
     # width of the feature pyramid and of the convolutions of the heads
-    fpn_channels: int = 256
-    # width of the head that gives classes and boxes
-    box_head_dim: int = 1024
-    # sides of the square anchors of each level in pixels
-    anchor_sizes: tuple[int, int, int, int, int] = (32, 64, 128, 256, 512)
-    # stochastic depth of the last block; it rises evenly from 0 at the first
-    drop_path: float = 0.05
-    # over the training images
-    epochs: float = 12
-    # images a step
-    batch_size: int = 16
-    # parts that a step is cut into, one after another on the device; batch norm of the "xcit" neck sees one at a time
-    accumulate: int = 1
+    fpn_channels: Annotated[int, Positive] = 256
+    # width of the head that predicts classes and boxes
+    box_head_dim: Annotated[int, Positive] = 1024
+    # side of the square anchors of each pyramid level in pixels
+    anchor_sizes: Annotated[tuple[int, int, int, int, int], Positive] = (32, 64, 128, 256, 512)
+    # stochastic depth rate of the last block, rising linearly from 0 at the first
+    drop_path: Annotated[float, DropProbability] = 0.05
+    # number of passes over the training images
+    epochs: Annotated[float, Positive] = 12
+    # number of images per step
+    batch_size: Annotated[int, Positive] = 16
+    # gradient accumulation: number of parts of a batch that run one after another; batch norm of the "xcit" neck sees
+    # one part at a time
+    accumulate: Annotated[int, Positive] = 1
     # peak learning rate of AdamW
-    lr: float = 5e-5
-    # on all but position embeddings, class token and norms
-    weight_decay: float = 0.05
-    # factor on the learning rate of each block, from the one above it
-    layer_decay: float = 1.0
-    # steps in which the learning rate rises
-    warmup_steps: int = 1000
-    # share of the learning rate at the first step
-    warmup_start: float = 0.001
-    # after how many epochs the learning rate falls to a tenth, each time
-    decay_epochs: tuple[float, ...] = (8, 11)
-    # largest norm of the gradient; 0 leaves it alone
-    clip_norm: float = 0.0
-    # of a mirror image in training
-    hflip_prob: float = 0.5
-    # of training images: a random short side, half of them cropped before ("multi_scale"), a random scale and a crop
-    # ("large_scale_jitter"), or the size of the test ("none")
+    lr: Annotated[float, Positive] = 5e-5
+    # weight decay, on all parameters but position embeddings, class token and norms
+    weight_decay: Annotated[float, NonNegative] = 0.05
+    # layer-wise decay: factor on the learning rate of each block, relative to the block above it
+    layer_decay: Annotated[float, Fraction] = 1.0
+    # number of steps of linear warm-up of the learning rate
+    warmup_steps: Annotated[int, NonNegative] = 1000
+    # learning rate at the first step, as a fraction of the peak
+    warmup_start: Annotated[float, UnitInterval] = 0.001
+    # epochs after which the learning rate is divided by ten
+    decay_epochs: Annotated[tuple[float, ...], Positive, Ascending] = (8, 11)
+    # largest global gradient norm, a larger one is scaled down; 0: no clipping
+    clip_norm: Annotated[float, NonNegative] = 0.0
+    # probability of a horizontal flip in training
+    hflip_prob: Annotated[float, Probability] = 0.5
+    # augmentation of training images: a random short side, half of them cropped before ("multi_scale"), a random scale
+    # and a crop ("large_scale_jitter"), or the test size ("none")
     augmentation: Literal["multi_scale", "large_scale_jitter", "none"] = "multi_scale"
-    # short sides to choose from, "multi_scale"
-    short_sides: tuple[int, ...] = tuple(range(480, 801, 32))
-    # short sides to choose from before a crop, "multi_scale"
-    crop_short_sides: tuple[int, ...] = (400, 500, 600)
-    # sides of the crop, from and to, each drawn by itself, "multi_scale"
-    crop_sides: tuple[int, int] = (384, 600)
-    # factor on the size of the test, from and to, "large_scale_jitter"
-    jitter: tuple[float, float] = (0.1, 2.0)
+    # short sides in pixels that "multi_scale" chooses from
+    short_sides: Annotated[tuple[int, ...], NonEmpty, Positive] = tuple(range(480, 801, 32))
+    # short sides in pixels that "multi_scale" chooses from before a crop
+    crop_short_sides: Annotated[tuple[int, ...], NonEmpty, Positive] = (400, 500, 600)
+    # smallest and largest side of a crop of "multi_scale" in pixels, drawn for each side by itself
+    crop_sides: Annotated[tuple[int, int], Positive, Ascending] = (384, 600)
+    # random scale of "large_scale_jitter" relative to the test size, uniform between the two numbers
+    jitter: Annotated[tuple[float, float], Positive, Ascending] = (0.1, 2.0)
     # short side of test images in pixels
-    image_size: int = 800
-    # pixels that the long side has at most, of test and training images
-    long_side: int = 1333
-    # proposals a level before their suppression, in training
-    rpn_pre_nms_top_n_train: int = 2000
-    # and in the test
-    rpn_pre_nms_top_n_test: int = 1000
-    # proposals an image after their suppression, in training
-    rpn_post_nms_top_n_train: int = 1000
-    # and in the test
-    rpn_post_nms_top_n_test: int = 1000
-    # IoU above which the worse of two proposals goes
-    rpn_nms: float = 0.7
-    # anchors an image that are learned from
-    rpn_batch_size_per_image: int = 256
-    # regions an image that are learned from
-    box_batch_size_per_image: int = 512
-    # least score of a detection
-    score_threshold: float = 0.05
-    # IoU above which the worse of two detections of one class goes
-    nms: float = 0.5
-    # detections an image
-    max_boxes: int = 100
-    # numbers of the training: float32, bf16, or auto (bf16 on a GPU that has it); the test is in float32
+    image_size: Annotated[int, Positive] = 800
+    # largest long side of test and training images in pixels
+    long_side: Annotated[int, Positive] = 1333
+    # number of proposals per level before non-maximum suppression in training
+    rpn_pre_nms_top_n_train: Annotated[int, Positive] = 2000
+    # number of proposals per level before non-maximum suppression in the test
+    rpn_pre_nms_top_n_test: Annotated[int, Positive] = 1000
+    # number of proposals per image after non-maximum suppression in training
+    rpn_post_nms_top_n_train: Annotated[int, Positive] = 1000
+    # number of proposals per image after non-maximum suppression in the test
+    rpn_post_nms_top_n_test: Annotated[int, Positive] = 1000
+    # IoU threshold of non-maximum suppression of proposals
+    rpn_nms: Annotated[float, UnitInterval] = 0.7
+    # number of anchors per image in the loss of the region proposal network
+    rpn_batch_size_per_image: Annotated[int, Positive] = 256
+    # number of regions per image in the loss of the box head
+    box_batch_size_per_image: Annotated[int, Positive] = 512
+    # smallest score of a detection
+    score_threshold: Annotated[float, UnitInterval] = 0.05
+    # IoU threshold of non-maximum suppression of detections of one class
+    nms: Annotated[float, UnitInterval] = 0.5
+    # largest number of detections per image
+    max_boxes: Annotated[int, Positive] = 100
+    # training precision: float32, bf16, or auto (bf16 on a GPU that has it); the test is in float32
     precision: Literal["float32", "bf16", "auto"] = "auto"
-    # whether blocks compute their activations again instead of keeping them: less memory, a third slower, same numbers
+    # activation checkpointing of the backbone's blocks: less memory, a third slower, same results
     recompute: bool = field(default=False, compare=False)
-    # of the heads' start, the order of the images and how they vary
-    seed: int = 0
-    # at most so many images of each split, spread evenly over it; None: all
-    max_images: int | None = None
+    # seed of the heads' initialization, the order of the images and their augmentation
+    seed: Annotated[int, Seed] = 0
+    # largest number of images of each split, spread evenly over it; None: all
+    max_images: Annotated[int | None, Positive] = None
 
     def __post_init__(self):
-        check_positive(
-            self, "upstream_heads", "fpn_channels", "box_head_dim", "epochs", "batch_size", "accumulate", "lr",
-            "image_size", "rpn_pre_nms_top_n_train", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_train",
-            "rpn_post_nms_top_n_test", "rpn_batch_size_per_image", "box_batch_size_per_image", "max_boxes",
-            "max_images",
-        )  # fmt: skip
-        check(math.isfinite(self.epochs), f"epochs is {self.epochs}; it must be finite")
-        check(
-            all(0 <= tap < BLOCKS for tap in self.taps) and list(self.taps) == sorted(self.taps),
-            f"taps is {self.taps}; they are four of the blocks 0 to {BLOCKS - 1}, in order",
-        )
-        for name in ("anchor_sizes", "short_sides", "crop_short_sides"):
-            sides = getattr(self, name)
-            check(
-                len(sides) > 0 and min(sides) > 0,
-                f"{name.replace('_', '-')} is {sides}; at least one number of pixels above 0 is needed",
-            )
-        for name in ("crop_sides", "jitter"):
-            low, high = getattr(self, name)
-            check(0 < low <= high, f"{name.replace('_', '-')} is ({low}, {high}); 0 < low <= high is needed")
-        check(
+        super().__post_init__()
+        self.require(
             self.long_side >= self.image_size,
-            f"long-side is {self.long_side} with image-size {self.image_size}, the short side; make it no smaller",
+            "long_side",
+            f"it must be at least image-size, the short side, which is {self.image_size}",
         )
-        check(
+        self.require(
             self.accumulate <= self.batch_size,
-            f"accumulate is {self.accumulate} with batch-size {self.batch_size}; a part has at least one image",
-        )
-        check(0 <= self.drop_path < 1, f"drop-path is {self.drop_path}; it is a probability in [0, 1)")
-        check(0 <= self.hflip_prob <= 1, f"hflip-prob is {self.hflip_prob}; it is a probability in [0, 1]")
-        check(0 < self.layer_decay <= 1, f"layer-decay is {self.layer_decay}; it is a factor in (0, 1]")
-        for name in ("warmup_start", "rpn_nms", "nms", "score_threshold"):
-            value = getattr(self, name)
-            check(0 <= value <= 1, f"{name.replace('_', '-')} is {value}; it must be in [0, 1]")
-        for name in ("weight_decay", "clip_norm", "warmup_steps", "seed"):
-            check(getattr(self, name) >= 0, f"{name.replace('_', '-')} is {getattr(self, name)}; it cannot be negative")
-        check(
-            all(0 < epoch < math.inf for epoch in self.decay_epochs)
-            and list(self.decay_epochs) == sorted(self.decay_epochs),
-            f"decay-epochs is {self.decay_epochs}; numbers of epochs above 0 are needed, in order",
+            "accumulate",
+            f"it must be at most batch-size, which is {self.batch_size}: a part has at least one image",
         )
 
 

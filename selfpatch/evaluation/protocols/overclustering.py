@@ -1,52 +1,40 @@
 """Settings of overclustering."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from selfpatch.config import check
-from selfpatch.evaluation.protocols.ranges import check_positive
+from selfpatch.config.ranges import Config, Distinct, NonEmpty, Positive, Range, Seed
 
 
 @dataclass(frozen=True)
-class Overclustering:
+class Overclustering(Config):
     """Classes by k-means on frozen patch tokens: labels only name the clusters. The defaults are Leopart's protocol."""
 
-    # side of the square input in pixels, rounded down to a multiple of the patch size
-    image_size: int = 448
+    # side of the square images in pixels, rounded down to a multiple of the patch size
+    image_size: Annotated[int, Positive] = 448
     # side in pixels of the masks and cluster maps that are compared
-    mask_size: int = 100
-    # of the standardised tokens that are clustered; fewer where tokens are narrower
-    num_components: int = 50
-    # K; "classes", or a K that is the number of classes: one cluster a class (Hungarian); else many to one
-    num_clusters: tuple[int | Literal["classes"], ...] = ("classes", 300, 500)
-    # clusterings of each K, whose mean and standard deviation are reported
-    num_seeds: int = 5
-    # starts of k-means in each clustering; the one with the smallest distances counts
-    num_restarts: int = 5
-    # iterations of k-means at most
-    num_iterations: int = 100
-    # patches that k-means is fitted to, K times so many, drawn at random; all are assigned
-    max_patches_per_cluster: int = 256
-    # images encoded at once
-    batch_size: int = 16
-    # of the first clustering; the next ones follow it
-    seed: int = 0
-    # at most so many images of each split, spread evenly over it; None: all
-    max_images: int | None = None
-
-    def __post_init__(self):
-        check_positive(
-            self, "image_size", "mask_size", "num_components", "num_seeds", "num_restarts", "num_iterations",
-            "max_patches_per_cluster", "batch_size", "max_images",
-        )  # fmt: skip
-        check(self.seed >= 0, f"seed is {self.seed}; it cannot be negative")
-        clusters = self.num_clusters
-        check(len(clusters) > 0, "num-clusters is empty; give one K at least, or classes")
-        check(len(set(clusters)) == len(clusters), f"num-clusters is {clusters}; give each K once")
-        check(
-            all(k == "classes" or k > 1 for k in clusters),
-            f"num-clusters is {clusters}; two clusters are the fewest, and classes is the only word",
-        )
+    mask_size: Annotated[int, Positive] = 100
+    # number of principal components of the standardized tokens that are clustered; fewer where tokens are narrower
+    num_components: Annotated[int, Positive] = 50
+    # K: numbers of clusters, each scored by itself. "classes", or the number of classes: one cluster per class
+    # (Hungarian matching); any other number: many clusters to one class
+    num_clusters: Annotated[tuple[int | Literal["classes"], ...], NonEmpty, Range(at_least=2), Distinct] = (
+        "classes", 300, 500,
+    )  # fmt: skip
+    # number of clusterings of each K, whose mean and standard deviation are reported
+    num_seeds: Annotated[int, Positive] = 5
+    # number of k-means initializations in each clustering, of which the one with the smallest distances counts
+    num_restarts: Annotated[int, Positive] = 5
+    # largest number of k-means iterations
+    num_iterations: Annotated[int, Positive] = 100
+    # number of random patches to which k-means is fitted, as a multiple of K; all patches are assigned
+    max_patches_per_cluster: Annotated[int, Positive] = 256
+    # number of images encoded at once
+    batch_size: Annotated[int, Positive] = 16
+    # seed of the first clustering; the next ones count up from it
+    seed: Annotated[int, Seed] = 0
+    # largest number of images of each split, spread evenly over it; None: all
+    max_images: Annotated[int | None, Positive] = None
 
 
 PRESETS = {

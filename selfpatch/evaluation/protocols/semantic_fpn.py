@@ -1,9 +1,10 @@
 """Settings of Semantic FPN."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from selfpatch.config.ranges import Positive
 from selfpatch.evaluation.protocols.decoder_training import QUICK, DecoderTraining
-from selfpatch.evaluation.protocols.ranges import check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,15 +15,11 @@ class SemanticFPN(DecoderTraining):
     """
 
     # width of the feature pyramid
-    fpn_channels: int = 256
-    # width of the head that adds its levels
-    head_channels: int = 128
-    # of the optimizer; the batch was four images on each of four GPUs
-    steps: int = 40_000
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_positive(self, "fpn_channels", "head_channels")
+    fpn_channels: Annotated[int, Positive] = 256
+    # width of the head that sums the pyramid levels
+    head_channels: Annotated[int, Positive] = 128
+    # number of optimizer steps (AdamW); published with a batch of four images on each of four GPUs
+    steps: Annotated[int, Positive] = 40_000
 
 
 PRESETS = {

@@ -1,0 +1,44 @@
+"""Settings of the network: the backbone, and the aggregator on top of its patch tokens."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from selfpatch.config.ranges import Config, DropProbability, Positive
+
+
+@dataclass(frozen=True)
+class BackboneConfig(Config, group="backbone"):
+    """The vision transformer to train: a timm model name, and changes to that model."""
+
+    # name of a timm vision transformer, without tag; None: derived from the hardware
+    name: str | None = "vit_small_patch16_224"
+    # side of a patch in pixels; None: that of the named model
+    patch_size: Annotated[int | None, Positive] = None
+    # width of the tokens; None: that of the named model
+    embed_dim: Annotated[int | None, Positive] = None
+    # number of transformer blocks; None: that of the named model
+    depth: Annotated[int | None, Positive] = None
+    # number of attention heads per block; None: that of the named model
+    num_heads: Annotated[int | None, Positive] = None
+    # use a class token; None: as the named model does
+    class_token: bool | None = None
+    # end the backbone in a norm of its own; SelfPatch's code leaves the final norm to the aggregator
+    final_norm: bool = True
+    # stochastic depth rate of the student, in [0, 1)
+    drop_path: Annotated[float, DropProbability] = 0.1
+    # interpolation of position embeddings to other image sizes: as timm does it, or as DINO's code does
+    pos_embed_interpolation: Literal["timm", "dino"] = "timm"
+
+
+@dataclass(frozen=True)
+class AggregatorConfig(Config, group="aggregator"):
+    """Class-attention blocks that summarize a set of patch tokens in one token."""
+
+    # number of class-attention blocks
+    num_blocks: Annotated[int, Positive] = 2
+    # number of attention heads per class-attention block; None: that of the backbone
+    num_heads: Annotated[int | None, Positive] = None
+    # width of the MLP in a class-attention block, as a multiple of the backbone's width
+    mlp_ratio: Annotated[float, Positive] = 4.0
+    # source of the image token: the aggregator over all patches (as SelfPatch's code), or the backbone's class token
+    image_token: Literal["aggregator", "class_token"] = "aggregator"

@@ -1,0 +1,28 @@
+"""The objectives of a run. A new one is a file here, and a field below that is None by default."""
+
+from dataclasses import dataclass, fields
+
+from selfpatch.config.objectives.dino import DINOConfig
+from selfpatch.config.objectives.objective import ObjectiveConfig
+from selfpatch.config.objectives.selfpatch import SelfPatchConfig
+from selfpatch.config.ranges import Config
+from selfpatch.errors import UserError
+
+
+@dataclass(frozen=True)
+class ObjectivesConfig(Config, group="objectives"):
+    """Objectives, whose weighted sum is the loss; one that is None is left out."""
+
+    dino: DINOConfig | None = DINOConfig()
+    selfpatch: SelfPatchConfig | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.given():
+            names = ", ".join(field.name for field in fields(self))
+            raise UserError(f"objectives has none that is set; give at least one of: {names}")
+
+    def given(self) -> dict[str, ObjectiveConfig]:
+        """The objectives that are set, by name."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: objective for name, objective in found.items() if objective is not None}

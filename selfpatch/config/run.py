@@ -1,0 +1,65 @@
+"""Settings that leave results as they are: scores on the way, speed and memory, logging and saving."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from selfpatch.config.ranges import Config, NonNegative, Positive, UnitInterval
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Config, group="evaluate"):
+    """Scores during training: in-context segmentation with the teacher's patch tokens."""
+
+    # labeled images for scores during training: ADE20K layout, or images/ and masks/; None: no scores
+    data: Path | None = None
+    # steps between scores and between pictures; None: ten times in the run
+    every_steps: Annotated[int | None, Positive] = None
+    # short side in pixels of images that are scored or drawn; None: twice the global crop
+    image_size: Annotated[int | None, Positive] = None
+    # number of labeled patches kept in the memory bank
+    memory_size: Annotated[int, Positive] = 10_240
+    # k: number of nearest patches in the memory bank that vote on the label of a patch
+    num_neighbors: Annotated[int, Positive] = 30
+    # largest number of labeled images read from each split
+    max_images: Annotated[int, Positive] = 200
+
+
+@dataclass(frozen=True)
+class EfficiencyConfig(Config, group="efficiency"):
+    """Speed and memory; results stay as they are."""
+
+    # training precision; "auto": bf16 on a GPU that has it, else float32
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    # number of data loading processes; None: one per core, at most 16; 0: load in the training process
+    num_workers: Annotated[int | None, NonNegative] = None
+    # recomputation in the backward pass instead of storage: "activations": outputs of norms and activation functions of
+    # the student's blocks, a third of the memory (in bf16 a fifth) for next to no time; compiled blocks do so by
+    # themselves; "blocks": all but the input of each block, three quarters of the memory for 10 to 20 % more time
+    recompute: Literal["nothing", "activations", "blocks"] = "activations"
+    # compile the blocks of student and teacher with torch.compile, one graph per crop size: slow first steps, then
+    # better use of a GPU. Needs a C++ compiler, and Triton on a GPU
+    compile: bool = False
+    # place of flips, color changes and blur: data loading workers, or batched on the device; "auto": on the device if
+    # it is a GPU. Same augmentation, up to rounding
+    light: Literal["auto", "workers", "device"] = "auto"
+
+
+@dataclass(frozen=True)
+class RunConfig(Config, group="run"):
+    """Device, logging, checkpoints, and when to stop early."""
+
+    # device to train on: "auto" (the GPU if there is one, else the CPU), or a torch device: cpu, cuda, cuda:1, mps
+    device: str = "auto"
+    # steps between lines of the log
+    log_every: Annotated[int, Positive] = 10
+    # steps between checkpoints; None: ten in the run, at most every 1,000 steps
+    save_every: Annotated[int | None, Positive] = None
+    # number of newest checkpoints that are kept
+    max_to_keep: Annotated[int, Positive] = 3
+    # stop when more than this fraction of the images cannot be read
+    max_bad_fraction: Annotated[float, UnitInterval] = 0.2
+    # stop after this many steps in a row whose loss or gradient is not finite
+    max_skipped: Annotated[int, Positive] = 20
+    # stop and save after this step, as a signal would; schedules do not change
+    stop_at_step: Annotated[int | None, Positive] = None
