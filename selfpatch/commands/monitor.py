@@ -6,7 +6,8 @@ from functools import partial
 import torch
 
 from selfpatch.config import PretrainConfig, rows_columns
-from selfpatch.data.image_folder import ImageFolder, read_evenly_spaced
+from selfpatch.data.image_folder import read_evenly_spaced
+from selfpatch.data.source import ImageSource
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
@@ -29,7 +30,7 @@ class TrainingMonitor:
     def __init__(
         self,
         config: PretrainConfig,
-        images: ImageFolder,
+        images: ImageSource,
         run: RunFolder,
         *,
         num_steps: int,
@@ -81,7 +82,7 @@ class TrainingMonitor:
         """What the patches see, anew each time, and the curves so far."""
         visualize(
             student_teacher.teacher.export_backbone(),
-            [(path.name, pixels) for path, pixels in read_evenly_spaced(self._images, NUM_PICTURED_IMAGES)],
+            list(read_evenly_spaced(self._images, NUM_PICTURED_IMAGES)),
             self._run.pictures,
             image_size=self._image_size,
             selfpatch=self._config.objectives.selfpatch,

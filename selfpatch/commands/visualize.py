@@ -51,7 +51,7 @@ def visualize(
     backbone = load_vit(model, device=found_device, num_heads=num_heads)
     for note in backbone.notes:
         say(note)
-    shown = [(path.name, pixels) for path, pixels in read_evenly_spaced(folder, count)]
+    shown = list(read_evenly_spaced(folder, count))
     paths = pictures.visualize(backbone, shown, Path(out), image_size=image_size, pixel=pixel, selfpatch=selfpatch)
     for path in paths:
         say(str(path))

@@ -11,7 +11,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from selfpatch.data.reading.decode import UnreadableImage, read_image
+from selfpatch.data.source import ImageSource
 from selfpatch.errors import UserError
+from selfpatch.output.printable import printable
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 _ENDINGS = tuple(ending.encode() for ending in ENDINGS)
@@ -50,12 +52,25 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
+    @property
+    def num_channels(self) -> int:
+        return 3
+
     def path(self, index: int) -> Path:
+        folder, name = self._folder_and_name(index)
+        return folder / name
+
+    def name(self, index: int) -> str:
+        """As seen from the folder, printable; of several folders, below the folder as it was given."""
+        folder, name = self._folder_and_name(index)
+        return printable(name if len(self.folders) == 1 else folder / name)
+
+    def _folder_and_name(self, index: int) -> tuple[Path, str]:
         if not 0 <= index < len(self):
             raise IndexError(f"there is no image {index}; they are numbered 0 to {len(self) - 1}")
         folder = self.folders[np.searchsorted(self._first_of_folder, index, side="right") - 1]
         # A name keeps the zero byte that ends it in the block.
-        return folder / os.fsdecode(bytes(self._names[self._ends[index] : self._ends[index + 1] - 1]))
+        return folder, os.fsdecode(bytes(self._names[self._ends[index] : self._ends[index + 1] - 1]))
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
         """The pixels; raises UnreadableImage."""
@@ -71,33 +86,38 @@ class ImageFolder:
         return digest.hexdigest()
 
 
-def require_readable(images: ImageFolder, num_tries: int = 32) -> None:
-    """Refuse a folder of which no image can be read, before anything is trained.
+def require_readable(images: ImageSource, num_tries: int = 32) -> None:
+    """Refuse images of which none can be read, before anything is trained.
 
     A few images, spread evenly over all, are opened until one of them can be read.
     """
-    places = np.unique(np.linspace(0, len(images) - 1, num_tries).round().astype(int))
+    indices = evenly_spaced(len(images), num_tries)
     reasons = []
-    for index in places:
+    for index in indices:
         try:
-            images.read(int(index))
+            images.read(index)
             return
         except UnreadableImage as error:
-            reasons.append(f"{images.path(int(index))}: {error}")
+            reasons.append(f"{images.name(index)}: {error}")
     raise UserError(
-        f"none of {len(places)} images, spread over the {len(images)} found, can be read. The first: "
+        f"none of {len(indices)} images, spread over the {len(images)} found, can be read. The first: "
         + "; ".join(reasons[:3])
         + ". JPEG, PNG, WebP and TIFF files are read; `selfpatch check` lists what is wrong with each"
     )
 
 
-def read_evenly_spaced(images: ImageFolder, count: int) -> Iterator[tuple[Path, UInt8[np.ndarray, "_h _w 3"]]]:
-    """At most `count` images, spread evenly over all, without those that cannot be read."""
-    for index in np.unique(np.linspace(0, len(images) - 1, count).round().astype(int)):
+def read_evenly_spaced(images: ImageSource, count: int) -> Iterator[tuple[str, UInt8[np.ndarray, "_h _w _c"]]]:
+    """Name and pixels of at most `count` images, spread evenly over all, without those that cannot be read."""
+    for index in evenly_spaced(len(images), count):
         try:
-            yield images.path(int(index)), images.read(int(index))
+            yield images.name(index), images.read(index)
         except UnreadableImage:
             continue
+
+
+def evenly_spaced(length: int, count: int) -> list[int]:
+    """At most `count` indices, the first and the last among them."""
+    return np.unique(np.linspace(0, length - 1, count).round().astype(int)).tolist()
 
 
 def _check_folder(folder: Path) -> None:

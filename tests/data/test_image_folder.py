@@ -12,6 +12,7 @@ from PIL import Image
 
 from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.reading.decode import UnreadableImage
+from selfpatch.data.source import ImageSource
 
 
 def touch(folder: Path, *names: str) -> Path:
@@ -90,6 +91,26 @@ def test_names_without_utf8(tmp_path):
         assert os.fsencode(images.path(0)) == odd + b"/\xfe.png"
         assert images.read(0).tolist() == np.asarray(image).tolist()
         assert len(images.fingerprint()) == 64
+
+
+def test_names_are_printable_and_distinct(tmp_path):
+    """Every name is one cell of a table, and encodes; paths stay as they are."""
+    odd = [b"a\nb.jpg", b"a\\nb.jpg", b"\x1b[31mred.jpg", b"\xff.jpg", b"\\xff.jpg", b"tab\t.jpg", "é 漢.jpg".encode()]
+    for name in odd:
+        os.close(os.open(os.fsencode(tmp_path) + b"/" + name, os.O_CREAT))
+    images: ImageSource = ImageFolder(tmp_path)
+    shown = {os.fsencode(images.path(i).name): images.name(i) for i in range(len(images))}
+    assert shown == dict(zip(odd, [
+        r"a\nb.jpg", r"a\\nb.jpg", r"\x1b[31mred.jpg", r"\xff.jpg", r"\\xff.jpg", r"tab\t.jpg", "é 漢.jpg",
+    ], strict=True))  # fmt: skip
+    assert images.num_channels == 3
+
+
+def test_names_tell_folders_apart(tmp_path):
+    touch(tmp_path, "a/1.jpg", "b/deep/1.jpg")
+    images = ImageFolder(tmp_path / "a", tmp_path / "b")
+    assert [images.name(i) for i in range(2)] == [f"{tmp_path}/a/1.jpg", f"{tmp_path}/b/deep/1.jpg"]
+    assert ImageFolder(tmp_path / "b").name(0) == "deep/1.jpg"
 
 
 def test_fingerprint(tmp_path):

@@ -1,0 +1,30 @@
+"""The contract between images, wherever they lie, and those who read them: a folder is the first of several sources."""
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Images in a fixed order, read by index from any thread or process."""
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of every image that `read` returns."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> UInt8[np.ndarray, "_h _w _c"]:
+        """The pixels, upright; raises UnreadableImage."""
+        ...
+
+    def name(self, index: int) -> str:
+        """A name that no other image of the source has, safe in logs, tables and pictures; see `printable`."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Changes when images are added, removed, renamed or reordered."""
+        ...

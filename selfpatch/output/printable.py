@@ -1,0 +1,24 @@
+"""File names as text that terminals, tables and pictures can hold."""
+
+import os
+
+
+def printable(name: str | os.PathLike[str], *, keep: str = "") -> str:
+    r"""The name with backslash escapes for control characters, bytes that are no UTF-8, and backslashes themselves.
+
+    So that a name is one line and one cell, moves no cursor, and can always be encoded: a line break becomes `\n`, a
+    terminal's escape `\x1b`, the byte FF `\xff`. Two names never become one.
+
+    Args:
+        keep: characters to leave alone, e.g. "\n\\" for a text of several lines that holds names.
+    """
+    return "".join(c if c in keep or (c.isprintable() and c != "\\") else _escape(c) for c in os.fspath(name))
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as os.fsdecode hides it
+        return f"\\x{code - 0xDC00:02x}"
+    if 0x80 <= code <= 0xFF:  # not \x85, which would be the byte
+        return f"\\u{code:04x}"
+    return character.encode("unicode_escape").decode("ascii")
