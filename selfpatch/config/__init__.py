@@ -94,9 +94,9 @@ class CropsConfig:
     # of a mirror image
     hflip_prob: float = 0.5
     # brightness, contrast, saturation, hue: half-widths of the factors' ranges
-    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
+    color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.2, 0.1)
     # of colour jitter
-    jitter_prob: float = 0.8
+    color_jitter_prob: float = 0.8
     # of a grey crop
     grayscale_prob: float = 0.2
     # probability on the first global crop, on the other global crops, on the local crops
@@ -115,11 +115,11 @@ class CropsConfig:
             self.num_global >= 2, f"crops.num-global is {self.num_global}; views of one image are compared: 2 or more"
         )
         check(self.num_local >= 0, f"crops.num-local is {self.num_local}; it cannot be negative")
-        for name in ("hflip_prob", "jitter_prob", "grayscale_prob", "solarize_prob"):
+        for name in ("hflip_prob", "color_jitter_prob", "grayscale_prob", "solarize_prob"):
             value = getattr(self, name)
             check(0 <= value <= 1, f"crops.{name.replace('_', '-')} is {value}; it is a probability in [0, 1]")
         check(min(self.std) > 0, f"crops.std is {self.std}; each must be above 0")
-        check(min(self.jitter) >= 0, f"crops.jitter is {self.jitter}; half-widths cannot be negative")
+        check(min(self.color_jitter) >= 0, f"crops.color-jitter is {self.color_jitter}; half-widths cannot be negative")
         check(all(0 <= p <= 1 for p in self.blur_prob), f"crops.blur-prob is {self.blur_prob}; each is in [0, 1]")
         for name in ("global_scale", "local_scale"):
             low, high = getattr(self, name)
@@ -358,7 +358,7 @@ class EfficiencyConfig:
     compile: bool = False
     # where crops are flipped, their colours changed and blurred: by the processes that read and crop, or in batches on
     # the device; "auto": on the device if it is a GPU. The same changes, within rounding
-    light: Literal["auto", "workers", "device"] = "auto"
+    color_augmentation: Literal["auto", "worker", "device"] = "auto"
 
     def __post_init__(self):
         check(

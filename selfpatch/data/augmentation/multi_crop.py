@@ -216,7 +216,7 @@ def sample_crop_box(rng: Uniform, rows: int, columns: int, scale: tuple[float, f
 def sample_color_params(rng: Uniform, config: CropsConfig, kind: Literal[0, 1, 2]) -> ColorParams:
     """`kind`: 0 for the first global crop, 1 for the other global crops, 2 for local crops."""
     return ColorParams(
-        jitter=_draw_jitter(rng, config) if rng.random() < config.jitter_prob else None,
+        jitter=_draw_jitter(rng, config) if rng.random() < config.color_jitter_prob else None,
         gray=rng.random() < config.grayscale_prob,
         blur_sigma=_uniform(rng, *config.blur_sigma) if rng.random() < config.blur_prob[kind] else None,
         solarize=kind == 1 and rng.random() < config.solarize_prob,
@@ -224,7 +224,7 @@ def sample_color_params(rng: Uniform, config: CropsConfig, kind: Literal[0, 1, 2
 
 
 def _draw_jitter(rng: Uniform, config: CropsConfig) -> Jitter:
-    brightness, contrast, saturation, hue = config.jitter
+    brightness, contrast, saturation, hue = config.color_jitter
     return Jitter(
         _uniform(rng, max(0, 1 - brightness), 1 + brightness),
         _uniform(rng, max(0, 1 - contrast), 1 + contrast),

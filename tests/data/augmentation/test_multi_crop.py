@@ -195,7 +195,7 @@ def test_light_is_distributed_as_configured():
 
 def test_jitter_is_distributed_as_torchvisions():
     torch.manual_seed(0)
-    rng, config, n = np.random.default_rng(0), dataclasses.replace(CropsConfig(), jitter_prob=1.0), 4000
+    rng, config, n = np.random.default_rng(0), dataclasses.replace(CropsConfig(), color_jitter_prob=1.0), 4000
     ours = [sample_color_params(rng, config, 2).jitter for _ in range(n)]
     plain = ColorJitter(*JITTER)
     drawn = [plain.get_params(plain.brightness, plain.contrast, plain.saturation, plain.hue) for _ in range(n)]
