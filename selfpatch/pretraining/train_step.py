@@ -12,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig
+from selfpatch.data.augmentation.crops import Crops
 from selfpatch.data.augmentation.device_augmentation import apply_color_batch
-from selfpatch.data.augmentation.multi_crop import Crops, normalize
+from selfpatch.data.augmentation.normalize import normalize
+from selfpatch.data.augmentation.params import BatchedColorParams
 from selfpatch.data.loading.loader import Batch
 from selfpatch.optim.optimizer import optimizer_step, parameter_groups, set_schedules
 from selfpatch.optim.schedules import Schedule, warmup_cosine
@@ -131,10 +133,10 @@ class PretrainTask:
             "or float32 (efficiency.precision float32) most often helps; the last checkpoint is from before"
         )
 
-    def _views(self, crops: Tensor, lights: Tensor | None) -> Tensor:
+    def _views(self, crops: Tensor, color: BatchedColorParams | None) -> Tensor:
         crops = crops.to(self._device, non_blocking=True)
-        if lights is not None:
-            crops = apply_color_batch(crops, lights)
+        if color is not None:
+            crops = apply_color_batch(crops, color)
         return normalize(crops, self._config.crops.mean, self._config.crops.std)
 
 
