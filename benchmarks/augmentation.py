@@ -50,7 +50,7 @@ def main() -> None:
 def pipelines() -> dict[str, Callable[[Path], object]]:
     """The plain one first: others are compared with it."""
     plain, multi_crop, rng = PlainMultiCrop(), MultiCrop(CropsConfig()), np.random.default_rng(0)
-    unlit = MultiCrop(CropsConfig(), color_in_worker=False)
+    without_color = MultiCrop(CropsConfig(), color_in_worker=False)
 
     def run_plain(path: Path) -> object:
         with Image.open(path) as image:
@@ -59,7 +59,7 @@ def pipelines() -> dict[str, Callable[[Path], object]]:
     return {
         "plain: Pillow, torchvision, float output": run_plain,
         "selfpatch, 8-bit output": lambda path: multi_crop(read_image(path), rng),
-        "selfpatch, light left to the device": lambda path: unlit(read_image(path), rng),
+        "selfpatch, color left to the device": lambda path: without_color(read_image(path), rng),
         "  decode only": read_image,
     }
 

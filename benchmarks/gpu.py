@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --miniature         (seconds on a CPU: that everything runs)
 
 2 x 224 + 8 x 96 crops, heads of 65,536 and 4,096 prototypes, whole steps with optimizer and teacher. Ours: bf16,
-compiled blocks, fused attention, light on the device. Plain: tests/reference/plain_step.py under fp16 autocast with a
-gradient scaler, explicit attention, one softmax a crop, tensors clipped and averaged one by one. Both run by turns, and
+compiled blocks, fused attention, colors augmented on the device. Plain: tests/reference/plain_step.py under fp16
+autocast with a gradient scaler, explicit attention, one softmax a crop, tensors clipped and averaged one by one. Both run by turns, and
 medians of the rounds are shown with their spread; peaks of memory are of each form alone.
 
 The share of the peak counts the products of our step (torch's counter, without recomputation) against the rate that
@@ -37,7 +37,8 @@ from selfpatch.backbones.vit import build_vit
 from selfpatch.commands.hardware import num_cores
 from selfpatch.config import PretrainConfig
 from selfpatch.config.io import override
-from selfpatch.data.augmentation.multi_crop import Crops, MultiCrop
+from selfpatch.data.augmentation.crops import Crops
+from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.data.loading.loader import Batch, training_batches

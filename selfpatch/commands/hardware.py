@@ -25,7 +25,7 @@ def find_device(name: str) -> torch.device:
 
 
 def augment_on_device(given: str, device: torch.device) -> bool:
-    """Whether colours are changed on the device, as efficiency.light says; "auto": if it is a GPU."""
+    """Whether colours are changed on the device, as efficiency.color_augmentation says; "auto": if it is a GPU."""
     return given == "device" or (given == "auto" and device.type == "cuda")
 
 

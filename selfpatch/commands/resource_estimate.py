@@ -68,10 +68,12 @@ def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps:
 def data_wait_hint(config: PretrainConfig, device: torch.device) -> str:
     """What makes data come faster, by what has not been done yet."""
     workers, cores = num_workers(config.efficiency.num_workers), num_cores()
-    on_device = augment_on_device(config.efficiency.light, device)
+    on_device = augment_on_device(config.efficiency.color_augmentation, device)
     advice = [
         workers < cores and f"more processes that read (--efficiency.num-workers {cores}: there are {cores} cores)",
-        not on_device and device.type != "cpu" and "changing colours on the device (--efficiency.light device)",
+        not on_device
+        and device.type != "cpu"
+        and "changing colours on the device (--efficiency.color-augmentation device)",
         f"smaller images on disk: JPEGs whose short side is about {2 * min(rows_columns(config.crops.global_size))} px "
         "decode fastest and lose nothing that crops would show",
         "a disk that is nearer",

@@ -34,9 +34,9 @@ class CropsConfig(Config, group="crops"):
     # probability of a horizontal flip
     hflip_prob: Annotated[float, Probability] = 0.5
     # strength of color jitter: largest change of brightness, contrast, saturation and hue
-    jitter: Annotated[tuple[float, float, float, float], NonNegative] = (0.4, 0.4, 0.2, 0.1)
+    color_jitter: Annotated[tuple[float, float, float, float], NonNegative] = (0.4, 0.4, 0.2, 0.1)
     # probability of color jitter
-    jitter_prob: Annotated[float, Probability] = 0.8
+    color_jitter_prob: Annotated[float, Probability] = 0.8
     # probability of conversion to grayscale
     grayscale_prob: Annotated[float, Probability] = 0.2
     # probability of Gaussian blur on the first global crop, on the other global crops, on the local crops

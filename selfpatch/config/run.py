@@ -42,7 +42,7 @@ class EfficiencyConfig(Config, group="efficiency"):
     compile: bool = False
     # place of flips, color changes and blur: data loading workers, or batched on the device; "auto": on the device if
     # it is a GPU. Same augmentation, up to rounding
-    light: Literal["auto", "workers", "device"] = "auto"
+    color_augmentation: Literal["auto", "worker", "device"] = "auto"
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from selfpatch.config import CropsConfig
+from selfpatch.data.augmentation.crops import Crops
 from selfpatch.data.augmentation.device_augmentation import apply_color_batch
-from selfpatch.data.augmentation.multi_crop import Crops, normalize
+from selfpatch.data.augmentation.normalize import normalize
+from selfpatch.data.augmentation.params import BatchedColorParams
 
 
 class Views(NamedTuple):
@@ -53,7 +55,7 @@ def make_views(
 
 def _finish(
     crops: UInt8[Tensor, "V B C H W"],
-    color: Tensor | None,
+    color: BatchedColorParams | None,
     config: CropsConfig,
     device: torch.device,
 ) -> Float[Tensor, "V B C H W"]:

@@ -48,7 +48,7 @@ def dino_selfpatch_small() -> PretrainConfig:
             local_size=None,
             num_local=4,
             local_scale=(0.2, 0.5),
-            jitter=(0.4, 0.4, 0.4, 0.5),
+            color_jitter=(0.4, 0.4, 0.4, 0.5),
             grayscale_prob=0.5,
             blur_prob=(0.0, 0.0, 0.0),
             solarize_prob=0.0,

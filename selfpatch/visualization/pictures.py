@@ -11,7 +11,7 @@ from torch import Tensor
 
 from selfpatch.backbones.vit import ViT
 from selfpatch.config import SelfPatchConfig
-from selfpatch.data.augmentation.multi_crop import normalize
+from selfpatch.data.augmentation.normalize import normalize
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.visualization.attention_map import cls_attention, draw_attention_maps

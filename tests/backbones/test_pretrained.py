@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from selfpatch.backbones import pretrained
 from selfpatch.backbones.pretrained import load_backbone, load_weights
-from selfpatch.data.augmentation.multi_crop import normalize
+from selfpatch.data.augmentation.normalize import normalize
 from selfpatch.export import export_timm
 from tests.backbones.small_vits import small_vit
 

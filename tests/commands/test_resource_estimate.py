@@ -107,7 +107,7 @@ def test_waiting_is_said_once_and_not_for_starting_workers(monkeypatch):
     assert [note is not None for note in notes] == [False, False, True, False]
     assert notes[2].startswith("30% of the time steps wait for data")
     assert "--efficiency.num-workers 8" in notes[2]
-    assert "--efficiency.light" not in notes[2]
-    assert "--efficiency.light device" in advice.data_wait_hint(
-        replace(config, efficiency=EfficiencyConfig(light="workers")), torch.device("cuda")
+    assert "--efficiency.color-augmentation" not in notes[2]
+    assert "--efficiency.color-augmentation device" in advice.data_wait_hint(
+        replace(config, efficiency=EfficiencyConfig(color_augmentation="worker")), torch.device("cuda")
     )

@@ -90,8 +90,9 @@ def test_compiled_is_as_eager(device, images, tmp_path):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_light_on_the_device_is_that_of_the_workers(device, images, tmp_path):
+def test_colors_augmented_on_the_device_are_those_of_the_workers(device, images, tmp_path):
     of_workers, of_device = (
-        run(images, tmp_path / light, device, **{"efficiency.light": light}) for light in ("workers", "device")
+        run(images, tmp_path / where, device, **{"efficiency.color_augmentation": where})
+        for where in ("worker", "device")
     )
     assert_alike(of_device, of_workers, 1e-2)

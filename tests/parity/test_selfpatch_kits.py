@@ -25,7 +25,7 @@ from selfpatch.config import (
     SelfPatchConfig,
     TeacherConfig,
 )
-from selfpatch.data.augmentation.multi_crop import normalize
+from selfpatch.data.augmentation.normalize import normalize
 from selfpatch.objectives.selfpatch import find_positives
 from selfpatch.optim.optimizer import gradient_norms
 from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_teacher

@@ -89,12 +89,12 @@ def test_a_signal_at_any_step_saves_and_the_same_command_goes_on(step, number, s
     assert_same_run(tmp_path / "run", unbroken)
 
 
-def test_with_the_light_on_the_device(scenes, tmp_path):
+def test_with_colors_augmented_on_the_device(scenes, tmp_path):
     """Stopped inside an epoch, then gone on with another number of workers."""
-    light = {"efficiency.light": "device"}
-    run(scenes, tmp_path / "unbroken", **light)
-    run(scenes, tmp_path / "run", **light, **{"run.stop_at_step": 2})
-    run(scenes, tmp_path / "run", **light, **{"efficiency.num_workers": 1})
+    on_device = {"efficiency.color_augmentation": "device"}
+    run(scenes, tmp_path / "unbroken", **on_device)
+    run(scenes, tmp_path / "run", **on_device, **{"run.stop_at_step": 2})
+    run(scenes, tmp_path / "run", **on_device, **{"efficiency.num_workers": 1})
     assert_same_run(tmp_path / "run", tmp_path / "unbroken")
 
 

@@ -1,4 +1,4 @@
-"""DINO's augmentation as torchvision and Pillow do it, one image at a time: what multi_crop.py must look like."""
+"""DINO's augmentation as torchvision and Pillow do it, one image at a time: ours must look like it."""
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
@@ -7,29 +7,29 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD
-from selfpatch.data.augmentation.multi_crop import CropParameters, Jitter
+from selfpatch.data.augmentation.params import CropParams, JitterParams
 
 JITTER = (0.4, 0.4, 0.2, 0.1)
 
 
-def plain_crop(image: np.ndarray, parameters: CropParameters, size: tuple[int, int]) -> np.ndarray:
+def plain_crop(image: np.ndarray, params: CropParams, size: tuple[int, int]) -> np.ndarray:
     """A crop with given parameters."""
-    box, flip, light = parameters
+    box, flip, color = params
     crop = F.resized_crop(Image.fromarray(image), *box, list(size), InterpolationMode.BICUBIC)
     if flip:
         crop = F.hflip(crop)
-    if light.jitter is not None:
-        crop = plain_jitter(crop, light.jitter)
-    if light.gray:
+    if color.jitter is not None:
+        crop = plain_jitter(crop, color.jitter)
+    if color.grayscale:
         crop = F.to_grayscale(crop, num_output_channels=3)
-    if light.blur_sigma is not None:
-        crop = crop.filter(ImageFilter.GaussianBlur(light.blur_sigma))
-    if light.solarize:
+    if color.blur_sigma is not None:
+        crop = crop.filter(ImageFilter.GaussianBlur(color.blur_sigma))
+    if color.solarize:
         crop = ImageOps.solarize(crop)
     return np.asarray(crop)
 
 
-def plain_jitter(crop: Image.Image, jitter: Jitter) -> Image.Image:
+def plain_jitter(crop: Image.Image, jitter: JitterParams) -> Image.Image:
     changes = (
         lambda image: F.adjust_brightness(image, jitter.brightness),
         lambda image: F.adjust_contrast(image, jitter.contrast),

@@ -1,7 +1,7 @@
-"""Flip, colour jitter, grey, blur and solarize for batches of crops, on their device: what `apply` ends with.
+"""Flip and color augmentation of batches of crops, on their device.
 
-The random choices are made by the workers, from the sample's own random numbers, and come along as rows of numbers. So
-crops do not depend on where they are relit, but for rounding.
+The parameters are sampled in the workers, from the sample's own random numbers, and come along with the crops. So crops
+do not depend on where their colors are augmented, but for rounding.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from selfpatch.data.augmentation.multi_crop import BRIGHTNESS, CONTRAST, GRAY_WEIGHTS, HUE, SATURATION, blur_kernels
+from selfpatch.data.augmentation.blur_kernel import blur_kernels
+from selfpatch.data.augmentation.color_augmentation import GRAY_WEIGHTS
+from selfpatch.data.augmentation.normalize import device_constant
+from selfpatch.data.augmentation.params import BRIGHTNESS, CONTRAST, HUE, SATURATION, BatchedColorParams
 
 # Levels changed at a time: what is held meanwhile is a few times 64 MiB, however large the batch.
 CHUNK_SIZE = 2**24
@@ -22,62 +25,63 @@ Levels = Float[Tensor, "b 3 H W"]  # whole numbers from 0 to 255, at every step
 
 
 def apply_color_batch(
-    crops: UInt8[Tensor, "*shape 3 H W"], lights: Float[Tensor, "*shape F"]
+    crops: UInt8[Tensor, "*shape 3 H W"], params: BatchedColorParams
 ) -> UInt8[Tensor, "*shape 3 H W"]:
-    """Flip every crop and change its colours as its row of `lights` says (multi_crop.pack_color_params).
+    """Flip every crop and augment its colors by its own parameters, in the order of `color_augmentation.apply_color`.
 
     Args:
-        lights: on the CPU, so that which crops are concerned is known without waiting for the device.
+        params: of the crops' leading dimensions; on the CPU, so that selecting crops needs no device sync.
     """
-    flat, rows = crops.flatten(0, -4), lights.flatten(0, -2)
-    size = max(1, CHUNK_SIZE // flat[0].numel())
-    parts = [
-        _apply_color(chunk.to(torch.float32, memory_format=torch.contiguous_format), row).to(torch.uint8)
-        for chunk, row in zip(flat.split(size), rows.split(size), strict=True)
-    ]
+    num_leading = crops.ndim - 3
+    flat_crops, flat_params = crops.flatten(0, -4), params.map(lambda part: part.flatten(0, num_leading - 1))
+    size = max(1, CHUNK_SIZE // flat_crops[0].numel())
+    parts = []
+    for start in range(0, len(flat_crops), size):
+        chunk = flat_crops[start : start + size].to(torch.float32, memory_format=torch.contiguous_format)
+        _augment(chunk, flat_params.map(lambda part, start=start: part[start : start + size]))
+        parts.append(chunk.to(torch.uint8))
     return torch.cat(parts).view_as(crops)
 
 
-def _apply_color(x: Levels, lights: Float[Tensor, "b F"]) -> Levels:
-    flipped, factors, order = lights[:, 0], lights[:, 1:5], lights[:, 5:9]
-    gray, radius, solarized = lights[:, 9:].unbind(dim=1)
-    kernels = torch.from_numpy(blur_kernels(radius.double().numpy()))
-    changes = {BRIGHTNESS: _brightness, CONTRAST: _contrast, SATURATION: _saturation, HUE: _hue}
-    _change(x, flipped > 0, lambda part, _: part.flip(-1), factors)
-    for place in range(4):
-        for number, change in changes.items():  # crops have orders of their own; without jitter it is all -1
-            _change(x, order[:, place] == number, change, factors[:, number])
-    _change(x, gray > 0, lambda part, _: _gray(part).expand_as(part), factors)
-    _change(x, radius > 0, _blur, kernels)
-    _change(x, solarized > 0, lambda part, _: torch.where(part < 128, part, 255 - part), factors)
-    return x
+def _augment(x: Levels, params: BatchedColorParams) -> None:
+    """Change the crops in place."""
+    jitter = params.jitter
+    _change(x, params.flip, lambda part: part.flip(-1))
+    for op in params.jitter_order.unbind(dim=1):  # first to last; crops have orders of their own
+        _change(x, op == BRIGHTNESS, _brightness, jitter[:, BRIGHTNESS])
+        _change(x, op == CONTRAST, _contrast, jitter[:, CONTRAST])
+        _change(x, op == SATURATION, _saturation, jitter[:, SATURATION])
+        _change(x, op == HUE, _hue, jitter[:, HUE])
+    _change(x, params.grayscale, lambda part: _gray(part).expand_as(part))
+    kernels = torch.from_numpy(blur_kernels(params.blur_sigma.double().numpy()))
+    _change(x, params.blur_sigma > 0, _blur, kernels)
+    _change(x, params.solarize, lambda part: torch.where(part < 128, part, 255 - part))
 
 
-def _change(
-    x: Levels, concerned: Bool[Tensor, " b"], change: Callable[[Levels, Tensor], Tensor], arguments: Tensor
-) -> None:
-    """Replace the crops concerned, in place. `change` is given them and their arguments."""
-    places = concerned.nonzero().squeeze(1)
+def _change(x: Levels, selected: Bool[Tensor, " b"], change: Callable[..., Levels], *arguments: Tensor) -> None:
+    """Replace the selected crops by `change` of them and of their arguments, in place."""
+    places = selected.nonzero().squeeze(1)
     if len(places):
         on_device = places.to(x.device, non_blocking=True)
-        x[on_device] = change(x[on_device], arguments[places].to(x.device, non_blocking=True))
+        of_selected = (argument[places].to(x.device, non_blocking=True) for argument in arguments)
+        x[on_device] = change(x[on_device], *of_selected)
 
 
 def _brightness(x: Levels, factor: Float[Tensor, " b"]) -> Levels:
-    return _cut_off(x * _each(factor))
+    return _truncate(x * _per_crop(factor))
 
 
 def _contrast(x: Levels, factor: Float[Tensor, " b"]) -> Levels:
-    mean = (x.mean(dim=(2, 3)) @ _weights(x)).round()
-    return _cut_off(x * _each(factor) + _each(mean * (1 - factor)))
+    mean = (x.mean(dim=(2, 3)) @ _gray_weights(x)).round()
+    return _truncate(x * _per_crop(factor) + _per_crop(mean * (1 - factor)))
 
 
 def _saturation(x: Levels, factor: Float[Tensor, " b"]) -> Levels:
-    return _cut_off(x * _each(factor) + _gray(x) * _each(1 - factor))
+    return _truncate(x * _per_crop(factor) + _gray(x) * _per_crop(1 - factor))
 
 
 def _hue(x: Levels, shift: Float[Tensor, " b"]) -> Levels:
-    """As OpenCV goes to HSV and back, in 8 bits."""
+    """Shift the hue, to HSV and back in 8 bits as OpenCV does."""
     red, green, blue = x.unbind(dim=1)
     value, least = x.amax(dim=1), x.amin(dim=1)
     chroma = value - least
@@ -96,26 +100,27 @@ def _hue(x: Levels, shift: Float[Tensor, " b"]) -> Levels:
 
 
 def _gray(x: Levels) -> Float[Tensor, "b 1 H W"]:
-    return torch.einsum("bchw,c->bhw", x, _weights(x)).add_(0.5).floor_().unsqueeze(1)
+    return torch.einsum("bchw,c->bhw", x, _gray_weights(x)).add_(0.5).floor_().unsqueeze(1)
 
 
 def _blur(x: Levels, kernels: Float[Tensor, "b T"]) -> Levels:
-    """A separable filter for every crop, its border continued by the outermost pixels."""
+    """Filter every crop by its own separable kernel, its border continued by the outermost pixels."""
     b, channels, reach = len(x), x.shape[1], kernels.shape[1] // 2
-    kernels = kernels.repeat_interleave(channels, dim=0)[:, None]  # [b * 3, 1, T]: a group a channel
+    kernels = kernels.repeat_interleave(channels, dim=0)[:, None]  # [b * 3, 1, T]: one group per channel
     planes = F.pad(x, (reach, reach, reach, reach), mode="replicate").flatten(0, 1)[None]
     planes = F.conv2d(planes, kernels[:, :, None, :], groups=b * channels)
     planes = F.conv2d(planes, kernels[:, :, :, None], groups=b * channels)
     return planes[0].unflatten(0, (b, channels)).round()
 
 
-def _cut_off(x: Levels) -> Levels:
+def _truncate(x: Levels) -> Levels:
+    """Whole levels, rounded down as Pillow does; the thousandth keeps results that are whole numbers already."""
     return x.add_(1e-3).floor_().clamp_(0, 255)
 
 
-def _each(numbers: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
+def _per_crop(numbers: Float[Tensor, " b"]) -> Float[Tensor, "b 1 1 1"]:
     return numbers[:, None, None, None]
 
 
-def _weights(x: Levels) -> Float[Tensor, " 3"]:
-    return torch.tensor(GRAY_WEIGHTS, device=x.device)
+def _gray_weights(x: Levels) -> Float[Tensor, " 3"]:
+    return device_constant(GRAY_WEIGHTS, x.device)

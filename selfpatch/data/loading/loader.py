@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from selfpatch.data.augmentation.multi_crop import Crops, MultiCrop
+from selfpatch.data.augmentation.crops import Crops
+from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.sampler import Plan, sample_rng
 from selfpatch.data.reading.decode import UnreadableImage
@@ -115,9 +116,9 @@ class SharedCropBuffer:
     """
 
     def __init__(self, multi_crop: MultiCrop, *, images_per_task: int, num_tasks: int, shared: bool):
-        self.crops = multi_crop.empty(images_per_task * num_tasks)
+        self.crops = multi_crop.allocate(images_per_task * num_tasks)
         if shared:
-            _check_shared_memory(sum(part.nbytes for part in self.crops if part is not None))
+            _check_shared_memory(sum(part.nbytes for part in self.crops.tensors()))
             self.crops = self.crops.map(Tensor.share_memory_)
         self.in_flight: deque[_Task] = deque()  # in the order in which their results come back
         self._free = deque(range(0, images_per_task * num_tasks, images_per_task))
@@ -236,7 +237,7 @@ def _batches(
 ) -> Iterator[Batch]:
     try:
         while True:
-            crops = multi_crop.empty(images_per_step, pin_memory=pin_memory)
+            crops = multi_crop.allocate(images_per_step, pin_memory=pin_memory)
             bad_images: list[tuple[Path, str]] = []
             step = num_upsampled = num_images = 0
             while num_images < images_per_step:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from selfpatch.backbones.tokens import Tokens
-from selfpatch.data.augmentation.multi_crop import cut, sample_crop_box
+from selfpatch.data.augmentation.geometry import resized_crop, sample_crop_box
 from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.evaluation.classification.classification_pictures import draw_confusion
 from selfpatch.evaluation.classification.classification_scores import accuracies, class_confusion, labels_of, ranks
@@ -149,7 +149,7 @@ def train_layers(
         (image,) = read(item)
         rows, columns, _ = image.shape
         box = sample_crop_box(rng, rows, columns, protocol.crop_scale, size[1] / size[0])
-        return cut(image, box, bool(rng.random() < protocol.hflip_prob), size), item.label
+        return resized_crop(image, box, bool(rng.random() < protocol.hflip_prob), size), item.label
 
     def losses(samples: list[Any]) -> dict[str, Tensor]:
         images, labels = zip(*samples, strict=True)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from selfpatch.data.augmentation.multi_crop import sample_crop_box
+from selfpatch.data.augmentation.geometry import sample_crop_box
 from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.feature_cache import unwrap_cache

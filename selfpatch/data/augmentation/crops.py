@@ -1,0 +1,48 @@
+"""The crops of a batch of images, with the color augmentation that is still to be applied."""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from selfpatch.data.augmentation.params import BatchedColorParams
+
+
+class Crops(NamedTuple):
+    """8-bit RGB crops of B images: V global and U local ones of each."""
+
+    global_crops: UInt8[Tensor, "V B 3 H W"]
+    local_crops: UInt8[Tensor, "U B 3 R S"] | None
+    # For `apply_color_batch`, [V, B] and [U, B]; None: colors are augmented already.
+    global_color: BatchedColorParams | None = None
+    local_color: BatchedColorParams | None = None
+
+    @property
+    def num_images(self) -> int:
+        return self.global_crops.shape[1]
+
+    def tensors(self) -> Iterator[Tensor]:
+        for part in self:
+            if isinstance(part, Tensor):
+                yield part
+            elif part is not None:
+                yield from part
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Crops":
+        """Apply a function to every tensor, those of the parameters included."""
+        return Crops(
+            function(self.global_crops),
+            None if self.local_crops is None else function(self.local_crops),
+            None if self.global_color is None else self.global_color.map(function),
+            None if self.local_color is None else self.local_color.map(function),
+        )
+
+    def slice_images(self, start: int, stop: int) -> "Crops":
+        """The crops of images start to stop - 1, in the same memory."""
+        return self.map(lambda part: part[:, start:stop])
+
+    def copy_(self, crops: "Crops") -> None:
+        """Copy the crops of as many images into this memory."""
+        for own, other in zip(self.tensors(), crops.tensors(), strict=True):
+            own.copy_(other)
