@@ -94,7 +94,7 @@ def test_files_that_are_no_settings(text, words, tmp_path, monkeypatch):
 
 
 def test_from_dict_names_the_place_of_a_wrong_value():
-    with pytest.raises(ValueError, match="crops.color_jitter"):
+    with pytest.raises(ValueError, match="crops.color-jitter"):
         from_dict(PretrainConfig, {"crops": {"color_jitter": [0.4, 0.4]}})
 
 
