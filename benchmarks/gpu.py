@@ -5,8 +5,8 @@
 
 2 x 224 + 8 x 96 crops, heads of 65,536 and 4,096 prototypes, whole steps with optimizer and teacher. Ours: bf16,
 compiled blocks, fused attention, colors augmented on the device. Plain: tests/reference/plain_step.py under fp16
-autocast with a gradient scaler, explicit attention, one softmax a crop, tensors clipped and averaged one by one. Both run by turns, and
-medians of the rounds are shown with their spread; peaks of memory are of each form alone.
+autocast with a gradient scaler, explicit attention, one softmax per crop, tensors clipped and averaged one by one.
+Both run by turns, and medians of the rounds are shown with their spread; peaks of memory are of each form alone.
 
 The share of the peak counts the products of our step (torch's counter, without recomputation) against the rate that
 this machine reaches with one large bf16 matrix product. All numbers go to benchmarks/results/ as JSON.

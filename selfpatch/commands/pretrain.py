@@ -14,7 +14,8 @@ from selfpatch.commands.hardware import augment_on_device, find_device, num_work
 from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.resource_estimate import data_wait_hint, estimate, fit_batch_size
 from selfpatch.config import PretrainConfig, rows_columns
-from selfpatch.config.io import override
+from selfpatch.config.io import override, read_yaml
+from selfpatch.config.renamed import as_begun
 from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
@@ -132,6 +133,8 @@ def resolve_config(
     facts = RunFacts(num_images=num_images, on_gpu=device.type == "cuda")
     config, fitted = fit_batch_size(config, facts, out, device)
     config, derived = derive(config, facts)
+    if (config_file := RunFolder(out).config_file).is_file():
+        config = as_begun(config, read_yaml(config_file))
     return config, fitted + derived
 
 

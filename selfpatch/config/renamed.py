@@ -33,6 +33,21 @@ RENAMED_VALUES = {
 }
 
 
+def as_begun(config: PretrainConfig, begun: PretrainConfig) -> PretrainConfig:
+    """The settings of a run that goes on, with those of its beginning that later versions express otherwise.
+
+    "always" was 10,000 epochs once, during which gradients were made, counted in the global clip, and dropped.
+    """
+    objectives = config.objectives
+    for name, old in begun.objectives.given().items():
+        new = getattr(objectives, name)
+        heads = getattr(old, "head", None), getattr(new, "head", None)
+        if [head and head.freeze_prototypes_epochs for head in heads] == [10_000, "always"]:
+            head = dataclasses.replace(new.head, freeze_prototypes_epochs=10_000)
+            objectives = dataclasses.replace(objectives, **{name: dataclasses.replace(new, head=head)})
+    return dataclasses.replace(config, objectives=objectives)
+
+
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """A copy of the settings, as nested dicts, in which every old name and value is that of today.
 

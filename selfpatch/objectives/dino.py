@@ -22,8 +22,8 @@ class DINO(Objective):
     def __init__(self, dim: int, config: DINOConfig, *, steps_per_epoch: int):
         super().__init__()
         self.weight = config.weight
-        self.center_crops = config.center_crops
-        self.needs = Needs(student_local=True, teacher_local=config.center_crops == "all", image_token=True)
+        self._centers_local = config.center_crops == "all" and config.distillation.centering == "mean"
+        self.needs = Needs(student_local=True, teacher_local=self._centers_local, image_token=True)
         self.branch = DistillationBranch(dim, config.head, config.distillation, steps_per_epoch=steps_per_epoch)
 
     def forward(
@@ -41,11 +41,11 @@ class DINO(Objective):
 
         # 3. Cross-entropy over all pairs (g, v) of different crops, g != v.
         num_pairs = len(targets) // num_images * (len(predicted) // num_images - 1) * num_images
-        loss = self.branch.cross_entropy(predicted, targets_excluding_self(targets, num_images), step) / num_pairs
+        loss = self.branch.cross_entropy(predicted, targets_excluding_self(targets, num_images)) / num_pairs
         return loss, distillation_signals(targets, loss)
 
     def _accumulate_center(self, projected: Float[Tensor, "GB Z"], teacher: EncodedViews) -> None:
-        if self.center_crops == "all" and teacher.local_crops is not None:
+        if self._centers_local and teacher.local_crops is not None:
             projected = torch.cat([projected, self.branch.project_teacher(teacher.local_crops.image_token)])
         self.branch.accumulate_center(projected)
 

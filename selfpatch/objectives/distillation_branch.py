@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from selfpatch.config import HeadConfig, SelfDistillationConfig
 from selfpatch.objectives.projection_heads import ProjectionHead
-from selfpatch.objectives.self_distillation import SelfDistillation, TargetsOf, chunked_cross_entropy
+from selfpatch.objectives.self_distillation import (
+    SelfDistillation,
+    TargetsOf,
+    chunked_cross_entropy,
+    distillation_signals,
+)
 
 
 class DistillationBranch(nn.Module):
@@ -25,7 +30,11 @@ class DistillationBranch(nn.Module):
         self.head = ProjectionHead(dim, head)
         self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
         self.distillation = SelfDistillation(self.head.num_prototypes, distillation, steps_per_epoch=steps_per_epoch)
-        self._frozen_steps = head.freeze_prototypes_epochs * steps_per_epoch
+        if head.freeze_prototypes_epochs == "always":
+            self.head.prototypes.requires_grad_(False)
+            self._frozen_steps = 0
+        else:
+            self._frozen_steps = head.freeze_prototypes_epochs * steps_per_epoch
 
     def predict(self, tokens: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows Z"]:
         """Unit vectors of the student's tokens, one matrix product before logits."""
@@ -49,18 +58,29 @@ class DistillationBranch(nn.Module):
     @torch.no_grad()
     def accumulate_center(self, projected: Float[Tensor, "rows Z"]) -> None:
         """Remember the mean logit of these rows for the center: prototypes are linear, so it is that of the mean."""
+        if not self.distillation.has_center:
+            return
         self.distillation.accumulate_center(self.teacher_head.prototypes(projected.mean(dim=0)))
 
-    def cross_entropy(self, predicted: Float[Tensor, "rows Z"], targets_of: TargetsOf, step: int) -> Float[Tensor, ""]:
+    def cross_entropy(self, predicted: Float[Tensor, "rows Z"], targets_of: TargetsOf) -> Float[Tensor, ""]:
         """Sum over rows of the cross-entropy between targets and the student's softmax."""
         return chunked_cross_entropy(
             predicted, self.head.prototypes.weight, targets_of, temperature=self.distillation.student_temperature
         )
 
+    @torch.no_grad()
+    def signals(
+        self, predicted: Float[Tensor, "rows Z"], targets: Float[Tensor, "rows K"]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Health of the targets, and how far the student's predictions of the same rows are from them."""
+        logits = self.head.prototypes(predicted).float() / self.distillation.student_temperature
+        return distillation_signals(targets, -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean())
+
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.head, self.teacher_head)]
 
     def frozen_parameters(self, step: int) -> Iterable[nn.Parameter]:
+        """Prototypes of the first epochs. As in DINO's code their gradients are made, clipped, and then dropped."""
         return self.head.prototypes.parameters() if step < self._frozen_steps else []
 
     def commit(self) -> None:

@@ -37,23 +37,23 @@ class SelfDistillation(nn.Module):
         self.teacher_temperature = epochwise_linear(
             config.warmup_teacher_temperature, config.teacher_temperature, config.warmup_epochs, steps_per_epoch
         )
-        self.centering = config.centering
+        self.has_center = config.centering == "mean"
         self.center_momentum = config.center_momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
         self._accumulated: list[Float[Tensor, " K"]] = []
 
     def targets(self, teacher_logits: Float[Tensor, "rows K"], step: int) -> Float[Tensor, "rows K"]:
         temperature = self.teacher_temperature(step)
-        if self.centering == "sinkhorn":
-            return sinkhorn(teacher_logits.float() / temperature)
-        return ((teacher_logits.float() - self.center) / temperature).softmax(dim=-1)
+        if self.has_center:
+            return ((teacher_logits.float() - self.center) / temperature).softmax(dim=-1)
+        return sinkhorn(teacher_logits.float() / temperature)
 
     def targets_of(self, projected: Float[Tensor, "rows Z"], prototypes: Float[Tensor, "K Z"], step: int) -> TargetsOf:
         """Targets of any rows, made when asked for; Sinkhorn has to see all rows at once."""
-        if self.centering == "sinkhorn":
-            targets = self.targets(projected @ prototypes.T, step)
-            return lambda rows: targets[rows]
-        return lambda rows: self.targets(projected[rows] @ prototypes.T, step)
+        if self.has_center:
+            return lambda rows: self.targets(projected[rows] @ prototypes.T, step)
+        targets = self.targets(projected @ prototypes.T, step)
+        return lambda rows: targets[rows]
 
     def accumulate_center(self, mean_logits: Float[Tensor, " K"]) -> None:
         """Remember the mean teacher logit of a batch, or of one of its parts of equal size."""
@@ -88,25 +88,28 @@ def sinkhorn(scores: Float[Tensor, "rows K"], num_iterations: int = 3) -> Float[
 
 @torch.no_grad()
 def distillation_signals(
-    targets: Float[Tensor, "rows K"], cross_entropy: Float[Tensor, ""], max_rows: int = 1024
+    targets: Float[Tensor, "rows K"], cross_entropy: Float[Tensor, ""]
 ) -> dict[str, Float[Tensor, ""]]:
-    """Whether the targets still say something. Entropies in shares of ln K; measured on at most `max_rows` rows.
+    """Health of the targets. Entropies as fractions of ln K.
 
     `mutual_information` (entropy of the mean target - mean entropy) falls to 0 in both kinds of collapse: every target
     uniform, or every target the same prototype. `kl` is the part of the cross-entropy that the student can still win.
+    `prototypes_used` is a fraction of those that this many rows can use.
+
+    Args:
+        cross_entropy: the mean between these same targets and the student's predictions of them.
     """
-    num_prototypes = targets.shape[-1]
-    rows = targets[:: max(1, len(targets) // max_rows)]
-    entropy = torch.special.entr(rows).sum(dim=-1).mean()
-    mean_entropy = torch.special.entr(global_mean(rows.mean(dim=0))).sum()
-    used = torch.zeros(num_prototypes, device=rows.device).index_fill_(0, rows.argmax(dim=-1), 1.0)
+    num_rows, num_prototypes = targets.shape
+    entropy = torch.special.entr(targets).sum(dim=-1).mean()
+    mean_entropy = torch.special.entr(global_mean(targets.mean(dim=0))).sum()
+    used = torch.zeros(num_prototypes, device=targets.device).index_fill_(0, targets.argmax(dim=-1), 1.0)
     scale = math.log(num_prototypes)
     return {
         "teacher_entropy": entropy / scale,
         "mean_teacher_entropy": mean_entropy / scale,
         "mutual_information": (mean_entropy - entropy) / scale,
         "kl": cross_entropy.detach() - entropy,
-        "prototypes_used": used.mean(),
+        "prototypes_used": used.sum() / min(num_rows, num_prototypes),
     }
 
 

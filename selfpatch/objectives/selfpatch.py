@@ -14,7 +14,6 @@ from selfpatch.errors import UserError
 from selfpatch.objectives.distillation_branch import DistillationBranch
 from selfpatch.objectives.encoder import EncodedViews, Encoder
 from selfpatch.objectives.objective import Needs, Objective
-from selfpatch.objectives.self_distillation import distillation_signals
 
 
 class SelfPatch(Objective):
@@ -51,7 +50,7 @@ class SelfPatch(Objective):
         loss = torch.stack([result.cross_entropy / (result.num_patches * num_crops) for result in results]).sum()
         # For the center: the mean over all patches of all crops.
         self.branch.accumulate_center(torch.cat([result.projected for result in results]))
-        return loss, distillation_signals(results[0].some_targets, loss) | results[0].similarity_signals
+        return loss, results[0].signals
 
     def _one_resolution(
         self, student: EncodedViews, teacher: EncodedViews, resolution: int, step: int
@@ -70,14 +69,15 @@ class SelfPatch(Objective):
         # 2. Predictions: the student's plain tokens, through the norm that aggregates go through as well.
         predicted = self.branch.predict(student.norm(student_tokens.patch_tokens)).flatten(0, 1)
 
-        # 3. Cross-entropy.
+        # 3. Cross-entropy; signals on about a thousand rows.
+        some_rows = slice(None, None, max(1, len(projected) // 1024))
         return ResolutionResult(
-            cross_entropy=self.branch.cross_entropy(predicted, targets_of, step),
+            cross_entropy=self.branch.cross_entropy(predicted, targets_of),
             num_crops=num_crops,
             num_patches=num_patches,
             projected=projected,
-            some_targets=targets_of(slice(None, None, max(1, len(projected) // 1024))),
-            similarity_signals=similarity_signals(teacher_tokens.patch_tokens, similarity),
+            signals=self.branch.signals(predicted[some_rows], targets_of(some_rows))
+            | similarity_signals(teacher_tokens.patch_tokens, similarity),
         )
 
     def check_grid(self, rows: int, columns: int) -> None:
@@ -97,14 +97,13 @@ class SelfPatch(Objective):
 
 
 class ResolutionResult(NamedTuple):
-    """The loss of all crops of one resolution, and the numbers behind the signals."""
+    """The loss of all crops of one resolution, and their signals."""
 
     cross_entropy: Float[Tensor, ""]  # summed over crops, images and patches
     num_crops: int  # V*B
     num_patches: int  # per crop
     projected: Float[Tensor, "rows Z"]  # of the teacher, for the center
-    some_targets: Float[Tensor, "_ K"]
-    similarity_signals: dict[str, Tensor]
+    signals: dict[str, Tensor]
 
 
 def find_positives(tokens: Tokens, config: SelfPatchConfig) -> tuple[Int[Tensor, "B N P"], Float[Tensor, "B N P"]]:

@@ -33,7 +33,7 @@ def dino_selfpatch_small() -> PretrainConfig:
     crops carry the patch loss, so that no positive comes from the opposite side.
     """
     head = HeadConfig(
-        num_prototypes=None, hidden_dim=256, bottleneck_dim=64, batch_norm=True, freeze_prototypes_epochs=10_000
+        num_prototypes=None, hidden_dim=256, bottleneck_dim=64, batch_norm=True, freeze_prototypes_epochs="always"
     )
     distillation = SelfDistillationConfig(
         teacher_temperature=0.015, warmup_teacher_temperature=0.015, centering="sinkhorn"

@@ -107,3 +107,49 @@ def test_signals_tell_both_collapses_from_health():
     assert values["healthy"]["mutual_information"] == pytest.approx(1)
     assert values["healthy"]["prototypes_used"] == 1
     assert values["uniform"]["kl"] == pytest.approx(1 - math.log(k))
+
+
+def test_prototypes_used_is_a_fraction_of_what_could_be_seen():
+    """4 rows can use 4 of 100 prototypes at most: that they use 4 is no sign of collapse."""
+    assert distillation_signals(torch.eye(100)[:4], torch.tensor(1.0))["prototypes_used"] == 1
+
+
+@pytest.mark.parametrize("name", ["dino", "selfpatch"])
+def test_kl_is_zero_where_the_student_says_what_the_teacher_says(name):
+    """Cross-entropy and entropy of the same rows: never negative, and 0 for equal predictions and targets."""
+    config = tiny_config()
+    distillation = SelfDistillationConfig(
+        student_temperature=0.1, teacher_temperature=0.1, warmup_teacher_temperature=0.1
+    )
+    objective = dataclasses.replace(getattr(config.objectives, name), distillation=distillation)
+    if name == "selfpatch":  # every patch is its own aggregate only if all patches are alike
+        objective = dataclasses.replace(objective, crops="all")
+    config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **{name: objective}))
+    student_teacher = tiny_student_teacher(config).eval()
+    branch = student_teacher.objectives[name].branch
+    tokens = torch.randn(50, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        predicted = branch.predict(tokens)
+        signals = branch.signals(predicted, branch.targets(branch.project_teacher(tokens), 0))
+        _, metrics = student_teacher(Views(*random_crops(config)), 0)
+    assert signals["kl"].item() == pytest.approx(0, abs=1e-5)
+    assert metrics[f"{name}/kl"] > -1e-5
+
+
+def test_always_frozen_prototypes_have_no_gradient_and_take_no_part_in_the_clip():
+    """10,000 epochs were "always" once: then their gradient was made, and shrank all others through the global clip."""
+    config = tiny_config()
+    gradients = {}
+    for epochs in ("always", 10_000):
+        head = dataclasses.replace(config.objectives.dino.head, freeze_prototypes_epochs=epochs)
+        objectives = dataclasses.replace(
+            config.objectives, dino=dataclasses.replace(config.objectives.dino, head=head), selfpatch=None
+        )
+        student_teacher = tiny_student_teacher(dataclasses.replace(config, objectives=objectives)).eval()
+        loss, _ = student_teacher(Views(*random_crops(config)), 0)
+        loss.backward()
+        head = student_teacher.objectives["dino"].branch.head
+        gradients[epochs] = head.prototypes.weight_v.grad
+        assert head.mlp[0].weight.grad.norm() > 0
+    assert gradients["always"] is None
+    assert gradients[10_000].norm() > 0

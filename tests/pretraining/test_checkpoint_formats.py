@@ -1,5 +1,6 @@
 """Checkpoints of earlier versions go on, and end where the run that wrote them would have ended."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,9 @@ from PIL import Image
 
 from selfpatch.commands.pretrain import pretrain
 from selfpatch.config.io import read_yaml
+from selfpatch.config.renamed import as_begun
 from selfpatch.output.metric_logger import read_metrics
+from tests.small_models import HEAD, tiny_config
 
 FORMAT_1 = Path(__file__).parent / "checkpoint_format_1"
 
@@ -43,3 +46,19 @@ def test_format_1_goes_on_with_the_losses_it_would_have_given(as_resume, images,
     for expected in json.loads((FORMAT_1 / "expected.json").read_text()):
         for name in ("loss", "dino/loss", "selfpatch/loss"):
             assert lines[expected["step"]][name] == pytest.approx(expected[name], rel=1e-4), (expected["step"], name)
+
+
+def test_a_run_keeps_the_way_in_which_it_froze_its_prototypes():
+    head = dataclasses.replace(HEAD, freeze_prototypes_epochs=10_000)
+    now = tiny_config()
+    begun = dataclasses.replace(
+        now, objectives=dataclasses.replace(now.objectives, dino=dataclasses.replace(now.objectives.dino, head=head))
+    )
+    always = dataclasses.replace(HEAD, freeze_prototypes_epochs="always")
+    objectives = {
+        name: dataclasses.replace(objective, head=always) for name, objective in now.objectives.given().items()
+    }
+    now = dataclasses.replace(now, objectives=dataclasses.replace(now.objectives, **objectives))
+    kept = as_begun(now, begun).objectives
+    assert kept.dino.head.freeze_prototypes_epochs == 10_000
+    assert kept.selfpatch.head.freeze_prototypes_epochs == "always"

@@ -1,7 +1,7 @@
 """Settings of a projection head."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from selfpatch.config.ranges import Config, NonNegative, Positive
 
@@ -20,5 +20,6 @@ class HeadConfig(Config, group="head"):
     batch_norm: bool = False
     # keep the norm of every prototype at 1 (DINO's norm_last_layer)
     fix_prototype_norm: bool = True
-    # epochs during which the prototypes are frozen (DINO's freeze_last_layer)
-    freeze_prototypes_epochs: Annotated[int, NonNegative] = 1
+    # epochs during which the prototypes are frozen (DINO's freeze_last_layer); "always": they are never
+    # trained
+    freeze_prototypes_epochs: Annotated[int | Literal["always"], NonNegative] = 1
