@@ -20,7 +20,7 @@ from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import Plan
-from selfpatch.errors import UserError
+from selfpatch.errors import UserError, working
 from selfpatch.export import export_timm
 from selfpatch.output import checkpoint
 from selfpatch.output.metric_logger import MetricLogger
@@ -94,7 +94,8 @@ def pretrain(
         print_summary(config, source, parts, resolved, device=device)
 
         # 3. Train.
-        stopped_by = run_training(config, source, run, parts, monitor, device)
+        with working():
+            stopped_by = run_training(config, source, run, parts, monitor, device)
         result = PretrainResult(
             out=run.path,
             steps_done=parts.state.step,
