@@ -1,5 +1,6 @@
-"""A run to make mistakes with, and what a refusal is: exit code 2, one paragraph, nothing written."""
+"""A run to make mistakes with, and refusals of the command line."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from selfpatch import cli
 from selfpatch.config.io import write_yaml
 from selfpatch.demo.scenes import write_scenes
+from tests.refusals import Refused
 from tests.small_models import tiny_config
 
 
@@ -44,35 +46,11 @@ def a_run(finished_run, tmp_path) -> Path:
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
 
 
-def contents(folder: Path) -> dict[str, bytes | None] | None:
-    """Every file and folder below; None where there is no such folder."""
-    if not folder.exists():
-        return None
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
-
-
 @pytest.fixture
 def refused(capsys):
     """`main(arguments)` refuses in a paragraph that holds every one of `parts`, and leaves `out` as it is."""
-
-    def check(arguments: list, *parts: str, out: Path) -> str:
-        before = contents(out)
-        capsys.readouterr()
-        code = cli.main([str(argument) for argument in arguments])
-        shown = capsys.readouterr().err
-        assert code == 2, shown
-        assert shown.startswith("selfpatch: ")
-        assert "Traceback" not in shown
-        assert "Error(" not in shown
-        assert not any(f" {field}." in shown for field in ("settings", "protocol")), "a name of our own code"
-        paragraph = [line for line in shown.splitlines() if not line.startswith("  ")]  # lists in it are indented
-        assert len(paragraph) == 1 or (len(paragraph) == 2 and "\n  " in shown), shown
-        missing = [part for part in map(str, parts) if part not in shown]
-        assert not missing, f"{missing} not in: {shown}"
-        assert contents(out) == before
-        return shown
-
-    return check
+    refusal = Refused(capsys)
+    return lambda arguments, *parts, out: refusal(arguments, *(re.escape(str(part)) for part in parts), out=out)
 
 
 @pytest.fixture
