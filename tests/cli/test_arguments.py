@@ -34,6 +34,8 @@ class Group(Config):
     names: tuple[str, ...] = ()
     # switch
     compile: bool = False
+    # a word that is called none, or nothing
+    padding: Literal["zeros", "none"] | None = "zeros"
     # text or nothing
     split: str | None = "val"
 
@@ -69,6 +71,8 @@ def read(*arguments: str) -> Options:
         (["--names", "a", "b", "--lr", "2"], "names", ("a", "b")),
         (["--names"], "names", ()),
         (["--split", "none"], "split", None),
+        (["--padding", "none"], "padding", "none"),
+        (["--padding", "None"], "padding", None),
         (["--split=--odd"], "split", "--odd"),
         (["--part.scale", "-1", "2"], "part.scale", (-1.0, 2.0)),
         (["--lr", "1", "--lr", "2"], "lr", 2.0),

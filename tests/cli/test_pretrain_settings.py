@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from selfpatch import cli
+
 NO_CUDA = not torch.cuda.is_available()
 
 
@@ -105,3 +107,19 @@ def test_a_small_rate_in_a_file_as_people_write_it(pretrain, tmp_path, scenes):
     (tmp_path / "config.yaml").write_text(text.replace("  lr: 0.001\n", "  lr: 5e-4\n"))
     assert pretrain(tmp_path / "out", "--config", tmp_path / "config.yaml", "--optim.steps", 1) == 0
     assert "  lr: 0.0005\n" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+def test_a_recipe_does_not_refuse_crops_that_it_derived(scenes, tmp_path, capsys):
+    small = ["--backbone.depth", 1, "--backbone.embed-dim", 32, "--backbone.num-heads", 2]
+    command = [
+        "pretrain",
+        scenes / "images",
+        tmp_path / "out",
+        "--recipe",
+        "dino-selfpatch-small",
+        "--run.device",
+        "cpu",
+    ]
+    options = ["--backbone.name", "vit_small_patch14_dinov2", *small, "--optim.steps", 1, "--efficiency.num-workers", 0]
+    assert cli.main([str(argument) for argument in [*command, *options]]) == 0
+    assert "crops.global-size 98: no GPU, in whole patches of 14" in capsys.readouterr().out
