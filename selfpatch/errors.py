@@ -1,4 +1,8 @@
-"""The mistakes of a user, told apart from those of the program."""
+"""Errors by whose they are: a user's mistake, a run that failed, a run that was stopped."""
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -6,3 +10,42 @@ class UserError(ValueError):
 
     The command line prints it without a traceback and exits with 2.
     """
+
+
+class RunFailedError(RuntimeError):
+    """Work that had begun and could not go on, through no mistake that was known before. Exit code 1."""
+
+
+class StoppedError(Exception):
+    """A signal ended the work before its time; it is saved, and the same command goes on. Exit code 128 + `number`."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number
+
+
+@contextlib.contextmanager
+def working() -> Iterator[None]:
+    """The work of a command: an OSError inside is a run that failed, such as by a full disk, not a user's mistake.
+
+    Raises:
+        RunFailedError: in place of an OSError, with its path and its reason.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # nobody reads the output any more
+    except OSError as error:
+        raise RunFailedError(describe_os_error(error)) from error
+
+
+def describe_os_error(error: OSError) -> str:
+    """The path and the reason, such as "out/metrics.jsonl: No space left on device"."""
+    return ": ".join(str(part) for part in (error.filename, error.strerror) if part) or str(error)
+
+
+def unknown_name(kind: str, name: str, allowed: Iterable[str]) -> UserError:
+    """The mistake of a name that is none of those allowed, with the nearest and all of them."""
+    nearest = difflib.get_close_matches(name, list(allowed), n=1)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
+    return UserError(f"unknown {kind} {name!r}{hint} There are: {', '.join(allowed)}")

@@ -19,7 +19,7 @@ from selfpatch.commands.hardware import num_cores
 from selfpatch.config import CropsConfig, RunConfig, rows_columns
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.reading.decode import UnreadableImage, read_image
-from selfpatch.errors import UserError
+from selfpatch.errors import UserError, working
 from selfpatch.output.progress import say, track
 
 CROP = min(rows_columns(CropsConfig().global_size))  # of the recipes for real images
@@ -79,7 +79,8 @@ def check(images: Path | str, *, out: Path | str | None = None) -> Report:
         say(f"- {text}")
     if out is not None:
         lines = "".join(f"{image.path}\t{image.problem}\n" for image in bad)
-        Path(out).write_text(lines, encoding="utf-8", errors="surrogateescape")
+        with working():
+            Path(out).write_text(lines, encoding="utf-8", errors="surrogateescape")
     return report
 
 

@@ -15,6 +15,7 @@ from selfpatch.backbones.vit import ViT
 from selfpatch.commands.hardware import find_device
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.reading.decode import UnreadableImage
+from selfpatch.errors import working
 from selfpatch.evaluation.features import floor_to_patch_multiple, input_size, normalized, prefetch, resize_image
 from selfpatch.output.atomic_files import atomic_write, require_writable
 from selfpatch.output.progress import say, track
@@ -122,11 +123,13 @@ def encode(
         yield from zip(names, vectors.float().cpu().numpy(), strict=True)
 
 
+@working()
 def save_array(path: Path, array: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, array)
 
 
+@working()
 def write_lines(path: Path, lines: list[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")

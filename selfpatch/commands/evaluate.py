@@ -10,7 +10,7 @@ from rich.table import Table
 
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.commands.hardware import find_device
-from selfpatch.errors import UserError
+from selfpatch.errors import unknown_name, working
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
@@ -40,12 +40,12 @@ def evaluate(
         UserError: an unknown task or preset; a model, data or device that are not there or do not fit.
     """
     if task not in TASKS:
-        raise UserError(f"unknown task {task!r}; there are: {', '.join(TASKS)}")
+        raise unknown_name("task", task, TASKS)
     if protocol is None or isinstance(protocol, str):
         presets = TASKS[task].presets
         name = protocol or next(iter(presets))
         if name not in presets:
-            raise UserError(f"{task} has no preset {name!r}; there are: {', '.join(presets)}")
+            raise unknown_name(f"preset of {task}", name, presets)
         protocol = presets[name]
     require_writable(Path(out))
     found_device = find_device(device)
@@ -53,7 +53,7 @@ def evaluate(
     console = Console()
     for note in backbone.notes:
         console.print(note, highlight=False, markup=False)
-    with closing(PhaseProgressBar(task)) as report:
+    with closing(PhaseProgressBar(task)) as report, working():
         context = Context(Path(out), found_device, report, str(model))
         result = run_task(task, backbone, Path(data), protocol, context)
     console.print(table(result))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from selfpatch.backbones.pretrained import load_vit
-from selfpatch.errors import UserError
+from selfpatch.errors import UserError, working
 from selfpatch.export import export_timm
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.progress import say
@@ -25,7 +25,8 @@ def export(model: Path | str, out: Path | str, *, format: str = "timm", num_head
     require_writable(file.parent)
     backbone = load_vit(model, num_heads=num_heads)
     file.parent.mkdir(parents=True, exist_ok=True)
-    line = export_timm(backbone, file)
+    with working():
+        line = export_timm(backbone, file)
     for note in backbone.notes:
         say(note)
     say(f"import timm; backbone = {line}")

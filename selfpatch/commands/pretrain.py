@@ -13,6 +13,7 @@ from selfpatch.backbones.vit import ViT, build_vit
 from selfpatch.commands.hardware import augment_on_device, find_device, num_workers
 from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.resource_estimate import data_wait_hint, estimate, fit_batch_size
+from selfpatch.commands.run_facts import run_facts
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.config.io import override, read_yaml
 from selfpatch.config.renamed import as_begun
@@ -21,7 +22,7 @@ from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import Plan
-from selfpatch.errors import UserError
+from selfpatch.errors import UserError, working
 from selfpatch.export import export_timm
 from selfpatch.output import checkpoint
 from selfpatch.output.metric_logger import MetricLogger
@@ -32,7 +33,7 @@ from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficien
 from selfpatch.pretraining.train_state import TrainState, require_pretraining_checkpoint
 from selfpatch.pretraining.train_step import PretrainTask, Schedules, build_optimizer, build_schedules
 from selfpatch.recipes import find_recipe
-from selfpatch.recipes.derive import ResolvedSetting, RunFacts, derive
+from selfpatch.recipes.derive import ResolvedSetting, derive
 from selfpatch.training.loop import PeriodicCallback, train
 from selfpatch.training.stop_signal import StopSignal
 
@@ -95,7 +96,8 @@ def pretrain(
         print_summary(config, source, parts, resolved, device=device)
 
         # 3. Train.
-        stopped_by = run_training(config, source, run, parts, monitor, device)
+        with working():
+            stopped_by = run_training(config, source, run, parts, monitor, device)
         result = PretrainResult(
             out=run.path,
             steps_done=parts.state.step,
@@ -130,7 +132,7 @@ def resolve_config(
     config: PretrainConfig, num_images: int, out: Path, device: torch.device
 ) -> tuple[PretrainConfig, list[ResolvedSetting]]:
     """Fill in what follows from the images and the hardware."""
-    facts = RunFacts(num_images=num_images, on_gpu=device.type == "cuda")
+    facts = run_facts(config, num_images, device)
     config, fitted = fit_batch_size(config, facts, out, device)
     config, derived = derive(config, facts)
     if (config_file := RunFolder(out).config_file).is_file():

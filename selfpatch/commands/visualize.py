@@ -8,7 +8,7 @@ from selfpatch.commands.hardware import find_device
 from selfpatch.config import SelfPatchConfig
 from selfpatch.config.io import read_yaml
 from selfpatch.data.image_folder import ImageFolder, read_evenly_spaced
-from selfpatch.errors import UserError
+from selfpatch.errors import UserError, working
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.progress import say
 from selfpatch.visualization import pictures
@@ -52,7 +52,8 @@ def visualize(
     for note in backbone.notes:
         say(note)
     shown = list(read_evenly_spaced(folder, count))
-    paths = pictures.visualize(backbone, shown, Path(out), image_size=image_size, pixel=pixel, selfpatch=selfpatch)
+    with working():
+        paths = pictures.visualize(backbone, shown, Path(out), image_size=image_size, pixel=pixel, selfpatch=selfpatch)
     for path in paths:
         say(str(path))
     return paths

@@ -93,7 +93,10 @@ def read_words(kind: Any, words: Sequence[str]) -> Any:
     Raises:
         WrongTypeError: they are no value of this type.
     """
-    kinds = sorted(options(kind), key=lambda option: option is not NoneType)  # "None" is no text
+    # A word of a Literal is that word, be it "none"; and "None" is no text.
+    kinds = sorted(
+        options(kind), key=lambda option: 0 if get_origin(option) is Literal else 1 if option is NoneType else 2
+    )
     return _first_that_reads(kinds, lambda option: _read_words_as(option, list(words)))
 
 

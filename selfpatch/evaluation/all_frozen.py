@@ -62,7 +62,7 @@ def run(
                 break
             except OtherTrainingError:
                 raise  # of another model: its results must not stand beside this one's
-            except (ValueError, DivergenceError) as error:
+            except (UserError, DivergenceError) as error:
                 reasons.append(str(error))
         if result is None:
             (context.out / task / "result.json").unlink(missing_ok=True)  # of an earlier time

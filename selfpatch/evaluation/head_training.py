@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from selfpatch.config.io import differences, to_dict
 from selfpatch.data.loading.sampler import Plan
+from selfpatch.errors import StoppedError, UserError
 from selfpatch.evaluation.features import prefetch
 from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.evaluation.task import Context
@@ -30,16 +31,8 @@ KEPT_CHECKPOINTS = 2
 Losses = Callable[[list[Any]], dict[str, Tensor]]
 
 
-class OtherTrainingError(ValueError):
+class OtherTrainingError(UserError):
     """The folder holds the training of something else."""
-
-
-class StoppedError(Exception):
-    """A signal ended the training before its time; it is saved, and the same command goes on."""
-
-    def __init__(self, number: int, message: str):
-        super().__init__(message)
-        self.number = number
 
 
 def train_head(

@@ -3,11 +3,10 @@
 Settings that a recipe leaves at None are derived from the images and the hardware (see derive.py).
 """
 
-import difflib
 from collections.abc import Callable
 
 from selfpatch.config import PretrainConfig
-from selfpatch.errors import UserError
+from selfpatch.errors import unknown_name
 from selfpatch.recipes.demo import demo
 from selfpatch.recipes.dino import dino, dino_selfpatch
 from selfpatch.recipes.small_data import dino_selfpatch_small, dino_small
@@ -28,7 +27,5 @@ def find_recipe(name: str) -> PretrainConfig:
         UserError: an unknown name; the nearest one and all others are given.
     """
     if name not in RECIPES:
-        nearest = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-        raise UserError(f"unknown recipe {name!r}{hint} There are: {', '.join(RECIPES)}")
+        raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]()

@@ -6,23 +6,27 @@ from typing import Any, NamedTuple
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.config.io import override
 
-# Of timm's vision transformers, by the size in their names.
-WIDTHS = {"tiny": 192, "small": 384, "base": 768, "large": 1024, "huge": 1280}
-
 
 class RunFacts(NamedTuple):
-    """What is known before a run."""
+    """Facts about a run that are known before it starts."""
 
     num_images: int
     on_gpu: bool
+    patch_size: int  # of the backbone; crops are multiples of it
+    embed_dim: int  # of the backbone
 
 
 class ResolvedSetting(NamedTuple):
-    """A setting that nobody gave, what it became, and why."""
+    """A derived setting with its reason."""
 
     setting: str
     value: Any
     reason: str
+
+
+def default_backbone(*, on_gpu: bool) -> str:
+    """The backbone of a run that names none."""
+    return "vit_small_patch16_224" if on_gpu else "vit_tiny_patch16_224"
 
 
 def derive(config: PretrainConfig, facts: RunFacts) -> tuple[PretrainConfig, list[ResolvedSetting]]:
@@ -37,20 +41,18 @@ def derive(config: PretrainConfig, facts: RunFacts) -> tuple[PretrainConfig, lis
 
     # 1. Size, by the hardware.
     hardware = "a GPU" if facts.on_gpu else "no GPU"
-    name = fill(
-        "backbone.name",
-        config.backbone.name,
-        *_by_hardware(facts, "vit_small_patch16_224", "vit_tiny_patch16_224", hardware),
-    )
-    global_size = fill("crops.global-size", config.crops.global_size, *_by_hardware(facts, 224, 96, hardware))
-    patch_size = config.backbone.patch_size or 16
-    local_size = max(round(3 / 7 * min(rows_columns(global_size)) / patch_size), 1) * patch_size
+    in_patches = f"in whole patches of {facts.patch_size}"
+    fill("backbone.name", config.backbone.name, default_backbone(on_gpu=facts.on_gpu), hardware)
+    usual_size = 224 if facts.on_gpu else 96
+    global_size = fill(
+        "crops.global-size", config.crops.global_size, _whole_patches(usual_size, facts.patch_size, at_least=3),
+        f"{hardware}, {in_patches}",
+    )  # fmt: skip
     fill(
-        "crops.local-size",
-        config.crops.local_size,
-        local_size,
-        "three sevenths of the global crop, as DINO's 96 of 224",
-    )
+        "crops.local-size", config.crops.local_size,
+        _whole_patches(3 / 7 * min(rows_columns(global_size)), facts.patch_size),
+        f"three sevenths of the global crop, as DINO's 96 of 224, {in_patches}",
+    )  # fmt: skip
 
     # 2. Batch and length, by the number of images.
     optim = config.optim
@@ -70,9 +72,8 @@ def derive(config: PretrainConfig, facts: RunFacts) -> tuple[PretrainConfig, lis
         num_steps = max(round(epochs * steps_per_epoch), 1)
 
     # 3. What follows from batch and length.
-    width = config.backbone.embed_dim or next((w for size, w in WIDTHS.items() if size in name), 384)
     fill(
-        "optim.lr", optim.lr, 2e-3 * math.sqrt(batch_size / 64) * 96 / width,
+        "optim.lr", optim.lr, 2e-3 * math.sqrt(batch_size / 64) * 96 / facts.embed_dim,
         "2e-3 at 96 wide and 64 images a step; less the wider, more with the root of the batch",
     )  # fmt: skip
     fill(
@@ -95,5 +96,6 @@ def derive(config: PretrainConfig, facts: RunFacts) -> tuple[PretrainConfig, lis
     return override(config, {setting: value for setting, value, _ in derived}), derived
 
 
-def _by_hardware(facts: RunFacts, gpu: Any, cpu: Any, hardware: str) -> tuple[Any, str]:
-    return (gpu if facts.on_gpu else cpu), hardware
+def _whole_patches(size: float, patch_size: int, *, at_least: int = 1) -> int:
+    """The multiple of the patch size that is nearest to a size in pixels."""
+    return max(round(size / patch_size), at_least) * patch_size

@@ -14,7 +14,7 @@ from selfpatch.evaluation.features import Backbone, StagedBackbone
 from tests.backbones.small_swin import ARGUMENTS, NAME, small_swin
 from tests.backbones.small_vits import small_vit
 from tests.backbones.test_stages import plain_norm
-from tests.test_bad_input import Refused
+from tests.refusals import Refused
 
 SIZES = [(32, 32), (32, 48), (40, 24), (8, 72)]  # with and without whole windows
 

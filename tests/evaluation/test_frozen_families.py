@@ -146,3 +146,13 @@ def test_results_of_a_task_that_is_left_out_do_not_stay(data, tmp_path, small_pr
     next((root / "videos" / "Annotations").rglob("*.png")).unlink()
     run_task("all-frozen", small_vit("registers"), root, settings, context)
     assert [path.parent.name for path in sorted((tmp_path / "out").glob("*/result.json"))] == ["knn-classification"]
+
+
+@pytest.mark.parametrize("fault", [ValueError("zip() argument 2 is longer than argument 1"), KeyError("method")])
+def test_a_fault_of_the_program_is_not_booked_as_left_out(fault, data, tmp_path, small_presets, monkeypatch):
+    def fail(*arguments):
+        raise fault
+
+    monkeypatch.setitem(TASK_RUNNERS, "knn-classification", fail)
+    with pytest.raises(type(fault)):
+        run_task("all-frozen", small_vit("class token"), data, AllFrozen(protocols="quick"), Context(tmp_path / "out"))

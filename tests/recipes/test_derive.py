@@ -3,7 +3,9 @@
 import math
 
 import pytest
+import torch
 
+from selfpatch.commands.run_facts import run_facts
 from selfpatch.config.io import override, to_dict
 from selfpatch.recipes import RECIPES, find_recipe
 from selfpatch.recipes.derive import RunFacts, derive
@@ -18,11 +20,16 @@ def missing(values: object, where: str = "") -> list[str]:
     return [where] if values is None and (where in needed or where.endswith("num_prototypes")) else []
 
 
+def facts_of(recipe: str, num_images: int, *, on_gpu: bool) -> RunFacts:
+    patch_size, embed_dim = (8, 96) if recipe == "demo" else (16, 384 if on_gpu else 192)
+    return RunFacts(num_images, on_gpu, patch_size, embed_dim)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("num_images", [4, 100, 1_500, 100_000, 20_000_000])
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_nothing_stays_open_and_every_choice_has_a_reason(recipe, num_images, on_gpu):
-    config, derived = derive(find_recipe(recipe), RunFacts(num_images, on_gpu))
+    config, derived = derive(find_recipe(recipe), facts_of(recipe, num_images, on_gpu=on_gpu))
     steps_instead = {"optim.epochs"} if config.optim.steps else set()
     assert set(missing(to_dict(config))) <= steps_instead
     assert all(reason for _, _, reason in derived)
@@ -33,7 +40,7 @@ def test_nothing_stays_open_and_every_choice_has_a_reason(recipe, num_images, on
 
 
 def test_what_is_given_stays_and_the_rest_follows_it():
-    facts = RunFacts(10_000, on_gpu=True)
+    facts = RunFacts(10_000, on_gpu=True, patch_size=16, embed_dim=384)
     given = override(find_recipe("dino-selfpatch-small"), {"optim.batch_size": 64, "optim.epochs": 10})
     config, derived = derive(given, facts)
     assert (config.optim.batch_size, config.optim.epochs) == (64, 10)
@@ -46,7 +53,9 @@ def test_what_is_given_stays_and_the_rest_follows_it():
 
 def test_short_runs_have_a_quick_teacher_and_long_ones_a_slow_one():
     momenta = [
-        derive(override(find_recipe("demo"), {"optim.steps": steps}), RunFacts(1000, False))[0].teacher.momentum
+        derive(
+            override(find_recipe("demo"), {"optim.steps": steps}), RunFacts(1000, False, patch_size=8, embed_dim=96)
+        )[0].teacher.momentum
         for steps in (300, 1_000, 10_000)
     ]
     assert momenta == sorted(momenta)
@@ -63,7 +72,44 @@ def test_an_unknown_recipe_names_the_nearest():
 @pytest.mark.parametrize("on_gpu", [False, True])
 def test_local_crops_follow_the_global_ones(side, on_gpu):
     given = override(find_recipe("dino-selfpatch-small"), {"crops.global_size": side})
-    config, _ = derive(given, RunFacts(1000, on_gpu))
+    config, _ = derive(given, RunFacts(1000, on_gpu, patch_size=16, embed_dim=192))
     assert config.crops.local_size < side
     assert config.crops.local_size % 16 == 0
-    assert derive(find_recipe("dino-selfpatch-small"), RunFacts(1000, True))[0].crops.local_size == 96
+    assert (
+        derive(find_recipe("dino-selfpatch-small"), RunFacts(1000, True, patch_size=16, embed_dim=384))[
+            0
+        ].crops.local_size
+        == 96
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "patch_size", "embed_dim"),
+    [
+        ("vit_tiny_patch16_224", 16, 192),
+        ("vit_small_patch14_dinov2", 14, 384),
+        ("vit_giant_patch14_dinov2", 14, 1536),
+        ("vit_so400m_patch14_siglip_224", 14, 1152),
+        ("vit_base_patch32_224", 32, 768),
+        ("vit_small_patch8_224", 8, 384),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_crops_and_rate_follow_the_backbone_whatever_its_name(name, patch_size, embed_dim, device):
+    """Width and patch size of timm's models, as timm documents them; lr is 2e-3 at 96 wide and 64 images a step."""
+    given = override(find_recipe("dino-selfpatch-small"), {"backbone.name": name, "optim.batch_size": 64})
+    facts = run_facts(given, 1000, torch.device(device))
+    assert (facts.patch_size, facts.embed_dim) == (patch_size, embed_dim)
+    config, _ = derive(given, facts)
+    for size in (config.crops.global_size, config.crops.local_size):
+        assert size % patch_size == 0
+    assert config.crops.local_size < config.crops.global_size
+    assert abs(config.crops.global_size - (224 if device == "cuda" else 96)) < patch_size
+    assert config.optim.lr == pytest.approx(2e-3 * 96 / embed_dim)
+
+
+def test_what_is_changed_of_a_backbone_counts():
+    facts = run_facts(find_recipe("demo"), 1000, torch.device("cpu"))
+    assert facts == RunFacts(1000, False, patch_size=8, embed_dim=96)
+    facts = run_facts(find_recipe("dino-small"), 1000, torch.device("cuda"))
+    assert facts == RunFacts(1000, True, patch_size=16, embed_dim=384)

@@ -20,7 +20,7 @@ from tests.evaluation.datasets.segmentation_layouts import (
     write_plain,
     write_voc,
 )
-from tests.test_bad_input import Refused
+from tests.refusals import Refused
 
 LAYOUTS = {"voc": write_voc, "cityscapes": write_cityscapes, "ade20k": write_ade20k, "plain": write_plain}
 # The mask that is spoilt, and its image.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.backbones.small_vits import small_vit
 from tests.evaluation.moving_shapes import save_annotation, write_davis
-from tests.test_bad_input import Refused
+from tests.refusals import Refused
 
 FRAME, ANNOTATION = "JPEGImages/480p/ball/00001.jpg", "Annotations/480p/ball/00001.png"
 FIRST, LIST = "Annotations/480p/ball/00000.png", "ImageSets/2017/val.txt"

@@ -238,12 +238,12 @@ def test_evenly_spaced_frames_hold_the_first_and_the_last():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"image_size": 0}, "image-size is 0; it must be above 0"),
+        ({"image_size": 0}, "image-size is 0; it must be at least 1"),
         ({"temperature": 0.0}, "temperature is 0.0; it must be above 0"),
-        ({"num_last_frames": -1}, "num-last-frames is -1; it cannot be negative"),
-        ({"radius": -1}, "radius is -1; it cannot be negative"),
-        ({"std": (0.2, 0.0, 0.2)}, r"std is \(0.2, 0.0, 0.2\); all three must be above 0"),
-        ({"max_frames": 2}, "max-frames is 2; the first and the last frame are not scored, so at least 3 are needed"),
+        ({"num_last_frames": -1}, "num-last-frames is -1; it must be at least 0"),
+        ({"radius": -1}, "radius is -1; it must be at least 0"),
+        ({"std": (0.2, 0.0, 0.2)}, r"std is \(0.2, 0.0, 0.2\); each must be above 0"),
+        ({"max_frames": 2}, "max-frames is 2; it must be at least 3"),
     ],
 )
 def test_ranges(settings, message):

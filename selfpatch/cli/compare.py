@@ -1,0 +1,30 @@
+"""Options of `selfpatch compare`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from selfpatch.cli.command import Command
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Put results of several models and tasks into one table, one row per model; two protocols never share a column."""
+
+    results: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="RESULTS", help="result.json files, or folders that have some below them"),
+    ]
+    # metrics to show; without the option the headline of every task, "all" for every one
+    metrics: tuple[str, ...] = ()
+    # give each protocol of a task its own columns, instead of refusing a second one
+    split_protocols: bool = False
+    # file to write the table to: .md or .csv; None: no file
+    out: Path | None = None
+
+
+COMMAND = Command(
+    "put results of several models and tasks into one table", lambda _: Compare, "selfpatch.commands.compare:compare"
+)

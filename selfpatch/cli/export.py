@@ -1,0 +1,24 @@
+"""Options of `selfpatch export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from selfpatch.cli.command import Command
+from selfpatch.cli.options import Model, NumHeads
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a model as a file that other libraries load, and print the line that loads it."""
+
+    model: Model
+    out: Annotated[Positional[Path], arg(metavar="OUT", help="the .safetensors file to write, or a folder for it")]
+    # library that is to load the file
+    format: Literal["timm"] = "timm"
+    num_heads: NumHeads = None
+
+
+COMMAND = Command("write a model as a file that timm loads", lambda _: Export, "selfpatch.commands.export:export")
