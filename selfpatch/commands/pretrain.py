@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_weights
-from selfpatch.backbones.vit import build_vit
 from selfpatch.commands.hardware import augment_on_device, find_device, num_workers
 from selfpatch.commands.monitor import Watch
 from selfpatch.commands.resource_estimate import data_wait_hint, estimate, fit_batch_size
@@ -88,7 +88,8 @@ def pretrain(
         plan = Plan(len(folder), config.optim.batch_size, config.seed)
         num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * plan.steps_per_epoch), 1)
         torch.manual_seed(config.seed)
-        backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
+        crops = config.crops
+        backbone = build_backbone(config.backbone, rows_columns(crops.global_size), mean=crops.mean, std=crops.std)
         check_crops(config, backbone.patch_size)
         student_teacher = build_student_teacher(backbone, config, steps_per_epoch=plan.steps_per_epoch).to(device)
         apply_efficiency(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate

@@ -349,10 +349,10 @@ class EfficiencyConfig:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     # processes that read and crop; None: as many as cores, at most 16; 0: none
     num_workers: int | None = None
-    # what the backward pass computes again instead of keeping it: "activations": what norms and activation functions of
-    # the student's blocks made, a third of the memory (in bf16 a fifth) for next to no time; compiled blocks do so by
-    # themselves; "blocks": all but the input of each block, three quarters for a tenth to a fifth more time
-    recompute: Literal["nothing", "activations", "blocks"] = "activations"
+    # activations that the backward pass recomputes instead of keeping. "selective": outputs of norms and activation
+    # functions in the student's blocks; saves a third of the memory (in bf16 a fifth) for next to no time, and compiled
+    # blocks do so anyway. "full": all but the input of each block; saves three quarters, costs a tenth to a fifth
+    activation_checkpointing: Literal["none", "selective", "full"] = "selective"
     # compile the blocks of student and teacher by torch.compile, one graph a crop size: the first steps take minutes,
     # a GPU is then used better. It needs a C++ compiler, on a GPU Triton
     compile: bool = False

@@ -6,8 +6,7 @@ from typing import Literal, NamedTuple, TypeVar
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfpatch.backbones.tokens import Tokens
-from selfpatch.backbones.vit import ViT
+from selfpatch.backbones.backbone import Backbone, Tokens
 from selfpatch.config import AggregatorConfig
 from selfpatch.errors import UserError
 from selfpatch.objectives.class_attention import Aggregator
@@ -18,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 class Encoder(nn.Module):
     """A backbone and the aggregator that several terms share: the part of the network that student and teacher have."""
 
-    def __init__(self, backbone: ViT, aggregator: AggregatorConfig | None = None):
+    def __init__(self, backbone: Backbone, aggregator: AggregatorConfig | None = None):
         super().__init__()
         self.backbone = backbone
         self.aggregator = Aggregator(backbone.embed_dim, backbone.num_heads, aggregator) if aggregator else None

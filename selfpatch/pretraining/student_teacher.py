@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfpatch.backbones.vit import ViT
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.config import EfficiencyConfig, ObjectivesConfig, PretrainConfig
 from selfpatch.objectives.class_attention import Aggregator
 from selfpatch.objectives.dino import DINO
@@ -75,7 +75,7 @@ class StudentTeacher(nn.Module):
     def frozen_parameters(self, step: int) -> list[nn.Parameter]:
         return [p for term in self.terms.values() for p in term.frozen_parameters(step)]
 
-    def export_backbone(self) -> ViT:
+    def export_backbone(self) -> Backbone:
         """A copy of the teacher's backbone as it is shipped: in evaluation mode, as timm runs it, with a final norm.
 
         A backbone without a norm of its own takes the aggregator's, which its patch tokens go through in training.
@@ -83,8 +83,8 @@ class StudentTeacher(nn.Module):
         backbone = copy.deepcopy(self.teacher.backbone).eval()
         backbone.compile_blocks(None)  # images of all sizes will come
         aggregator = self.teacher.aggregator
-        if isinstance(backbone.model.norm, nn.Identity) and isinstance(aggregator, Aggregator):
-            backbone.model.norm = copy.deepcopy(aggregator.norm)
+        if isinstance(backbone.final_norm, nn.Identity) and isinstance(aggregator, Aggregator):
+            backbone.final_norm = copy.deepcopy(aggregator.norm)
             backbone.final_norm_from_aggregator = True
         backbone.pos_embed_interpolation = "timm"
         return backbone
@@ -109,15 +109,14 @@ def build_objectives(config: ObjectivesConfig, dim: int, *, steps_per_epoch: int
     }
 
 
-def build_student_teacher(backbone: ViT, config: PretrainConfig, *, steps_per_epoch: int) -> StudentTeacher:
+def build_student_teacher(backbone: Backbone, config: PretrainConfig, *, steps_per_epoch: int) -> StudentTeacher:
     objectives = build_objectives(config.objectives, backbone.embed_dim, steps_per_epoch=steps_per_epoch)
     return StudentTeacher(Encoder(backbone, config.aggregator), objectives)
 
 
 def apply_efficiency(student_teacher: StudentTeacher, config: EfficiencyConfig) -> None:
     """What changes speed and memory of student and teacher, and not what they compute."""
-    student_teacher.student.backbone.set_recompute(config.recompute == "blocks")
-    student_teacher.student.backbone.set_activation_recompute(config.recompute == "activations")
+    student_teacher.student.backbone.set_activation_checkpointing(config.activation_checkpointing)
     if config.compile:
         for encoder in (student_teacher.student, student_teacher.teacher):
             encoder.backbone.compile_blocks()

@@ -2,8 +2,9 @@
 
 import torch
 
-from selfpatch.backbones.swin import ANY_SIZE, Swin, create_timm_swin
-from selfpatch.backbones.vit import Architecture
+from selfpatch.backbones.backbone import Architecture
+from selfpatch.backbones.build import create_timm
+from selfpatch.backbones.swin import ANY_SIZE, Swin
 
 NAME = "swin_tiny_patch4_window7_224"
 ARGUMENTS = {
@@ -15,7 +16,7 @@ ARGUMENTS = {
 def small_swin(**changes) -> Swin:
     arguments = ARGUMENTS | ANY_SIZE | changes
     torch.manual_seed(0)
-    backbone = Swin(create_timm_swin(NAME, **arguments), Architecture(NAME, arguments)).eval()
+    backbone = Swin(create_timm(NAME, **arguments), Architecture(NAME, arguments)).eval()
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return backbone

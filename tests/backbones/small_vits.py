@@ -2,8 +2,9 @@
 
 import torch
 
-from selfpatch.backbones.vit import ViT, build_vit
-from selfpatch.config import BackboneConfig
+from selfpatch.backbones.build import build_backbone
+from selfpatch.backbones.vit import ViT
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 
 FAMILIES = {
     "class token": BackboneConfig(name="vit_tiny_patch16_224", patch_size=8),
@@ -22,7 +23,9 @@ def small_vit(family: str, **changes) -> ViT:
     settings = vars(FAMILIES[family]) | {"embed_dim": 24, "depth": 2, "num_heads": 3, "drop_path": 0.0} | changes
     patch = settings["patch_size"] or int(settings["name"].split("patch")[1][:2])
     torch.manual_seed(0)
-    backbone = build_vit(BackboneConfig(**settings), (4 * patch, 4 * patch)).eval()
+    backbone = build_backbone(
+        BackboneConfig(**settings), (4 * patch, 4 * patch), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    ).eval()
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return backbone

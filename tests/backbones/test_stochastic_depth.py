@@ -9,7 +9,7 @@ from timm.models.eva import EvaBlock
 from timm.models.vision_transformer import Block
 from torch._dynamo.backends.debugging import aot_eager
 
-from selfpatch.backbones.stochastic_depth import SubsetDropPathBlock, compile_blocks
+from selfpatch.backbones.stochastic_depth import SubsetDropPathBlock
 from tests.backbones.small_vits import FAMILIES, small_vit
 from tests.reference.plain_stochastic_depth import make_plain
 
@@ -36,9 +36,9 @@ def images_for(backbone, count: int) -> torch.Tensor:
     return torch.randn(count, 3, 4 * rows, 3 * columns, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("recompute", ["nothing", "activations", "blocks"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_equals_the_plain_form_with_the_same_samples_dropped(family, recompute):
+def test_equals_the_plain_form_with_the_same_samples_dropped(family, checkpointing):
     backbone = small_vit(family, drop_path=0.6).train()
     backbone.set_drop_path(0.6)
     assert all(isinstance(block, SubsetDropPathBlock) for block in backbone.model.blocks)
@@ -46,8 +46,7 @@ def test_equals_the_plain_form_with_the_same_samples_dropped(family, recompute):
     make_plain(plain.model.blocks)
     assert all(type(block) in (Block, EvaBlock) for block in plain.model.blocks)
     assert backbone.state_dict().keys() == plain.state_dict().keys()
-    backbone.set_recompute(recompute == "blocks")
-    backbone.set_activation_recompute(recompute == "activations")
+    backbone.set_activation_checkpointing(checkpointing)
     images = images_for(backbone, 5)
     for seed in range(2):
         assert_equal(train_step(backbone, images, seed), train_step(plain, images, seed))
@@ -103,7 +102,7 @@ def test_compiled_they_give_the_same_with_one_graph_a_crop_size(family):
 
     backbone = small_vit(family, drop_path=0.5, depth=3).train()
     compiled = copy.deepcopy(backbone)
-    compile_blocks(compiled.model.blocks, backend)
+    compiled.compile_blocks(backend)
     rows, columns = backbone.patch_size
     sizes = [torch.randn(7, 3, n * rows, n * columns, generator=torch.Generator().manual_seed(n)) for n in (2, 3)]
     for seed in range(4):

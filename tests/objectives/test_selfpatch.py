@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import SelfPatchConfig
 from selfpatch.objectives.objective import Encoder
 from selfpatch.objectives.selfpatch import SelfPatch, find_positives, match_positives, neighborhood
