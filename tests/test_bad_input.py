@@ -191,7 +191,7 @@ def test_large_enough_images_bring_no_warning(scenes, tmp_path, capsys):
         (["--backbone.num-heads", "5"], ["timm cannot build 'vit_tiny_patch16_224'", "leave out the setting"]),
         # names of things
         (["--backbone.name", "vit_tinny_patch16_224"], ["unknown backbone 'vit_tinny", "Nearest: vit_tiny_patch16_224"]),
-        (["--backbone.name", "resnet18"], ["resnet18", "Only vision transformers|not a vision transformer"]),
+        (["--backbone.name", "resnet18"], ["resnet18", "[Bb]ackbones are vision transformers"]),
         (["--recipe", "dino-selfpach"], ["recipe 'dino-selfpach'; did you mean 'dino-selfpatch'", "There are: dino"]),
         pytest.param(
             ["--run.device", "cuda"],

@@ -15,6 +15,9 @@ FAMILIES = {
     "mixed RoPE": BackboneConfig(name="vit_small_patch16_rope_mixed_224"),
     "RoPE and registers": BackboneConfig(name="vit_small_patch16_dinov3"),
     "RoPE and positions": BackboneConfig(name="eva02_tiny_patch14_224"),
+    "parallel blocks": BackboneConfig(name="vit_small_patch16_18x2_224"),
+    "post-norm": BackboneConfig(name="vit_base_patch16_rpn_224"),
+    "post-norm EVA": BackboneConfig(name="eva02_enormous_patch14_clip_224"),
 }
 
 

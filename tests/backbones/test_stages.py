@@ -68,19 +68,20 @@ def test_keys_are_those_of_the_last_attention(family, size):
     with torch.no_grad():
         keys = backbone.last_attention_keys(x)
         (before,) = backbone.forward_intermediates(x, [0])
-    block = backbone.model.blocks[1]
-    attention = block.attn
-    if attention.qkv is not None:
-        weight = attention.qkv.weight[24:48]
-        bias = torch.zeros(24) if attention.qkv.bias is None else attention.qkv.bias[24:48]
-    else:
-        weight = attention.k_proj.weight
-        bias = torch.zeros(24) if attention.k_proj.bias is None else attention.k_proj.bias
-    for b, r, s in ((0, 0, 0), (1, size[0] - 1, 1), (1, 1, size[1] - 1)):
-        entering = plain_norm(before[b, :, r, s], block.norm1)
-        expected = torch.stack([(row * entering).sum() for row in weight]) + bias
-        torch.testing.assert_close(keys[b, :, r, s], expected, rtol=1e-4, atol=1e-5)
-    assert keys.shape == (2, 24, *size)
+    block = backbone.blocks[1]
+    parts = [(part.attn, part.norm) for part in block.attns] if "parallel" in family else [(block.attn, block.norm1)]
+    for i, (attention, norm) in enumerate(parts):
+        if attention.qkv is not None:
+            weight = attention.qkv.weight[24:48]
+            bias = torch.zeros(24) if attention.qkv.bias is None else attention.qkv.bias[24:48]
+        else:
+            weight = attention.k_proj.weight
+            bias = torch.zeros(24) if attention.k_proj.bias is None else attention.k_proj.bias
+        for b, r, s in ((0, 0, 0), (1, size[0] - 1, 1), (1, 1, size[1] - 1)):
+            entering = before[b, :, r, s] if "post-norm" in family else plain_norm(before[b, :, r, s], norm)
+            expected = torch.stack([(row * entering).sum() for row in weight]) + bias
+            torch.testing.assert_close(keys[b, 24 * i : 24 * i + 24, r, s], expected, rtol=1e-4, atol=1e-5)
+    assert keys.shape == (2, 24 * len(parts), *size)
 
 
 def test_nothing_stays_hooked():

@@ -29,9 +29,9 @@ def test_tokens_are_those_of_timm(family, grid_size):
     assert tokens.grid_size == grid_size
     assert tokens.patch_tokens.shape == (2, grid_size[0] * grid_size[1], 24)
     assert torch.equal(tokens.patch_tokens, plain[:, -grid_size[0] * grid_size[1] :])
-    if "no" in family:
-        assert tokens.cls_token is None
-    else:
+    assert (tokens.cls_token is not None) == backbone.has_cls_token
+    assert backbone.has_cls_token == (family not in ("no class token", "no final norm", "post-norm"))
+    if backbone.has_cls_token:
         assert torch.equal(tokens.cls_token, plain[:, 0])
 
 
