@@ -33,9 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.augmentation import write_photograph
 from benchmarks.pretraining_step import explicit_attention
-from selfpatch.backbones.vit import build_vit
+from selfpatch.backbones.build import build_backbone
 from selfpatch.commands.hardware import num_cores
-from selfpatch.config import PretrainConfig
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig, rows_columns
 from selfpatch.config.io import override
 from selfpatch.data.augmentation.crops import Crops
 from selfpatch.data.augmentation.multi_crop import MultiCrop
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5, help="steps timed in a round")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--recompute", choices=("nothing", "activations", "blocks"), default="activations")
+    parser.add_argument("--activation-checkpointing", choices=("none", "selective", "full"), default="selective")
     parser.add_argument("--workers", type=int, default=num_cores())
     parser.add_argument("--miniature", action="store_true", help="a tiny model, few steps, also on a CPU")
     arguments = parser.parse_args()
@@ -234,7 +234,7 @@ def configure(backbone: str, batch_size: int, arguments: argparse.Namespace) -> 
         "backbone.drop_path": 0.0,  # equal work a step
         "optim.batch_size": batch_size,
         "efficiency.compile": not arguments.no_compile,
-        "efficiency.recompute": arguments.recompute,
+        "efficiency.activation_checkpointing": arguments.activation_checkpointing,
     }
     if arguments.miniature:
         settings |= {"crops.global_size": 96, "crops.local_size": 48, "crops.num_local": 2}
@@ -244,7 +244,8 @@ def configure(backbone: str, batch_size: int, arguments: argparse.Namespace) -> 
 
 def build(config: PretrainConfig, device: torch.device) -> StudentTeacher:
     torch.manual_seed(0)
-    backbone = build_vit(config.backbone, (config.crops.global_size, config.crops.global_size))  # type: ignore[arg-type]
+    size = rows_columns(config.crops.global_size)
+    backbone = build_backbone(config.backbone, size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return build_student_teacher(backbone, config, steps_per_epoch=STEPS_PER_EPOCH).to(device).train()
 
 

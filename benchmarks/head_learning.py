@@ -19,8 +19,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from selfpatch.backbones.vit import ViT, build_vit
-from selfpatch.config import BackboneConfig
+from selfpatch.backbones.build import build_backbone
+from selfpatch.backbones.vit import ViT
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.evaluation.protocols import TASKS as PROTOCOLS
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
@@ -63,7 +64,7 @@ def main() -> None:
 def small_vit() -> ViT:
     config = BackboneConfig("vit_tiny_patch16_224", patch_size=4, embed_dim=64, depth=3, num_heads=4, class_token=False)
     torch.manual_seed(0)
-    return build_vit(config, (SIDE, SIDE))
+    return build_backbone(config, (SIDE, SIDE), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def learn_segmentation(task: str, data: Path, folder: Path) -> list[Result]:

@@ -15,8 +15,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from selfpatch.backbones.vit import ViT, build_vit
-from selfpatch.config import BackboneConfig
+from selfpatch.backbones.build import build_backbone
+from selfpatch.backbones.vit import ViT
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
 from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import run_task
@@ -71,7 +72,7 @@ def small_vit(seed: int) -> ViT:
     config = BackboneConfig(
         name="vit_tiny_patch16_224", patch_size=8, embed_dim=192, depth=4, num_heads=3, drop_path=0.0
     )
-    return build_vit(config, (160, 160))
+    return build_backbone(config, (160, 160), mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def overfitting(arguments: argparse.Namespace) -> MaskRCNN:

@@ -23,8 +23,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from selfpatch.backbones.vit import build_vit
-from selfpatch.config import EfficiencyConfig
+from selfpatch.backbones.build import build_backbone
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, EfficiencyConfig
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
 from selfpatch.pretraining.views import Views
 from selfpatch.recipes import find_recipe
@@ -36,7 +36,7 @@ def build(size: str) -> StudentTeacher:
     name = {"tiny": "vit_tiny_patch16_224", "small": "vit_small_patch16_224", "base": "vit_base_patch16_224"}[size]
     backbone = replace(config.backbone, name=name, drop_path=0.0)
     torch.manual_seed(0)
-    vit = build_vit(backbone, (224, 224))
+    vit = build_backbone(backbone, (224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return build_student_teacher(vit, replace(config, backbone=backbone), steps_per_epoch=100).train()
 
 
@@ -55,8 +55,8 @@ def plain(student_teacher: StudentTeacher, global_crops: torch.Tensor, local_cro
     loss.backward()
 
 
-# With what the backward pass computes again (efficiency.recompute).
-STEPS = {"plain": plain, "ours": ours, "recompute nothing": ours, "recompute blocks": ours}
+# With what the backward pass computes again (efficiency.activation-checkpointing).
+STEPS = {"plain": plain, "ours": ours, "checkpointing none": ours, "checkpointing full": ours}
 
 
 def explicit_attention(student_teacher: StudentTeacher, explicit: bool) -> None:
@@ -68,8 +68,8 @@ def explicit_attention(student_teacher: StudentTeacher, explicit: bool) -> None:
 def run(name: str, student_teacher: StudentTeacher, batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[float, float]:
     """Seconds of one forward and backward pass, by the clock and of all cores."""
     explicit_attention(student_teacher, name == "plain")
-    recompute = {"ours": "activations", "recompute blocks": "blocks"}.get(name, "nothing")
-    apply_efficiency(student_teacher, EfficiencyConfig(recompute=recompute))
+    checkpointing = {"ours": "selective", "checkpointing full": "full"}.get(name, "none")
+    apply_efficiency(student_teacher, EfficiencyConfig(activation_checkpointing=checkpointing))
     start, cpu_start = time.perf_counter(), time.process_time()
     STEPS[name](student_teacher, *batch)
     seconds = time.perf_counter() - start, time.process_time() - cpu_start

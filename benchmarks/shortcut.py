@@ -33,11 +33,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+from selfpatch.backbones.backbone import Tokens
+from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_vit
-from selfpatch.backbones.tokens import Tokens
-from selfpatch.backbones.vit import ViT, build_vit
+from selfpatch.backbones.vit import ViT
 from selfpatch.commands.hardware import find_device
-from selfpatch.config import rows_columns
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, rows_columns
 from selfpatch.config.io import read_yaml
 from selfpatch.data.image_folder import ImageFolder, read_evenly_spaced
 from selfpatch.evaluation.features import normalized
@@ -205,7 +206,11 @@ def load_model(model: Path, device: torch.device) -> Model:
         if found is None:
             raise ValueError(f"{model} has no whole checkpoint, which holds the prototypes; give its backbone instead")
         student_teacher = build_student_teacher(
-            build_vit(config.backbone, rows_columns(config.crops.global_size)), config, steps_per_epoch=1
+            build_backbone(
+                config.backbone, rows_columns(config.crops.global_size), mean=IMAGENET_MEAN, std=IMAGENET_STD
+            ),
+            config,
+            steps_per_epoch=1,
         ).to(device)
         student_teacher.load_state_dict(found.tensors["model"])
         student_teacher.eval()

@@ -7,27 +7,31 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import nn
 
+from selfpatch.backbones.backbone import Architecture, Backbone
+from selfpatch.backbones.build import is_swin
 from selfpatch.backbones.pretrained import ARCHITECTURE_ARGUMENTS, FORMAT_KEY, FORMAT_VERSION
-from selfpatch.backbones.vit import Architecture, ViT
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.versions import installed_version
 
 
-def export_timm(backbone: ViT, path: Path, *, metadata: Mapping[str, str] | None = None) -> str:
+def export_timm(backbone: Backbone, path: Path, *, metadata: Mapping[str, str] | None = None) -> str:
     """Write `path` (whole or not at all) and return the line that loads it, after `import timm`.
 
     Tensors carry timm's names. What `load_backbone` needs besides stands in the file's metadata, with `metadata` added.
-    Plain timm resamples position embeddings in its own way, whatever the backbone was set to.
+    Plain timm resamples position embeddings in its own way, whatever the backbone was set to. Which blocks of a
+    Swin shift their windows it decides at the size that the Swin was built for, the backbone anew at every size.
 
     Raises:
-        UserError: the name does not end in .safetensors, by which timm tells the format.
+        UserError: the name does not end in .safetensors, by which timm tells the format; or a Swin without final norm.
         OSError: the file cannot be written; what was there before is untouched.
     """
     if path.suffix != ".safetensors":
         raise UserError(f"{path} must end in .safetensors, by which timm tells the format of a file")
     name, arguments = backbone.architecture
-    if isinstance(backbone.model.norm, nn.Identity):
+    if isinstance(backbone.final_norm, nn.Identity):
+        if is_swin(name):
+            raise UserError(f"this {name} has no final norm, which timm's always has; export it with its norm")
         arguments = arguments | {"final_norm": False}
     assert arguments.keys() <= ARCHITECTURE_ARGUMENTS, arguments
     description = {

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from selfpatch.backbones.vit import build_vit
+from selfpatch.backbones.build import build_backbone
 from selfpatch.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     AggregatorConfig,
     BackboneConfig,
     CropsConfig,
@@ -44,7 +46,11 @@ def tiny_config(**changes) -> PretrainConfig:
 
 def tiny_student_teacher(config: PretrainConfig, *, steps_per_epoch: int = 4, seed: int = 0) -> StudentTeacher:
     torch.manual_seed(seed)
-    return build_student_teacher(build_vit(config.backbone, (32, 32)), config, steps_per_epoch=steps_per_epoch)
+    return build_student_teacher(
+        build_backbone(config.backbone, (32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD),
+        config,
+        steps_per_epoch=steps_per_epoch,
+    )
 
 
 def random_crops(config: PretrainConfig, *, batch_size: int = 4, seed: int = 0):

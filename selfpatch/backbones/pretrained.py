@@ -10,11 +10,13 @@ import timm
 import torch
 from torch import nn
 
+from selfpatch.backbones.backbone import Architecture, Backbone
+from selfpatch.backbones.build import any_size_arguments, create_timm, wrap_timm
 from selfpatch.backbones.checkpoints.formats import convert_original
 from selfpatch.backbones.checkpoints.match import Match, check_match, load_matching, match_tensors
 from selfpatch.backbones.checkpoints.weights_io import check_weights, read_metadata, read_tensors
-from selfpatch.backbones.swin import ANY_SIZE, Swin, create_timm_swin
-from selfpatch.backbones.vit import Architecture, ViT, create_timm_vit
+from selfpatch.backbones.swin import Swin
+from selfpatch.backbones.vit import ViT
 from selfpatch.errors import UserError
 
 # How the names of models begin that are no plain vision transformers.
@@ -26,7 +28,7 @@ FORMAT_KEY, FORMAT_VERSION = "selfpatch_format", "1"
 # All that an exported file may hand to timm; with others it could make timm fetch or unpickle something.
 ARCHITECTURE_ARGUMENTS = {
     "num_classes", "global_pool", "dynamic_img_size", "img_size", "patch_size", "embed_dim", "depth", "num_heads",
-    "class_token", "final_norm", "reg_tokens",
+    "class_token", "final_norm", "reg_tokens", "depths", "window_size", "strict_img_size",
 }  # fmt: skip
 
 
@@ -36,7 +38,7 @@ def load_backbone(
     device: str | torch.device = "cpu",
     pos_embed_interpolation: str | None = None,
     num_heads: int | None = None,
-) -> ViT | Swin:
+) -> Backbone:
     """A backbone in evaluation mode; its `notes` say what should be known of its weights.
 
     Args:
@@ -86,7 +88,8 @@ def load_vit(
     if str(model).startswith(SWIN):
         raise UserError(f"{model} is a Swin; this needs a plain vision transformer")
     backbone = load_backbone(model, device=device, pos_embed_interpolation=pos_embed_interpolation, num_heads=num_heads)
-    assert isinstance(backbone, ViT)
+    if not isinstance(backbone, ViT):
+        raise UserError(f"{model} is a {type(backbone).__name__}; this needs a plain vision transformer")
     return backbone
 
 
@@ -133,8 +136,8 @@ def _find_file(path: Path) -> Path:
 
 
 def _load_timm(name: str, pos_embed_interpolation: str) -> ViT:
-    arguments = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True}
-    model, settings, notes = _create_timm(name, create_timm_vit, arguments)
+    arguments = any_size_arguments(name)
+    model, settings, notes = _create_timm(name, create_timm, arguments)
     # The image size of a tag may differ from the architecture's own, and position embeddings have to fit.
     arguments = arguments | {"img_size": tuple(model.patch_embed.img_size)}
     architecture = Architecture(name.partition(".")[0], arguments)
@@ -144,8 +147,8 @@ def _load_timm(name: str, pos_embed_interpolation: str) -> ViT:
 
 
 def _load_swin(name: str) -> Swin:
-    arguments = {"num_classes": 0, "global_pool": "", **ANY_SIZE}
-    model, settings, notes = _create_timm(name, create_timm_swin, arguments)
+    arguments = any_size_arguments(name)
+    model, settings, notes = _create_timm(name, create_timm, arguments)
     backbone = Swin(model, Architecture(name.partition(".")[0], arguments), **settings)
     backbone.notes = notes
     return backbone
@@ -184,7 +187,7 @@ def _with_fixed_seed(create: Callable[..., nn.Module], name: str, arguments: dic
         return create(name, **arguments)
 
 
-def _load_exported(file: Path, metadata: dict[str, str], pos_embed_interpolation: str) -> ViT:
+def _load_exported(file: Path, metadata: dict[str, str], pos_embed_interpolation: str) -> Backbone:
     if metadata[FORMAT_KEY] != FORMAT_VERSION:
         raise UserError(
             f"{file} has format {metadata[FORMAT_KEY]!r}, and this version reads {FORMAT_VERSION!r}; use the version "
@@ -200,13 +203,13 @@ def _load_exported(file: Path, metadata: dict[str, str], pos_embed_interpolation
         raise UserError(f"{file} has metadata that no export wrote ({error!r}); export the backbone again") from error
     tensors = read_tensors(file)
     with torch.device("meta"):  # shapes first: no memory is taken for a network that the file cannot fill
-        match = match_tensors(tensors, create_timm_vit(name, **arguments))
+        match = match_tensors(tensors, create_timm(name, **arguments))
     if len(match.matched) < len(tensors) or match.missing:
         raise UserError(f"{file} does not hold the {name} that it says it does: {match}. Export the backbone again")
     check_weights(file, tensors)
-    model = create_timm_vit(name, **arguments)
+    model = create_timm(name, **arguments)
     model.load_state_dict(tensors)
-    backbone = ViT(
+    backbone = wrap_timm(
         model, Architecture(name, arguments), pos_embed_interpolation=pos_embed_interpolation, mean=mean, std=std
     )
     backbone.final_norm_from_aggregator = metadata.get("final_norm_from_aggregator") == "true"
@@ -217,10 +220,10 @@ def _load_original(file: Path, num_heads: int | None, pos_embed_interpolation: s
     original = convert_original(file, read_tensors(file), num_heads)
     name, arguments, tensors = original.name, original.arguments, original.tensors
     with torch.device("meta"):  # shapes first, as above
-        match = match_tensors(tensors, create_timm_vit(name, **arguments))
+        match = match_tensors(tensors, create_timm(name, **arguments))
     check_match(match, origin=str(file))
     check_weights(file, {name: tensors[name] for name in match.matched})
-    model = _with_fixed_seed(create_timm_vit, name, arguments)
+    model = _with_fixed_seed(create_timm, name, arguments)
     load_matching(tensors, model, origin=str(file))
     backbone = ViT(
         model,

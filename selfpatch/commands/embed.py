@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
-from selfpatch.backbones.swin import Swin
-from selfpatch.backbones.vit import ViT
 from selfpatch.commands.hardware import find_device
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.reading.decode import UnreadableImage
@@ -108,7 +107,7 @@ def embed(
 
 
 def encode(
-    backbone: ViT | Swin, images: list[tuple[str, UInt8[np.ndarray, "_h _w 3"]]], level: str, device: torch.device
+    backbone: Backbone, images: list[tuple[str, UInt8[np.ndarray, "_h _w 3"]]], level: str, device: torch.device
 ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
     """One vector an image [D], or one a patch [R, S, D], in float32; neighbours of one size are encoded together."""
     for _, group in groupby(images, key=lambda image: image[1].shape):

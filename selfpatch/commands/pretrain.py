@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from selfpatch.backbones.backbone import Backbone
+from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_weights
-from selfpatch.backbones.vit import ViT, build_vit
 from selfpatch.commands.hardware import augment_on_device, find_device, num_workers
 from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.resource_estimate import data_wait_hint, estimate, fit_batch_size
@@ -124,7 +125,7 @@ class Parts(NamedTuple):
     schedules: Schedules
 
     @property
-    def backbone(self) -> ViT:
+    def backbone(self) -> Backbone:
         return self.state.student_teacher.student.backbone
 
 
@@ -149,7 +150,8 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
     sampler = Plan(num_images, config.optim.batch_size, config.seed)
     num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * sampler.steps_per_epoch), 1)
     torch.manual_seed(config.seed)
-    backbone = build_vit(config.backbone, rows_columns(config.crops.global_size))
+    crops = config.crops
+    backbone = build_backbone(config.backbone, rows_columns(crops.global_size), mean=crops.mean, std=crops.std)
     student_teacher = build_student_teacher(backbone, config, steps_per_epoch=sampler.steps_per_epoch).to(device)
     check_crops(config, student_teacher)
     apply_efficiency(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate

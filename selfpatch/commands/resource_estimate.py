@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from selfpatch.backbones.vit import build_vit
+from selfpatch.backbones.build import build_backbone
 from selfpatch.commands.hardware import augment_on_device, num_cores, num_workers
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.config.io import override, read_yaml
@@ -34,7 +34,8 @@ def fit_batch_size(
     else:
         trial, _ = derive(override(config, {"optim.batch_size": None}), facts)
         trial = override(trial, {"optim.batch_size": trial.optim.batch_size or PROBE_BATCH_SIZES[0]})
-        backbone = build_vit(trial.backbone, rows_columns(trial.crops.global_size))
+        crops = trial.crops
+        backbone = build_backbone(trial.backbone, rows_columns(crops.global_size), mean=crops.mean, std=crops.std)
         student_teacher = build_student_teacher(backbone, trial, steps_per_epoch=1).to(device)
         apply_efficiency(student_teacher, replace(trial.efficiency, compile=False))
         need, available = estimate_memory(student_teacher, trial, device), available_memory(device)
@@ -60,7 +61,7 @@ def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps:
         text += (
             f"\nwarning: {available / 2**30:.1f} GB are available; take the largest batch that fits "
             "(--optim.batch-size auto), cut it into parts (--optim.accumulate 2) or compute again what is not kept "
-            "(--efficiency.recompute blocks)"
+            "(--efficiency.activation-checkpointing full)"
         )
     return text
 

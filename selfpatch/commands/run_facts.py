@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import torch
 
-from selfpatch.backbones.vit import build_vit
-from selfpatch.config import PretrainConfig
+from selfpatch.backbones.build import build_backbone
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig
 from selfpatch.recipes.derive import RunFacts, default_backbone
 
 
@@ -19,5 +19,5 @@ def run_facts(config: PretrainConfig, num_images: int, device: torch.device) -> 
     on_gpu = device.type == "cuda"
     named = replace(config.backbone, name=config.backbone.name or default_backbone(on_gpu=on_gpu))
     with torch.device("meta"):
-        backbone = build_vit(named, (224, 224))
+        backbone = build_backbone(named, (224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return RunFacts(num_images, on_gpu, patch_size=math.lcm(*backbone.patch_size), embed_dim=backbone.embed_dim)

@@ -33,10 +33,10 @@ class EfficiencyConfig(Config, group="efficiency"):
     precision: Literal["auto", "float32", "bf16"] = "auto"
     # number of data loading processes; None: one per core, at most 16; 0: load in the training process
     num_workers: Annotated[int | None, NonNegative] = None
-    # recomputation in the backward pass instead of storage: "activations": outputs of norms and activation functions of
-    # the student's blocks, a third of the memory (in bf16 a fifth) for next to no time; compiled blocks do so by
-    # themselves; "blocks": all but the input of each block, three quarters of the memory for 10 to 20 % more time
-    recompute: Literal["nothing", "activations", "blocks"] = "activations"
+    # activations that the backward pass recomputes instead of keeping: "selective": outputs of norms and activation
+    # functions in the student's blocks, a third of the memory (in bf16 a fifth) for next to no time, and compiled
+    # blocks do so anyway; "full": all but the input of each block, three quarters for 10 to 20 % more time
+    activation_checkpointing: Literal["none", "selective", "full"] = "selective"
     # compile the blocks of student and teacher with torch.compile, one graph per crop size: slow first steps, then
     # better use of a GPU. Needs a C++ compiler, and Triton on a GPU
     compile: bool = False

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets import box_folder, class_folder, davis, segmentation
 from selfpatch.evaluation.feature_cache import CachedBackbone
-from selfpatch.evaluation.features import StagedBackbone
 from selfpatch.evaluation.head_training import OtherTrainingError
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.all_frozen import AllFrozen
@@ -35,9 +35,7 @@ class PlannedTask(NamedTuple):
     candidates: list[Path]  # folders that look like its data; the first that is complete is taken
 
 
-def run(
-    backbone: StagedBackbone, root: Path, protocol: AllFrozen, context: Context, *, run_task: RunTask
-) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: AllFrozen, context: Context, *, run_task: RunTask) -> EvalOutput:
     """Run each task into a folder of its own below OUT, and sum up: the headline of each.
 
     A task whose data turn out not to be complete is left out, and why is said; the others are run.

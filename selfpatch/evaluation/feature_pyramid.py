@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import UserError
-from selfpatch.evaluation.features import StagedBackbone
 from selfpatch.evaluation.protocols.decoder_training import BLOCKS
 
 FINEST_PX = 4  # the stride that the finest level comes nearest to
@@ -26,12 +26,12 @@ NUM_LEVELS = 4  # that are pooled from; a fifth one is for large anchors alone
 Levels = OrderedDict[str, Float[Tensor, "B _ _ _"]]
 
 
-def is_hierarchical(backbone: StagedBackbone) -> bool:
+def is_hierarchical(backbone: Backbone) -> bool:
     """Whether its stages have several strides, as Swin's."""
     return len({stage.stride_px for stage in backbone.stages}) > 1
 
 
-def scale_out_indices(backbone: StagedBackbone, taps: Sequence[int]) -> list[int]:
+def scale_out_indices(backbone: Backbone, taps: Sequence[int]) -> list[int]:
     """Stages at the same shares of the depth as `taps` of twelve blocks; all four stages of a pyramid.
 
     Raises:
@@ -131,7 +131,7 @@ def resizing(widths: Sequence[int], count: int, norm: type[nn.Module]) -> nn.Mod
     return nn.Sequential(*layers)
 
 
-def level_strides(backbone: StagedBackbone, stages: Sequence[int]) -> list[float]:
+def level_strides(backbone: Backbone, stages: Sequence[int]) -> list[float]:
     """Pixels between neighbours on each of the five levels.
 
     Raises:
@@ -150,7 +150,7 @@ def level_strides(backbone: StagedBackbone, stages: Sequence[int]) -> list[float
     return [*strides, 2 * strides[-1]]
 
 
-def build_pyramid(kind: str, backbone: StagedBackbone, stages: Sequence[int], channels: int) -> nn.Module:
+def build_pyramid(kind: str, backbone: Backbone, stages: Sequence[int], channels: int) -> nn.Module:
     """ "xcit" or "simple" for a plain transformer; Swin's stages go straight into the feature pyramid network."""
     embed_dims = [backbone.stages[stage].embed_dim for stage in stages]
     if is_hierarchical(backbone):

@@ -3,47 +3,19 @@
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from selfpatch.backbones.tokens import Stage, Tokens
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import UserError
 
 CACHE_BYTES = 2**30
 READ_THREADS = 8
-
-
-@runtime_checkable
-class Backbone(Protocol):
-    """All that an evaluation task of frozen patches knows of a model."""
-
-    patch_size: tuple[int, int]  # (rows, columns)
-    embed_dim: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def __call__(self, images: Float[Tensor, "B 3 H W"]) -> Tokens: ...
-
-
-@runtime_checkable
-class StagedBackbone(Backbone, Protocol):
-    """A model that also tells what it makes of the images on its way, for heads and for tasks that compare it."""
-
-    # One a block of a plain vision transformer, one a stage of a pyramid such as Swin.
-    stages: list[Stage]
-
-    def stage_maps(self, images: Float[Tensor, "B 3 H W"], stages: Sequence[int]) -> list[Float[Tensor, "B D R S"]]:
-        """Tokens after these stages (from 0, or from the end by -1, ...), before the final norm."""
-        ...
-
-    def last_attention_keys(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
-        """The keys of the last attention, all heads side by side."""
-        ...
 
 
 def floor_to_patch_multiple(size: int, patch_size: tuple[int, int]) -> tuple[int, int]:
@@ -123,9 +95,6 @@ class RowBuffer:
 @contextmanager
 def eval_mode(backbone: Backbone) -> Iterator[None]:
     """Dropout and its like are off inside; afterwards every submodule is in the mode it was in."""
-    if not isinstance(backbone, nn.Module):
-        yield
-        return
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     try:

@@ -7,8 +7,7 @@ from typing import NamedTuple
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfpatch.backbones.tokens import Tokens
-from selfpatch.backbones.vit import ViT
+from selfpatch.backbones.backbone import Backbone, Tokens
 from selfpatch.config import AggregatorConfig
 from selfpatch.errors import UserError
 from selfpatch.objectives.class_attention import Aggregator
@@ -51,7 +50,7 @@ class Encoder(nn.Module):
         UserError: the image token should be the class token, and the backbone has none.
     """
 
-    def __init__(self, backbone: ViT, aggregator: AggregatorConfig | None = None):
+    def __init__(self, backbone: Backbone, aggregator: AggregatorConfig | None = None):
         super().__init__()
         self.backbone = backbone
         self.aggregator = Aggregator(backbone.embed_dim, backbone.num_heads, aggregator) if aggregator else None
@@ -63,7 +62,7 @@ class Encoder(nn.Module):
             )
 
     def forward(self, images: Float[Tensor, "VB C H W"], masks: Bool[Tensor, "VB N"] | None = None) -> Encoded:
-        tokens = self.backbone(images) if masks is None else self.backbone(images, masks)
+        tokens = self.backbone(images, masks)
         if self.aggregates_image_token:
             assert self.aggregator is not None
             return Encoded(tokens, self.aggregator.image_token(tokens.patch_tokens))
@@ -94,15 +93,15 @@ class Encoder(nn.Module):
         assert self.aggregator is not None, "an objective that aggregates patches is built with an aggregator"
         return self.aggregator(patch_tokens, indices)
 
-    def export_backbone(self) -> ViT:
+    def export_backbone(self) -> Backbone:
         """A copy of the backbone as it is shipped: in evaluation mode, as timm runs it, with a final norm.
 
         A backbone without a norm of its own takes the aggregator's, which its patch tokens go through in training.
         """
         backbone = copy.deepcopy(self.backbone).eval()
         backbone.compile_blocks(None)  # images of all sizes will come
-        if isinstance(backbone.model.norm, nn.Identity) and isinstance(self.aggregator, Aggregator):
-            backbone.model.norm = copy.deepcopy(self.aggregator.norm)
+        if isinstance(backbone.final_norm, nn.Identity) and self.aggregator is not None:
+            backbone.final_norm = copy.deepcopy(self.aggregator.norm)
             backbone.final_norm_from_aggregator = True
         backbone.pos_embed_interpolation = "timm"
         return backbone

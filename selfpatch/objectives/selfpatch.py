@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import SelfPatchConfig
 from selfpatch.errors import UserError
 from selfpatch.objectives.distillation_branch import DistillationBranch

@@ -80,7 +80,7 @@ def largest_batch(need: Need, available_bytes: float, *, num_images: int, accumu
         raise UserError(
             f"not one image a step fits into memory: {available_bytes / 2**30:.1f} GB are available, of which "
             f"{1 - MARGIN:.0%} may be used, and {need.bytes(1) / 2**30:.1f} GB are needed. Choose a smaller backbone "
-            "(backbone.name), smaller crops (crops.global-size) or efficiency.recompute blocks"
+            "(backbone.name), smaller crops (crops.global-size) or efficiency.activation-checkpointing full"
         )
     at_most = min(fits * accumulate, LARGEST_BATCH, max(num_images / 4, accumulate))
     batch_size = accumulate

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfpatch.backbones.vit import ViT
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.config import EfficiencyConfig, PretrainConfig
 from selfpatch.config.masks import MaskConfig
 from selfpatch.objectives.encoder import Encoder
@@ -77,15 +77,14 @@ class StudentTeacher(nn.Module):
         return [p for o in self.named_objectives.values() for p in o.frozen_parameters(self.student, step)]
 
 
-def build_student_teacher(backbone: ViT, config: PretrainConfig, *, steps_per_epoch: int) -> StudentTeacher:
+def build_student_teacher(backbone: Backbone, config: PretrainConfig, *, steps_per_epoch: int) -> StudentTeacher:
     objectives = build_objectives(config.objectives, backbone.embed_dim, steps_per_epoch=steps_per_epoch)
     return StudentTeacher(Encoder(backbone, config.aggregator), objectives)
 
 
 def apply_efficiency(student_teacher: StudentTeacher, config: EfficiencyConfig) -> None:
     """Change speed and memory of student and teacher, and not what they compute."""
-    student_teacher.student.backbone.set_recompute(config.recompute == "blocks")
-    student_teacher.student.backbone.set_activation_recompute(config.recompute == "activations")
+    student_teacher.student.backbone.set_activation_checkpointing(config.activation_checkpointing)
     if config.compile:
         for encoder in (student_teacher.student, student_teacher.teacher):
             encoder.backbone.compile_blocks()

@@ -9,12 +9,12 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from selfpatch.backbones.vit import ViT
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.config import SelfPatchConfig
 from selfpatch.data.augmentation.normalize import normalize
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
-from selfpatch.visualization.attention_map import cls_attention, draw_attention_maps
+from selfpatch.visualization.attention_map import draw_attention_maps
 from selfpatch.visualization.patch_pca import draw_patch_pca
 from selfpatch.visualization.positives import draw_positives
 from selfpatch.visualization.sheet import EncodedImage
@@ -27,7 +27,7 @@ MAX_ASPECT = 3
 
 
 def visualize(
-    backbone: ViT,
+    backbone: Backbone,
     images: Sequence[tuple[str, UInt8[np.ndarray, "_h _w 3"]]],
     out_dir: Path,
     *,
@@ -52,7 +52,7 @@ def visualize(
         raise UserError("no images to make pictures of; give a folder with at least one")
     assert not backbone.training
     selfpatch = selfpatch or SelfPatchConfig()
-    image_size = image_size or 2 * int(min(backbone.model.patch_embed.img_size))
+    image_size = image_size or 2 * min(backbone.image_size)
     if image_size < selfpatch.window_size * max(backbone.patch_size):
         raise UserError(
             f"image-size is {image_size} px, less than {selfpatch.window_size} patches of {max(backbone.patch_size)} "
@@ -76,7 +76,7 @@ def visualize(
     }
     if backbone.has_cls_token:
         attended = encoded[:NUM_ATTENTION]
-        attention = [cls_attention(backbone, _to_input(backbone, image.pixels)) for image in attended]
+        attention = [_attention(backbone, image) for image in attended]
         pictures["attention"] = draw_attention_maps(attended, attention)
 
     out_dir.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def visualize(
 
 @torch.no_grad()
 def encode(
-    backbone: ViT, name: str, pixels: UInt8[np.ndarray, "H W 3"], image_size: int, *, min_patches: int
+    backbone: Backbone, name: str, pixels: UInt8[np.ndarray, "H W 3"], image_size: int, *, min_patches: int
 ) -> EncodedImage:
     """Resized to this short side, as near as whole patches, at least `min_patches` a side, allow; its shape is kept."""
     height, width = pixels.shape[:2]
@@ -103,10 +103,15 @@ def encode(
 
 
 @torch.no_grad()
-def _for_positives(backbone: ViT, image: EncodedImage) -> EncodedImage:
+def _for_positives(backbone: Backbone, image: EncodedImage) -> EncodedImage:
     return image._replace(tokens=backbone.pre_norm_tokens(_to_input(backbone, image.pixels)))
 
 
-def _to_input(backbone: ViT, pixels: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:
+@torch.no_grad()
+def _attention(backbone: Backbone, image: EncodedImage) -> Float[Tensor, "h R S"]:
+    return backbone.cls_attention(_to_input(backbone, image.pixels))[0]
+
+
+def _to_input(backbone: Backbone, pixels: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:
     device = next(backbone.parameters()).device
     return normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), backbone.mean, backbone.std)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import SelfPatchConfig
 from selfpatch.objectives.selfpatch import find_positives, neighborhood
 from selfpatch.visualization.sheet import (

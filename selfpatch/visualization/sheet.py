@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 
 MARGIN, GAP, LINE = 28, 12, 22
 INK, FAINT_INK, PAPER = (32, 32, 32), (110, 110, 110), (255, 255, 255)

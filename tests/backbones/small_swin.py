@@ -2,8 +2,10 @@
 
 import torch
 
-from selfpatch.backbones.swin import ANY_SIZE, Swin, create_timm_swin
-from selfpatch.backbones.vit import Architecture
+from selfpatch.backbones.backbone import Architecture
+from selfpatch.backbones.build import any_size_arguments, create_timm
+from selfpatch.backbones.stochastic_depth import use_subset_drop_path
+from selfpatch.backbones.swin import Swin
 
 NAME = "swin_tiny_patch4_window7_224"
 ARGUMENTS = {
@@ -13,9 +15,10 @@ ARGUMENTS = {
 
 
 def small_swin(**changes) -> Swin:
-    arguments = ARGUMENTS | ANY_SIZE | changes
+    arguments = ARGUMENTS | any_size_arguments(NAME) | changes
     torch.manual_seed(0)
-    backbone = Swin(create_timm_swin(NAME, **arguments), Architecture(NAME, arguments)).eval()
+    backbone = Swin(create_timm(NAME, **arguments), Architecture(NAME, arguments)).eval()
+    use_subset_drop_path(backbone.blocks)  # as for pretraining
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return backbone

@@ -2,8 +2,9 @@
 
 import torch
 
-from selfpatch.backbones.vit import ViT, build_vit
-from selfpatch.config import BackboneConfig
+from selfpatch.backbones.build import build_backbone
+from selfpatch.backbones.vit import ViT
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 
 FAMILIES = {
     "class token": BackboneConfig(name="vit_tiny_patch16_224", patch_size=8),
@@ -14,6 +15,9 @@ FAMILIES = {
     "mixed RoPE": BackboneConfig(name="vit_small_patch16_rope_mixed_224"),
     "RoPE and registers": BackboneConfig(name="vit_small_patch16_dinov3"),
     "RoPE and positions": BackboneConfig(name="eva02_tiny_patch14_224"),
+    "parallel blocks": BackboneConfig(name="vit_small_patch16_18x2_224"),
+    "post-norm": BackboneConfig(name="vit_base_patch16_rpn_224"),
+    "post-norm EVA": BackboneConfig(name="eva02_enormous_patch14_clip_224"),
 }
 
 
@@ -22,7 +26,9 @@ def small_vit(family: str, **changes) -> ViT:
     settings = vars(FAMILIES[family]) | {"embed_dim": 24, "depth": 2, "num_heads": 3, "drop_path": 0.0} | changes
     patch = settings["patch_size"] or int(settings["name"].split("patch")[1][:2])
     torch.manual_seed(0)
-    backbone = build_vit(BackboneConfig(**settings), (4 * patch, 4 * patch)).eval()
+    backbone = build_backbone(
+        BackboneConfig(**settings), (4 * patch, 4 * patch), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    ).eval()
     for parameter in backbone.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return backbone

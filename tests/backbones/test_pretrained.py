@@ -303,7 +303,7 @@ def test_random_weights_are_always_the_same_and_said():
 
 def test_weights_of_a_tag(monkeypatch, tmp_path):
     """Without the weights themselves, which there is no network for."""
-    created, original = {}, pretrained.create_timm_vit
+    created, original = {}, pretrained.create_timm
 
     def create(name, **arguments):
         created[name] = arguments.pop("pretrained")
@@ -311,7 +311,7 @@ def test_weights_of_a_tag(monkeypatch, tmp_path):
         model.pretrained_cfg |= {"mean": (0.5, 0.5, 0.5)}
         return model
 
-    monkeypatch.setattr(pretrained, "create_timm_vit", create)
+    monkeypatch.setattr(pretrained, "create_timm", create)
     backbone = load_backbone("timm:vit_tiny_patch16_224.augreg_in21k")
     assert created == {"vit_tiny_patch16_224.augreg_in21k": True}
     assert backbone.mean == (0.5, 0.5, 0.5)

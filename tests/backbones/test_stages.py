@@ -31,7 +31,7 @@ def test_the_last_block_through_the_norm_is_the_output(family, size):
     backbone = small_vit(family)
     x = images(backbone, *size)
     with torch.no_grad():
-        (last,) = backbone.stage_maps(x, [-1])
+        (last,) = backbone.forward_intermediates(x, [-1])
         tokens = backbone(x)
     assert last.shape == (2, 24, *size)
     through_norm = plain_norm(last.flatten(2).transpose(1, 2), getattr(backbone.model, "norm", nn.Identity()))
@@ -44,7 +44,7 @@ def test_maps_are_those_that_timm_gives(family, size):
     backbone = small_vit(family, depth=3)
     x = images(backbone, *size)
     with torch.no_grad():
-        maps = backbone.stage_maps(x, [2, 0, -2, 0])
+        maps = backbone.forward_intermediates(x, [2, 0, -2, 0])
         expected = backbone.model.forward_intermediates(x, indices=3, norm=False, intermediates_only=True)
     for ours, block in zip(maps, (2, 0, 1, 0), strict=True):
         torch.testing.assert_close(ours, expected[block], rtol=1e-5, atol=1e-5)
@@ -55,7 +55,7 @@ def test_maps_follow_the_resampling_of_positions():
     plain, dino = small_vit("class token"), small_vit("class token", pos_embed_interpolation="dino")
     x = images(plain, 3, 6)
     with torch.no_grad():
-        (ours,), (timms,) = (backbone.stage_maps(x, [0]) for backbone in (dino, plain))
+        (ours,), (timms,) = (backbone.forward_intermediates(x, [0]) for backbone in (dino, plain))
     assert (ours - timms).abs().max() > 1e-3
 
 
@@ -67,28 +67,29 @@ def test_keys_are_those_of_the_last_attention(family, size):
     x = images(backbone, *size)
     with torch.no_grad():
         keys = backbone.last_attention_keys(x)
-        (before,) = backbone.stage_maps(x, [0])
-    block = backbone.model.blocks[1]
-    attention = block.attn
-    if attention.qkv is not None:
-        weight = attention.qkv.weight[24:48]
-        bias = torch.zeros(24) if attention.qkv.bias is None else attention.qkv.bias[24:48]
-    else:
-        weight = attention.k_proj.weight
-        bias = torch.zeros(24) if attention.k_proj.bias is None else attention.k_proj.bias
-    for b, r, s in ((0, 0, 0), (1, size[0] - 1, 1), (1, 1, size[1] - 1)):
-        entering = plain_norm(before[b, :, r, s], block.norm1)
-        expected = torch.stack([(row * entering).sum() for row in weight]) + bias
-        torch.testing.assert_close(keys[b, :, r, s], expected, rtol=1e-4, atol=1e-5)
-    assert keys.shape == (2, 24, *size)
+        (before,) = backbone.forward_intermediates(x, [0])
+    block = backbone.blocks[1]
+    parts = [(part.attn, part.norm) for part in block.attns] if "parallel" in family else [(block.attn, block.norm1)]
+    for i, (attention, norm) in enumerate(parts):
+        if attention.qkv is not None:
+            weight = attention.qkv.weight[24:48]
+            bias = torch.zeros(24) if attention.qkv.bias is None else attention.qkv.bias[24:48]
+        else:
+            weight = attention.k_proj.weight
+            bias = torch.zeros(24) if attention.k_proj.bias is None else attention.k_proj.bias
+        for b, r, s in ((0, 0, 0), (1, size[0] - 1, 1), (1, 1, size[1] - 1)):
+            entering = before[b, :, r, s] if "post-norm" in family else plain_norm(before[b, :, r, s], norm)
+            expected = torch.stack([(row * entering).sum() for row in weight]) + bias
+            torch.testing.assert_close(keys[b, 24 * i : 24 * i + 24, r, s], expected, rtol=1e-4, atol=1e-5)
+    assert keys.shape == (2, 24 * len(parts), *size)
 
 
 def test_nothing_stays_hooked():
     backbone = small_vit("class token")
-    backbone.stage_maps(images(backbone, 2, 2), [0, 1])
+    backbone.forward_intermediates(images(backbone, 2, 2), [0, 1])
     backbone.last_attention_keys(images(backbone, 2, 2))
     with pytest.raises(ValueError, match="20 x 16 pixels cannot be cut into patches of 8 x 8"):
-        backbone.stage_maps(torch.zeros(1, 3, 20, 16), [0])
+        backbone.forward_intermediates(torch.zeros(1, 3, 20, 16), [0])
     with pytest.raises(ValueError, match="20 x 16 pixels cannot be cut into patches of 8 x 8"):
         backbone.last_attention_keys(torch.zeros(1, 3, 20, 16))
     assert not any(module._forward_hooks for module in backbone.modules())
@@ -96,7 +97,7 @@ def test_nothing_stays_hooked():
 
 def test_gradients_pass_through_maps():
     backbone = small_vit("registers").train()
-    backbone.stage_maps(images(backbone, 2, 3), [0])[0].sum().backward()
+    backbone.forward_intermediates(images(backbone, 2, 3), [0])[0].sum().backward()
     first, second = (block.attn.qkv.weight.grad for block in backbone.model.blocks)
     assert (first.abs().max() > 0 and second is not None and second.abs().max() == 0) or second is None
 

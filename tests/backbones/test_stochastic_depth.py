@@ -5,11 +5,10 @@ import math
 
 import pytest
 import torch
-from timm.models.eva import EvaBlock
-from timm.models.vision_transformer import Block
 from torch._dynamo.backends.debugging import aot_eager
 
-from selfpatch.backbones.stochastic_depth import SubsetDropPathBlock, compile_blocks
+from selfpatch.backbones.stochastic_depth import SUBSET_BLOCKS, SubsetDropPathBlock
+from tests.backbones.small_swin import small_swin
 from tests.backbones.small_vits import FAMILIES, small_vit
 from tests.reference.plain_stochastic_depth import make_plain
 
@@ -31,23 +30,26 @@ def assert_equal(ours, plain) -> None:
             assert (gradient - plain[1][name]).norm() <= 1e-5 * plain[1][name].norm() + 1e-7, name
 
 
+def small(family: str):
+    return small_swin() if family == "Swin" else small_vit(family)
+
+
 def images_for(backbone, count: int) -> torch.Tensor:
     rows, columns = backbone.patch_size
     return torch.randn(count, 3, 4 * rows, 3 * columns, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("recompute", ["nothing", "activations", "blocks"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_equals_the_plain_form_with_the_same_samples_dropped(family, recompute):
-    backbone = small_vit(family, drop_path=0.6).train()
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("family", [*FAMILIES, "Swin"])
+def test_equals_the_plain_form_with_the_same_samples_dropped(family, checkpointing):
+    backbone = small(family).train()
     backbone.set_drop_path(0.6)
-    assert all(isinstance(block, SubsetDropPathBlock) for block in backbone.model.blocks)
+    assert all(isinstance(block, SubsetDropPathBlock) for block in backbone.blocks)
     plain = copy.deepcopy(backbone)
-    make_plain(plain.model.blocks)
-    assert all(type(block) in (Block, EvaBlock) for block in plain.model.blocks)
+    make_plain(plain.blocks)
+    assert all(type(block) in SUBSET_BLOCKS for block in plain.blocks)
     assert backbone.state_dict().keys() == plain.state_dict().keys()
-    backbone.set_recompute(recompute == "blocks")
-    backbone.set_activation_recompute(recompute == "activations")
+    backbone.set_activation_checkpointing(checkpointing)
     images = images_for(backbone, 5)
     for seed in range(2):
         assert_equal(train_step(backbone, images, seed), train_step(plain, images, seed))
@@ -58,7 +60,7 @@ def test_all_samples_dropped():
     backbone = small_vit("no class token").train()
     backbone.set_drop_path(0.999)
     plain = copy.deepcopy(backbone)
-    make_plain(plain.model.blocks)
+    make_plain(plain.blocks)
     images = images_for(backbone, 2)
     ours, expected = train_step(backbone, images, 0), train_step(plain, images, 0)
     assert not ours[1]["model.blocks.1.mlp.fc1.weight"].any()
@@ -79,11 +81,12 @@ def test_each_sample_is_dropped_with_its_probability_and_the_rest_scaled():
     torch.testing.assert_close(change[~dropped], whole[~dropped] / 0.6, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "Swin"])
 def test_outside_of_training_they_are_timms_blocks(family):
-    backbone = small_vit(family, drop_path=0.5)
+    backbone = small(family)
+    backbone.set_drop_path(0.5)
     plain = copy.deepcopy(backbone)
-    make_plain(plain.model.blocks)
+    make_plain(plain.blocks)
     images = images_for(backbone, 2)
     with torch.no_grad():
         torch.testing.assert_close(backbone(images).patch_tokens, plain.eval()(images).patch_tokens)
@@ -91,8 +94,10 @@ def test_outside_of_training_they_are_timms_blocks(family):
 
 # torch.compile looks at what it should not, and says so itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("family", ["no class token", "RoPE"])
-def test_compiled_they_give_the_same_with_one_graph_a_crop_size(family):
+@pytest.mark.parametrize(
+    ("family", "num_kinds"), [("no class token", 1), ("RoPE", 1), ("parallel blocks", 2), ("Swin", 2)]
+)
+def test_compiled_they_give_the_same_with_one_graph_a_crop_size(family, num_kinds):
     """However many samples are dropped."""
     num_graphs = 0
 
@@ -101,12 +106,14 @@ def test_compiled_they_give_the_same_with_one_graph_a_crop_size(family):
         num_graphs += 1
         return aot_eager(graph, example)
 
-    backbone = small_vit(family, drop_path=0.5, depth=3).train()
+    backbone = small_swin(depths=(1, 2)).train() if family == "Swin" else small_vit(family, depth=3).train()
+    backbone.set_drop_path(0.5)
     compiled = copy.deepcopy(backbone)
-    compile_blocks(compiled.model.blocks, backend)
+    compiled.compile_blocks(backend)
     rows, columns = backbone.patch_size
     sizes = [torch.randn(7, 3, n * rows, n * columns, generator=torch.Generator().manual_seed(n)) for n in (2, 3)]
     for seed in range(4):
         for images in sizes:
             assert_equal(train_step(compiled, images, seed), train_step(backbone, images, seed))
-    assert num_graphs == 2 * len(sizes)  # attention and MLP
+    # Of attention and MLP; blocks of another width or with other parts (no DropPath in the first one) are another kind.
+    assert num_graphs == 2 * num_kinds * len(sizes)

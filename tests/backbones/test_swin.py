@@ -7,10 +7,10 @@ from PIL import Image
 from torch import nn
 
 from selfpatch import cli
+from selfpatch.backbones.build import create_timm
 from selfpatch.backbones.pretrained import load_backbone, load_weights
-from selfpatch.backbones.swin import Swin, create_timm_swin
+from selfpatch.backbones.swin import Swin
 from selfpatch.commands.embed import embed
-from selfpatch.evaluation.features import Backbone, StagedBackbone
 from tests.backbones.small_swin import ARGUMENTS, NAME, small_swin
 from tests.backbones.small_vits import small_vit
 from tests.backbones.test_stages import plain_norm
@@ -29,7 +29,7 @@ def test_tokens_are_the_last_stage_through_the_norm(size):
     with torch.no_grad():
         tokens = backbone(x)
         plain = backbone.model.forward_features(x)  # [B, R, S, D]
-        (last,) = backbone.stage_maps(x, [-1])
+        (last,) = backbone.forward_intermediates(x, [-1])
     assert tokens.cls_token is None and tokens.grid_size == (size[0] // 8, size[1] // 8)
     assert torch.equal(tokens.patch_tokens, plain.flatten(1, 2))
     through_norm = plain_norm(last.flatten(2).transpose(1, 2), backbone.model.norm)
@@ -39,7 +39,7 @@ def test_tokens_are_the_last_stage_through_the_norm(size):
 def test_at_its_own_size_it_is_what_plain_timm_builds():
     """Windows are of the size that it was made with, whatever the image."""
     backbone = small_swin()
-    plain = create_timm_swin(NAME, **ARGUMENTS).eval()
+    plain = create_timm(NAME, **ARGUMENTS).eval()
     plain.load_state_dict(backbone.model.state_dict())
     with torch.no_grad():
         expected = plain.forward_features(images((32, 32))).flatten(1, 2)
@@ -58,7 +58,7 @@ def test_maps_are_those_that_timm_gives(size):
     assert backbone.stages == [(12, (4, 4)), (24, (8, 8))]
     assert (backbone.embed_dim, backbone.patch_size) == (24, (8, 8))
     with torch.no_grad():
-        maps = backbone.stage_maps(x, [1, 0])
+        maps = backbone.forward_intermediates(x, [1, 0])
         expected = backbone.model.forward_intermediates(
             x, indices=2, norm=False, output_fmt="NCHW", intermediates_only=True
         )
@@ -86,13 +86,9 @@ def test_keys_are_those_of_the_last_attention(size):
     assert keys.shape == (2, 24, size[0] // 8, size[1] // 8)
 
 
-def test_it_is_what_evaluation_asks_for():
-    assert isinstance(small_swin(), Backbone) and isinstance(small_swin(), StagedBackbone)
-
-
 def test_nothing_stays_hooked():
     backbone = small_swin()
-    backbone.stage_maps(images((16, 16)), [0, 1])
+    backbone.forward_intermediates(images((16, 16)), [0, 1])
     backbone.last_attention_keys(images((16, 16)))
     assert not any(module._forward_hooks for module in backbone.modules())
 
@@ -100,7 +96,7 @@ def test_nothing_stays_hooked():
 @pytest.mark.parametrize("size", [(36, 32), (32, 4), (30, 30)])
 def test_sizes_that_do_not_fit(size):
     backbone, x = small_swin(), images(size)
-    for call in (backbone, lambda x: backbone.stage_maps(x, [0]), backbone.last_attention_keys):
+    for call in (backbone, lambda x: backbone.forward_intermediates(x, [0]), backbone.last_attention_keys):
         with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels has no whole number of places of 8 x 8"):
             call(x)
 
@@ -138,8 +134,10 @@ def test_unknown_names(name, message):
 
 
 def test_another_version_of_swin():
-    with pytest.raises(ValueError, match="is a SwinTransformerV2; of Swin transformers the first version can be read"):
-        create_timm_swin("swinv2_tiny_window8_256")
+    with pytest.raises(
+        ValueError, match="is a SwinTransformerV2; backbones are .* Swin transformers of the first version"
+    ):
+        create_timm("swinv2_tiny_window8_256")
 
 
 def test_settings_of_plain_transformers_are_refused():

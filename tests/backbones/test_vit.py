@@ -2,8 +2,11 @@ import pytest
 import timm
 import torch
 
-from selfpatch.backbones.vit import Architecture, ViT, build_vit, create_timm_vit, resample_positions_dino
-from selfpatch.config import BackboneConfig
+from selfpatch.backbones.backbone import Architecture
+from selfpatch.backbones.build import build_backbone, create_timm
+from selfpatch.backbones.pos_embed import resample_positions_dino
+from selfpatch.backbones.vit import ViT
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from tests.backbones.small_vits import FAMILIES, small_vit
 from tests.reference.plain_position_resampling import resample_positions
 
@@ -26,9 +29,9 @@ def test_tokens_are_those_of_timm(family, grid_size):
     assert tokens.grid_size == grid_size
     assert tokens.patch_tokens.shape == (2, grid_size[0] * grid_size[1], 24)
     assert torch.equal(tokens.patch_tokens, plain[:, -grid_size[0] * grid_size[1] :])
-    if "no" in family:
-        assert tokens.cls_token is None
-    else:
+    assert (tokens.cls_token is not None) == backbone.has_cls_token
+    assert backbone.has_cls_token == (family not in ("no class token", "no final norm", "post-norm"))
+    if backbone.has_cls_token:
         assert torch.equal(tokens.cls_token, plain[:, 0])
 
 
@@ -92,7 +95,12 @@ def test_dino_resampling_is_refused_where_dino_has_none(family):
 
 
 def test_stochastic_depth_is_for_training():
-    backbone = build_vit(BackboneConfig(name="vit_tiny_patch16_224", embed_dim=24, depth=2, drop_path=0.5), (32, 32))
+    backbone = build_backbone(
+        BackboneConfig(name="vit_tiny_patch16_224", embed_dim=24, depth=2, drop_path=0.5),
+        (32, 32),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
     x = images(backbone, 2, 2)
     assert torch.equal(backbone.eval()(x).patch_tokens, backbone(x).patch_tokens)
     assert "drop_path_rate" not in backbone.architecture.arguments
@@ -105,11 +113,11 @@ def test_images_that_cannot_be_cut_into_patches():
 
 def test_unknown_and_unfit_models():
     with pytest.raises(ValueError, match="Nearest: vit_small_patch16"):
-        create_timm_vit("vit_smal_patch16_224")
+        create_timm("vit_smal_patch16_224")
     with pytest.raises(ValueError, match="timm cannot build 'resnet18'"):
-        create_timm_vit("resnet18", dynamic_img_size=True)
-    with pytest.raises(ValueError, match="not a vision transformer but a ResNet"):
-        create_timm_vit("resnet18")
+        create_timm("resnet18", dynamic_img_size=True)
+    with pytest.raises(ValueError, match="'resnet18' is a ResNet; backbones are vision transformers"):
+        create_timm("resnet18")
 
 
 def test_code_quotes_what_needs_it():

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks import evidence
+from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_vit
-from selfpatch.backbones.vit import build_vit
 from selfpatch.commands import monitor as watch
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD
 from selfpatch.config.io import read_yaml
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.export import export_timm
@@ -76,7 +77,7 @@ def test_a_method_is_cut_goes_on_and_is_told(tmp_path, monkeypatch):
 
     config = read_yaml(folder / "run" / "config.yaml")
     torch.manual_seed(3)
-    initial = build_vit(config.backbone, (48, 48)).model.state_dict()
+    initial = build_backbone(config.backbone, (48, 48), mean=IMAGENET_MEAN, std=IMAGENET_STD).model.state_dict()
     start, end = (load_file(folder / f"{stage}.safetensors") for stage in ("start", "end"))
     assert all(torch.equal(start[name], value.half()) for name, value in initial.items())
     assert not torch.equal(start["blocks.0.mlp.fc1.weight"], end["blocks.0.mlp.fc1.weight"])

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_backbone
-from selfpatch.backbones.vit import ViT, build_vit
+from selfpatch.backbones.vit import ViT
 from selfpatch.cli import main
-from selfpatch.config import BackboneConfig
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.data.reading.decode import read_image
 from selfpatch.export import export_timm
 
@@ -32,7 +33,7 @@ def images(tmp_path) -> Path:
 def model(folder: Path, *, class_token: bool) -> ViT:
     torch.manual_seed(0)
     settings = BackboneConfig("vit_tiny_patch16_224", 8, 32, 2, 2, class_token=class_token)
-    export_timm(build_vit(settings, (24, 24)), folder / "model.safetensors")
+    export_timm(build_backbone(settings, (24, 24), mean=IMAGENET_MEAN, std=IMAGENET_STD), folder / "model.safetensors")
     return load_backbone(folder / "model.safetensors")
 
 

@@ -39,8 +39,8 @@ def test_counting_sees_what_changes_memory_and_leaves_no_trace():
     tokens = 2 * (crops.global_size // 8) ** 2 + crops.num_local * (crops.local_size // 8) ** 2
     block_inputs = 4 * 32 * 2 * tokens
     assert 5 * block_inputs < need.bytes_per_image < 100 * block_inputs
-    for recompute, share in (("activations", 0.85), ("blocks", 0.8)):
-        apply_efficiency(student_teacher, EfficiencyConfig(recompute=recompute))
+    for checkpointing, share in (("selective", 0.85), ("full", 0.8)):
+        apply_efficiency(student_teacher, EfficiencyConfig(activation_checkpointing=checkpointing))
         assert estimate_memory(student_teacher, config, CPU).bytes_per_image < share * need.bytes_per_image
     fewer = replace(config, crops=replace(config.crops, num_local=1))
     assert estimate_memory(tiny_student_teacher(fewer), fewer, CPU).bytes_per_image < need.bytes_per_image
@@ -58,7 +58,9 @@ def test_the_largest_batch_leaves_a_fifth_free(available, accumulate):
 
 
 def test_nothing_fits():
-    with pytest.raises(ValueError, match=r"not one image a step fits into memory: 1.0 GB .* efficiency.recompute"):
+    with pytest.raises(
+        ValueError, match=r"not one image a step fits into memory: 1.0 GB .* efficiency.activation-checkpointing"
+    ):
         largest_batch(Need(2**30, 2**20), 2**30, num_images=100)
 
 

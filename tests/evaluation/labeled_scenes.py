@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Backbone, Tokens
 
 COLORS = np.array([(230, 40, 40), (40, 200, 60), (50, 60, 220), (240, 220, 50)], np.uint8)
 
@@ -47,7 +47,7 @@ def write_ade20k(
     return root
 
 
-class ColorBackbone(nn.Module):
+class ColorBackbone(Backbone):
     """A patch token is the mean colour of the patch."""
 
     embed_dim = 3
@@ -59,7 +59,7 @@ class ColorBackbone(nn.Module):
         self.dropout = nn.Dropout(0.5)  # must be off
         self.frozen = nn.BatchNorm1d(3).eval()  # a part that stays in eval mode while the rest trains
 
-    def forward(self, images):
+    def forward(self, images, masks=None):
         rows, columns = images.shape[2] // self.patch_size[0], images.shape[3] // self.patch_size[1]
         patches = nn.functional.avg_pool2d(images, self.patch_size).flatten(2).transpose(1, 2)
         return Tokens(None, self.dropout(patches), (rows, columns))

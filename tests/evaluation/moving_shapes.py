@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from selfpatch.backbones.tokens import Stage
+from selfpatch.backbones.backbone import Stage
 from selfpatch.evaluation.video.video_pictures import PALETTE
 from tests.evaluation.labeled_scenes import COLORS, ColorBackbone
 
@@ -17,7 +17,7 @@ class ColorStages(ColorBackbone):
         super().__init__(patch_size)
         self.stages = [Stage(self.embed_dim, patch_size)]
 
-    def stage_maps(self, images, stages):
+    def forward_intermediates(self, images, stages):
         tokens = self(images)
         return [tokens.patch_tokens.transpose(1, 2).unflatten(2, tokens.grid_size) for _ in stages]
 

@@ -20,10 +20,14 @@ def cached(backbone, tmp_path, max_bytes=1e9):
 @torch.no_grad()
 def test_answers_are_the_backbones_own_and_come_from_disk_the_second_time(backbone, tmp_path):
     images = torch.randn(3, 3, 32, 48)
-    expected = backbone(images), backbone.stage_maps(images, [0, -1]), backbone.last_attention_keys(images)
+    expected = backbone(images), backbone.forward_intermediates(images, [0, -1]), backbone.last_attention_keys(images)
     for found in (0, 9):
         memory = cached(backbone, tmp_path)
-        tokens, maps, keys = memory(images), memory.stage_maps(images, [0, -1]), memory.last_attention_keys(images)
+        tokens, maps, keys = (
+            memory(images),
+            memory.forward_intermediates(images, [0, -1]),
+            memory.last_attention_keys(images),
+        )
         assert tokens.grid_size == expected[0].grid_size
         torch.testing.assert_close(tokens.patch_tokens, expected[0].patch_tokens)
         torch.testing.assert_close(tokens.cls_token, expected[0].cls_token)
@@ -40,8 +44,8 @@ def test_other_pixels_weights_or_stages_are_encoded_anew(backbone, tmp_path):
     memory(images[:1])
     memory(torch.cat([images[1:], images[:1] + 1e-6]))
     assert (memory.num_found, memory.num_encoded) == (2, 1)
-    memory.stage_maps(images, [0])
-    memory.stage_maps(images, [1])
+    memory.forward_intermediates(images, [0])
+    memory.forward_intermediates(images, [1])
     assert memory.num_encoded == 5
     backbone.model.norm.weight += 1e-6
     memory = cached(backbone, tmp_path)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfpatch.backbones.tokens import Stage
+from selfpatch.backbones.backbone import Stage
 from selfpatch.evaluation.feature_pyramid import (
     FPN,
     ResizedFeatures,
@@ -22,10 +22,10 @@ class Staged(ColorBackbone):
         super().__init__(patch_size)
         self.stages = [Stage(embed_dim, patch_size)] * depth
 
-    def stage_maps(self, images, stages):
+    def forward_intermediates(self, images, stages):
         raise NotImplementedError
 
-    last_attention_keys = stage_maps
+    last_attention_keys = forward_intermediates
 
 
 def test_taps_keep_their_share_of_the_depth():
@@ -99,7 +99,7 @@ def test_swin_goes_straight_into_the_pyramid():
     for kind in ("xcit", "simple"):
         pyramid = build_pyramid(kind, backbone, [0, 1, 2, 3], 6)
         assert isinstance(pyramid, FPN) and pyramid.resized is None
-    levels = pyramid(backbone.stage_maps(torch.randn(1, 3, 64, 96), [0, 1, 2, 3]))
+    levels = pyramid(backbone.forward_intermediates(torch.randn(1, 3, 64, 96), [0, 1, 2, 3]))
     assert [tuple(level.shape[2:]) for level in levels.values()] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
 
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import SelfPatchConfig
 from selfpatch.objectives.encoder import Encoder
 from selfpatch.objectives.selfpatch import find_positives, match_positives, neighborhood
@@ -119,7 +119,7 @@ def test_the_teacher_sees_local_crops_only_when_asked(crops, monkeypatch):
     student_teacher = tiny_student_teacher(config)
     seen = []
     backbone = student_teacher.teacher.backbone
-    monkeypatch.setattr(backbone, "forward", lambda x, f=backbone.forward: seen.append(x.shape[-1]) or f(x))
+    monkeypatch.setattr(backbone, "forward", lambda x, masks=None, f=backbone.forward: seen.append(x.shape[-1]) or f(x))
     student_teacher(Views(*random_crops(config)), 0)
     assert seen == ([32, 24] if crops == "all" else [32])
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.checkpoints.original_selfpatch import convert_training_state
-from selfpatch.backbones.vit import build_vit
 from selfpatch.config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     AggregatorConfig,
     BackboneConfig,
     DINOConfig,
@@ -129,7 +131,9 @@ def config_of(settings: dict) -> PretrainConfig:
 def build(kit: Path, expected: dict) -> tuple[StudentTeacher, PretrainConfig]:
     settings = expected["settings"]
     config = config_of(settings)
-    backbone = build_vit(config.backbone, (settings["img_size"], settings["img_size"]))
+    backbone = build_backbone(
+        config.backbone, (settings["img_size"], settings["img_size"]), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
     student_teacher = build_student_teacher(backbone, config, steps_per_epoch=settings["iterations_per_epoch"])
     student_teacher.load_state_dict(convert_training_state(load_file(kit / "initial.safetensors")), strict=True)
     return student_teacher, config

@@ -43,23 +43,23 @@ def step(efficiency: EfficiencyConfig, precision: str = "float32") -> tuple[torc
 
 # torch.compile looks at what it should not, and says so itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
-@pytest.mark.parametrize("recompute", ["nothing", "activations", "blocks"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_recompute_and_compile(recompute, compiled, plain, monkeypatch):
+def test_checkpointing_and_compile(checkpointing, compiled, plain, monkeypatch):
     """Stochastic depth too drops the same samples. Compiled by tracing alone: inductor takes a minute here."""
     compile_blocks = vit.compile_blocks
     monkeypatch.setattr(vit, "compile_blocks", lambda blocks, backend: compile_blocks(blocks, backend and aot_eager))
-    loss, ours = step(EfficiencyConfig(recompute=recompute, compile=compiled))
+    loss, ours = step(EfficiencyConfig(activation_checkpointing=checkpointing, compile=compiled))
     torch.testing.assert_close(loss, plain[0], rtol=1e-6, atol=1e-6)
     assert ours.keys() == plain[1].keys()
     for name, gradient in ours.items():
         assert (gradient - plain[1][name]).norm() <= 1e-5 * plain[1][name].norm(), name
 
 
-@pytest.mark.parametrize("recompute", ["nothing", "activations", "blocks"])
-def test_bf16(recompute, plain):
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_bf16(checkpointing, plain):
     """Eight bits of precision: losses agree to a thousandth, and gradients point the same way."""
-    loss, ours = step(EfficiencyConfig(recompute=recompute), precision="bf16")
+    loss, ours = step(EfficiencyConfig(activation_checkpointing=checkpointing), precision="bf16")
     assert loss.item() == pytest.approx(plain[0].item(), rel=1e-3)
     assert not torch.equal(loss, plain[0])
     a, b = (torch.cat([g.flatten() for g in gradient.values()]) for gradient in (ours, plain[1]))

@@ -154,9 +154,9 @@ def test_recomputing_changes_memory_and_nothing_else(pos_embed_interpolation):
     backbone = dataclasses.replace(config.backbone, pos_embed_interpolation=pos_embed_interpolation)
     config = dataclasses.replace(config, backbone=backbone)
     gradients = []
-    for recompute in ("nothing", "activations", "blocks"):
+    for checkpointing in ("none", "selective", "full"):
         student_teacher = tiny_student_teacher(config).train()
-        apply_efficiency(student_teacher, EfficiencyConfig(recompute=recompute))
+        apply_efficiency(student_teacher, EfficiencyConfig(activation_checkpointing=checkpointing))
         torch.manual_seed(0)  # the same stochastic depth
         loss, _ = student_teacher(Views(*random_crops(config)), 0)
         loss.backward()

@@ -15,13 +15,15 @@ class PlainDropPath(nn.Module):
         if not self.training:
             return x
         keep = (torch.rand(len(x)) >= self.plain_drop_prob).float() / (1 - self.plain_drop_prob)
-        return x * keep.view(-1, 1, 1)
+        return x * keep.view(-1, *[1] * (x.ndim - 1))
 
 
 def make_plain(blocks: nn.Module) -> None:
     """Give blocks back to timm's own forward."""
     for block in blocks:
         block.__class__ = type(block).__mro__[2]
-        for name in ("drop_path1", "drop_path2"):
-            if drop_prob := getattr(getattr(block, name), "drop_prob", 0):
-                setattr(block, name, PlainDropPath(drop_prob))
+        # Parts of parallel blocks have one each.
+        for part in list(block.modules()):
+            for name, child in list(part.named_children()):
+                if name.startswith("drop_path") and (drop_prob := getattr(child, "drop_prob", 0)):
+                    setattr(part, name, PlainDropPath(drop_prob))

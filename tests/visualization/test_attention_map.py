@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from selfpatch.visualization.attention_map import cls_attention
 from tests.backbones.small_vits import small_vit
 
 
@@ -23,7 +22,7 @@ def test_equals_the_plain_formula(family):
     backbone = small_vit(family)
     images = torch.randn(1, 3, 3 * backbone.patch_size[0], 5 * backbone.patch_size[1])
     before = backbone(images).patch_tokens
-    ours = cls_attention(backbone, images)
+    ours = backbone.cls_attention(images)[0]
     assert ours.shape == (3, 3, 5)
     expected = plain_attention(backbone, images)[:, backbone.num_prefix_tokens :]
     torch.testing.assert_close(ours.flatten(1), expected, rtol=1e-4, atol=1e-6)
@@ -35,7 +34,7 @@ def test_equals_the_plain_formula(family):
 def test_rotary_positions(family):
     backbone = small_vit(family)
     images = torch.randn(1, 3, 3 * backbone.patch_size[0], 5 * backbone.patch_size[1])
-    ours = cls_attention(backbone, images)
+    ours = backbone.cls_attention(images)[0]
     assert ours.shape == (3, 3, 5)
     assert (ours >= 0).all()
     assert (ours.flatten(1).sum(dim=-1) < 1).all()
@@ -43,4 +42,4 @@ def test_rotary_positions(family):
 
 def test_no_class_token():
     with pytest.raises(ValueError, match="has no class token"):
-        cls_attention(small_vit("no class token"), torch.zeros(1, 3, 64, 64))
+        small_vit("no class token").cls_attention(torch.zeros(1, 3, 64, 64))

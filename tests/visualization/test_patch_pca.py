@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.visualization.patch_pca import draw_patch_pca, patch_pca
 from selfpatch.visualization.sheet import EncodedImage
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import SelfPatchConfig
 from selfpatch.visualization import positives
 from selfpatch.visualization.positives import draw_positives, neighborhoods, spread_patches

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.visualization.sheet import EncodedImage
 from selfpatch.visualization.similarity_map import draw_similarity_maps, patch_at, similarity_map
 

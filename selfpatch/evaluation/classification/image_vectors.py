@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, resize
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.errors import UserError
 from selfpatch.evaluation.features import Backbone, normalized, prefetch
 from selfpatch.evaluation.protocols.knn_classification import ImageVector

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.data.augmentation.geometry import resized_crop, sample_crop_box
 from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.evaluation.classification.classification_pictures import draw_confusion

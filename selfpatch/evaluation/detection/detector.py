@@ -22,6 +22,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.evaluation.feature_pyramid import (
     NUM_LEVELS,
     Levels,
@@ -30,7 +31,6 @@ from selfpatch.evaluation.feature_pyramid import (
     level_strides,
     scale_out_indices,
 )
-from selfpatch.evaluation.features import StagedBackbone
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
 
 BOX_POOLED, MASK_POOLED = 7, 14  # sides of a region's features for the box and the mask head
@@ -65,9 +65,9 @@ class Detector(nn.Module):
         backbone: is trained; hand in a copy where others use it.
     """
 
-    def __init__(self, backbone: StagedBackbone, num_classes: int, protocol: MaskRCNN):
+    def __init__(self, backbone: Backbone, num_classes: int, protocol: MaskRCNN):
         super().__init__()
-        self.backbone: Any = backbone
+        self.backbone = backbone
         self.stages = detector_out_indices(backbone, protocol)
         self.strides = level_strides(backbone, self.stages)
         self.pyramid = build_pyramid(protocol.neck, backbone, self.stages, protocol.fpn_channels)
@@ -80,7 +80,7 @@ class Detector(nn.Module):
         return math.lcm(int(self.strides[NUM_LEVELS - 1]), self.backbone.patch_size[0])
 
     def features(self, images: Float[Tensor, "B 3 H W"]) -> Levels:
-        return self.pyramid(self.backbone.stage_maps(images, self.stages))
+        return self.pyramid(self.backbone.forward_intermediates(images, self.stages))
 
     def losses(
         self, images: Float[Tensor, "B 3 H W"], sizes: Sequence[Size], targets: Sequence[Targets]
@@ -99,7 +99,7 @@ class Detector(nn.Module):
         return self.roi_heads.detect(features, proposals, list(sizes))
 
 
-def detector_out_indices(backbone: StagedBackbone, protocol: MaskRCNN) -> list[int]:
+def detector_out_indices(backbone: Backbone, protocol: MaskRCNN) -> list[int]:
     stages = scale_out_indices(backbone, protocol.taps)
     reads_last_alone = protocol.neck == "simple" and not is_hierarchical(backbone)
     return stages[-1:] if reads_last_alone else stages

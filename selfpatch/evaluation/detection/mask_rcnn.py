@@ -13,6 +13,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.errors import UserError
 from selfpatch.evaluation.class_bars import write_class_bars
@@ -29,7 +30,7 @@ from selfpatch.evaluation.detection.detection_samples import (
 )
 from selfpatch.evaluation.detection.detection_scores import KINDS, ResultEntry, coco_metrics, result_entries
 from selfpatch.evaluation.detection.detector import Detector
-from selfpatch.evaluation.features import StagedBackbone, prefetch, resize_image
+from selfpatch.evaluation.features import prefetch, resize_image
 from selfpatch.evaluation.head_training import train_head
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
 from selfpatch.evaluation.task import Context, EvalOutput, Report, no_progress
@@ -46,7 +47,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
 )  # fmt: skip
 
 
-def run(backbone: StagedBackbone, root: Path, protocol: MaskRCNN, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: Context) -> EvalOutput:
     """Train a copy of the backbone as a detector, or go on from context.out; score the validation images.
 
     Writes OUT/detections.json in COCO's format of results, and pictures of a few images.
@@ -62,7 +63,7 @@ def run(backbone: StagedBackbone, root: Path, protocol: MaskRCNN, context: Conte
     data = CocoDetection(root, max_images=protocol.max_images)
     steps = num_steps(data, protocol)
     detector = build_detector(backbone, data.num_classes, protocol).to(context.device)
-    train(detector, data, protocol, context, identity=identity(backbone, data, protocol), steps=steps)
+    train(detector, data, protocol, context, identity=identity(data, protocol), steps=steps)
     results, shown = detect_images(detector, data, protocol, context.device, context.report)
     (context.out / "detections.json").write_text(json.dumps(results), encoding="utf-8")
     metrics = coco_metrics(data.val, results, data.category_ids, data.class_names)
@@ -74,7 +75,7 @@ def run(backbone: StagedBackbone, root: Path, protocol: MaskRCNN, context: Conte
         "steps": steps,
         "stages": detector.stages,
         "strides_px": detector.strides,
-        "num_heads": getattr(detector.backbone, "num_heads", None),
+        "num_heads": detector.backbone.num_heads,
         "num_parameters": sum(parameter.numel() for parameter in detector.parameters()),
     }
     return EvalOutput(metrics, data.facts(), details)
@@ -90,7 +91,7 @@ def num_steps(data: CocoDetection, protocol: MaskRCNN) -> int:
     return steps
 
 
-def build_detector(backbone: StagedBackbone, num_classes: int, protocol: MaskRCNN) -> Detector:
+def build_detector(backbone: Backbone, num_classes: int, protocol: MaskRCNN) -> Detector:
     """A detector on a copy of the backbone, its start a function of the seed; global random numbers stay as they were.
 
     The backbone's number of attention heads stays what it is. SelfPatch's own configuration writes num_heads=8 where
@@ -101,14 +102,12 @@ def build_detector(backbone: StagedBackbone, num_classes: int, protocol: MaskRCN
     Raises:
         UserError: the backbone's stages do not fit, or it cannot be cut into so many heads.
     """
-    trained: Any = copy.deepcopy(backbone)
+    trained = copy.deepcopy(backbone)
     if protocol.upstream_heads is not None:
-        if not hasattr(trained, "set_num_heads"):
-            raise UserError("upstream-heads is for plain vision transformers, and this backbone is none; leave it out")
         trained.set_num_heads(protocol.upstream_heads)
     trained.set_drop_path(protocol.drop_path)
     trained.remove_final_norm()
-    trained.set_recompute(protocol.recompute)
+    trained.set_activation_checkpointing("full" if protocol.recompute else "none")
     with torch.random.fork_rng([]):
         torch.manual_seed(protocol.seed)
         return Detector(trained, num_classes, protocol)
@@ -201,7 +200,7 @@ def layer_depths(detector: Detector) -> dict[str, int]:
     return {name: depths.get(name, num_blocks + 1) for name, _ in detector.named_parameters()}
 
 
-def identity(backbone: Any, data: CocoDetection, protocol: MaskRCNN) -> dict[str, Any]:
+def identity(data: CocoDetection, protocol: MaskRCNN) -> dict[str, Any]:
     """What a training that goes on must have in common with the one that was stopped, besides its first weights."""
     settings = dataclasses.asdict(protocol)
     for later in WITHOUT_EFFECT_ON_WEIGHTS:

@@ -9,13 +9,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.box_folder import Box, BoxFolder, BoxImage
 from selfpatch.evaluation.datasets.labeled_images import spread
 from selfpatch.evaluation.discovery.discovery_pictures import Discovery, draw_discoveries
 from selfpatch.evaluation.discovery.lost import find_object
 from selfpatch.evaluation.features import (
-    StagedBackbone,
     eval_mode,
     normalized,
     patch_features,
@@ -30,7 +30,7 @@ MAX_PATCHES = 2**15  # of an image; every pair of them is compared, in 4 GiB
 NUM_SHOWN = 8
 
 
-def run(backbone: StagedBackbone, root: Path, protocol: ObjectDiscovery, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Context) -> EvalOutput:
     """Find one object an image by LOST; CorLoc is the share of images whose box overlaps a true one enough.
 
     Boxes are written to OUT/boxes.json.
@@ -91,7 +91,7 @@ def padded(image: Float[Tensor, "1 3 H W"], patch_size: tuple[int, int]) -> Floa
 
 
 def features_of(
-    backbone: StagedBackbone, image: Float[Tensor, "1 3 H W"], protocol: ObjectDiscovery
+    backbone: Backbone, image: Float[Tensor, "1 3 H W"], protocol: ObjectDiscovery
 ) -> Float[Tensor, "D R S"]:
     if protocol.features == "tokens":
         return patch_features(backbone, image)[0]

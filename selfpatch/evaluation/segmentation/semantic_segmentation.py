@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.errors import UserError
 from selfpatch.evaluation.class_bars import write_class_bars
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.feature_cache import unwrap_cache
-from selfpatch.evaluation.features import Cached, StagedBackbone, floor_to_patch_multiple
+from selfpatch.evaluation.features import Cached, floor_to_patch_multiple
 from selfpatch.evaluation.head_training import resume_key, seeded, train_head
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.decoder_training import BLOCKS, DecoderTraining
@@ -52,14 +53,14 @@ class Segmenter(nn.Module):
 
     def __init__(
         self,
-        backbone: StagedBackbone,
+        backbone: Backbone,
         stages: Sequence[int],
         neck: nn.Module,
         head: nn.Module,
         auxiliary: tuple[nn.Module, int] | None = None,
     ):
         super().__init__()
-        self.backbone: Any = backbone
+        self.backbone = backbone
         self.stages = list(stages)
         self.neck, self.head = neck, head
         self.auxiliary, self.auxiliary_level = auxiliary or (None, 0)
@@ -67,7 +68,7 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C r s"], Tensor | None]:
         """Class scores of the head and, if there is one, of the auxiliary head."""
-        levels = self.neck(self.backbone.stage_maps(images, self.stages))
+        levels = self.neck(self.backbone.forward_intermediates(images, self.stages))
         return self.head(levels), None if self.auxiliary is None else self.auxiliary(levels[self.auxiliary_level])
 
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H W"]:
@@ -84,7 +85,7 @@ class Segmenter(nn.Module):
         return F.interpolate(logits.float(), size=(height, width), mode="bilinear")
 
 
-def semantic_fpn(backbone: StagedBackbone, num_classes: int, protocol: SemanticFPN) -> Segmenter:
+def semantic_fpn(backbone: Backbone, num_classes: int, protocol: SemanticFPN) -> Segmenter:
     """Maps of a plain transformer go into the pyramid as they are, all of one stride, as the paper has it."""
     stages = decoder_out_indices(backbone, protocol.taps)
     widths = [backbone.stages[stage].embed_dim for stage in stages]
@@ -96,7 +97,7 @@ def semantic_fpn(backbone: StagedBackbone, num_classes: int, protocol: SemanticF
     )
 
 
-def upernet(backbone: StagedBackbone, num_classes: int, protocol: UPerNet) -> Segmenter:
+def upernet(backbone: Backbone, num_classes: int, protocol: UPerNet) -> Segmenter:
     stages = decoder_out_indices(backbone, protocol.taps)
     widths = [backbone.stages[stage].embed_dim for stage in stages]
     neck = (
@@ -113,18 +114,18 @@ def upernet(backbone: StagedBackbone, num_classes: int, protocol: UPerNet) -> Se
     return Segmenter(backbone, stages, neck, head, auxiliary)
 
 
-def run_semantic_fpn(backbone: StagedBackbone, root: Path, protocol: SemanticFPN, context: Context) -> EvalOutput:
+def run_semantic_fpn(backbone: Backbone, root: Path, protocol: SemanticFPN, context: Context) -> EvalOutput:
     return run("semantic-fpn", semantic_fpn, backbone, root, protocol, context)
 
 
-def run_upernet(backbone: StagedBackbone, root: Path, protocol: UPerNet, context: Context) -> EvalOutput:
+def run_upernet(backbone: Backbone, root: Path, protocol: UPerNet, context: Context) -> EvalOutput:
     return run("upernet", upernet, backbone, root, protocol, context)
 
 
 def run(
     task: str,
-    build: Callable[[StagedBackbone, int, Any], Segmenter],
-    backbone: StagedBackbone,
+    build: Callable[[Backbone, int, Any], Segmenter],
+    backbone: Backbone,
     root: Path,
     protocol: Any,
     context: Context,
@@ -141,7 +142,7 @@ def run(
     with seeded(protocol.seed, context.device):
         segmenter = build(own, data.num_classes, protocol).to(context.device)
     segmenter.backbone.set_drop_path(protocol.drop_path)
-    segmenter.backbone.set_recompute(protocol.recompute)
+    segmenter.backbone.set_activation_checkpointing("full" if protocol.recompute else "none")
     identity = resume_key(task, protocol, data.training_fingerprint(), backbone)
     for later in ("recompute", "inference", "stride"):  # they do not change the weights
         del identity["protocol"][later]
@@ -222,11 +223,11 @@ def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTrainin
     return evaluate_images(data, segmenter.backbone, protocol, predict_logits, context)
 
 
-def is_hierarchical(backbone: StagedBackbone) -> bool:
+def is_hierarchical(backbone: Backbone) -> bool:
     return len({stage.stride_px for stage in backbone.stages}) > 1
 
 
-def decoder_out_indices(backbone: StagedBackbone, taps: Sequence[int]) -> list[int]:
+def decoder_out_indices(backbone: Backbone, taps: Sequence[int]) -> list[int]:
     """Blocks of a plain transformer at the same shares of its depth as `taps` of twelve; all stages of a pyramid."""
     depth = len(backbone.stages)
     if is_hierarchical(backbone):
@@ -236,11 +237,11 @@ def decoder_out_indices(backbone: StagedBackbone, taps: Sequence[int]) -> list[i
     return [-(-(tap + 1) * depth // BLOCKS) - 1 for tap in taps]
 
 
-def freeze_unused(backbone: Any, stages: Sequence[int]) -> None:
+def freeze_unused(backbone: Backbone, stages: Sequence[int]) -> None:
     """All parameters are trained but those that these maps do not depend on, such as the final norm's."""
     parameters = list(backbone.requires_grad_(True).parameters())
     image = torch.zeros(1, 3, *backbone.patch_size, device=parameters[0].device)
-    total = torch.stack([stage.sum() for stage in backbone.stage_maps(image, stages)]).sum()
+    total = torch.stack([stage.sum() for stage in backbone.forward_intermediates(image, stages)]).sum()
     for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
         parameter.requires_grad_(gradient is not None)
 

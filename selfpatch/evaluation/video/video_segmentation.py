@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.davis import Davis, Frame, Video, read_annotation, read_frame
-from selfpatch.evaluation.features import StagedBackbone, eval_mode, normalized, prefetch, resize_mask
+from selfpatch.evaluation.features import eval_mode, normalized, prefetch, resize_mask
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
 from selfpatch.evaluation.task import Context, EvalOutput
 from selfpatch.evaluation.video.davis_measures import ObjectScores, global_measures, score_frame
@@ -20,7 +21,7 @@ from selfpatch.evaluation.video.label_propagation import first_labels, labels_to
 from selfpatch.evaluation.video.video_pictures import write_mask, write_video_pictures
 
 
-def run(backbone: StagedBackbone, root: Path, protocol: VideoSegmentation, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: Context) -> EvalOutput:
     """Writes OUT/masks/VIDEO/FRAME.png, OUT/scores.json (J and F by video, object and frame), and pictures.
 
     Source: facebookresearch/dino eval_video_segmentation.py; davisvideochallenge/davis2017-evaluation.
@@ -73,7 +74,7 @@ def frame_size(video: Video, protocol: VideoSegmentation, patch_size: tuple[int,
 
 
 def segment(
-    backbone: StagedBackbone, video: Video, protocol: VideoSegmentation, device: torch.device
+    backbone: Backbone, video: Video, protocol: VideoSegmentation, device: torch.device
 ) -> Iterator[UInt8[np.ndarray, "H W"]]:
     """The mask of every frame, in the frame's own size; that of the first frame is the annotation."""
     annotation = read_annotation(video.frames[0])
@@ -93,7 +94,7 @@ def segment(
 
 
 def encode(
-    backbone: StagedBackbone, video: Video, protocol: VideoSegmentation, device: torch.device
+    backbone: Backbone, video: Video, protocol: VideoSegmentation, device: torch.device
 ) -> Iterator[Float[Tensor, "D R S"]]:
     """The features of every frame: what the last stage gives, before the final norm."""
     rows, columns = frame_size(video, protocol, backbone.patch_size)
@@ -113,10 +114,10 @@ def encode(
 
 
 @torch.no_grad()
-def last_stage(backbone: StagedBackbone, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+def last_stage(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
     """In float32 whatever autocast says; call it within `eval_mode`."""
     with torch.autocast(images.device.type, enabled=False):
-        (features,) = backbone.stage_maps(images, [-1])
+        (features,) = backbone.forward_intermediates(images, [-1])
     return features.float()
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfpatch.backbones.tokens import Tokens
+from selfpatch.backbones.backbone import Tokens
 from selfpatch.data.loading.sampler import Plan
 from selfpatch.evaluation.classification.linear_classification import LinearLayers, choose_vectors, run, train_layers
 from selfpatch.evaluation.datasets.class_folder import ClassFolder

@@ -11,8 +11,8 @@ from pycocotools.coco import COCO
 from torch import nn
 
 from selfpatch import cli
-from selfpatch.backbones.vit import build_vit
-from selfpatch.config import BackboneConfig
+from selfpatch.backbones.build import build_backbone
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.evaluation.datasets.coco import CocoDetection
 from selfpatch.evaluation.detection import mask_rcnn
 from selfpatch.evaluation.detection.mask_rcnn import (
@@ -56,7 +56,9 @@ def root(tmp_path_factory):
 @pytest.mark.parametrize("neck", ["xcit", "simple"])
 def test_parameters_of_the_papers_detector(neck):
     """ViT-S/16 and 80 classes; the final norm is not part of it."""
-    backbone = build_vit(BackboneConfig(name="vit_small_patch16_224"), (224, 224))
+    backbone = build_backbone(
+        BackboneConfig(name="vit_small_patch16_224"), (224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
     detector = build_detector(backbone, 80, MaskRCNN(neck=neck))
     assert detector.stages == ([11] if neck == "simple" else [3, 5, 7, 11])
     total = sum(parameter.numel() for parameter in detector.parameters())
@@ -142,7 +144,7 @@ def test_a_fine_tune_goes_on_over_other_validation_images_but_not_over_other_ann
     root = write_coco(tmp_path / "data")
 
     def identity():
-        return mask_rcnn.identity(None, CocoDetection(root), MaskRCNN())
+        return mask_rcnn.identity(CocoDetection(root), MaskRCNN())
 
     before = identity()
     file = root / "annotations/instances_val2017.json"
@@ -252,17 +254,19 @@ def test_upstream_heads_cut_the_same_weights_otherwise():
     )
     assert (own.num_heads, other.num_heads, backbone.num_heads) == (3, 4, 3)
     assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
-    (map_own,), (map_other,) = own.stage_maps(images, [0]), other.stage_maps(images, [0])
+    (map_own,), (map_other,) = own.forward_intermediates(images, [0]), other.forward_intermediates(images, [0])
     assert not torch.allclose(map_own, map_other, atol=1e-3)
     # As a transformer that was made with so many heads.
     made = small_vit("class token", num_heads=4)
     made.load_state_dict(backbone.state_dict())
-    assert torch.allclose(map_other, made.stage_maps(images, [0])[0], atol=1e-5)
+    assert torch.allclose(map_other, made.forward_intermediates(images, [0])[0], atol=1e-5)
     with pytest.raises(ValueError, match="a width of 24 cannot be cut into 5 attention heads; choose a divisor"):
         build_detector(backbone, 3, MaskRCNN(upstream_heads=5))
     with pytest.raises(ValueError, match="RoPE|are made for its own 3 attention heads"):
         build_detector(small_vit("RoPE and registers"), 3, MaskRCNN(upstream_heads=4))
-    with pytest.raises(ValueError, match="upstream-heads is for plain vision transformers, and this backbone is none"):
+    with pytest.raises(
+        ValueError, match="only a plain vision transformer can be cut into another number of attention heads"
+    ):
         build_detector(small_pyramid(), 3, MaskRCNN(upstream_heads=4))
 
 

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from selfpatch.backbones.swin import ANY_SIZE, Swin, create_timm_swin
-from selfpatch.backbones.tokens import Stage
-from selfpatch.backbones.vit import Architecture, build_vit
-from selfpatch.config import BackboneConfig
+from selfpatch.backbones.backbone import Architecture, Backbone, Stage
+from selfpatch.backbones.build import build_backbone, create_timm
+from selfpatch.backbones.swin import ANY_SIZE, Swin
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.evaluation.head_training import StoppedError
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
@@ -52,13 +52,15 @@ each_task = pytest.mark.parametrize("task", TASKS)
 def tiny_vit(**settings):
     torch.manual_seed(0)
     config = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "class_token": False, **settings}
-    return build_vit(BackboneConfig(name="vit_tiny_patch16_224", **config), (32, 32))
+    return build_backbone(
+        BackboneConfig(name="vit_tiny_patch16_224", **config), (32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD
+    )
 
 
 def tiny_swin() -> Swin:
     arguments = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2), "num_classes": 0}
     torch.manual_seed(0)
-    model = create_timm_swin("swin_tiny_patch4_window7_224", **arguments, **ANY_SIZE)
+    model = create_timm("swin_tiny_patch4_window7_224", **arguments, **ANY_SIZE)
     return Swin(model, Architecture("swin_tiny_patch4_window7_224", arguments))
 
 
@@ -195,15 +197,11 @@ def test_all_that_is_trained_has_a_gradient_and_the_rest_is_frozen(task, backbon
 
 
 def test_taps():
-    class Deep(nn.Module):
+    class Deep(Backbone):
         def __init__(self, stages):
             super().__init__()
             self.stages, self.patch_size, self.embed_dim = stages, (16, 16), 8
             self.mean = self.std = (0.5, 0.5, 0.5)
-
-        def stage_maps(self, images, stages): ...
-
-        def last_attention_keys(self, images): ...
 
     def stages_of(depth: int, taps=(2, 5, 8, 11)) -> list[int]:
         return decoder_out_indices(Deep([Stage(8, (16, 16))] * depth), taps)
@@ -270,7 +268,7 @@ def test_recomputing_changes_nothing(backbone):
         model = BACKBONES[backbone]()
         torch.manual_seed(1)
         segmenter = semantic_fpn(model, 3, tiny_fpn()).train()
-        segmenter.backbone.set_recompute(recompute)
+        segmenter.backbone.set_activation_checkpointing("full" if recompute else "none")
         segmenter.backbone.set_drop_path(0.5)
         rows, columns = model.patch_size
         torch.manual_seed(2)

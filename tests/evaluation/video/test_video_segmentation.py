@@ -43,7 +43,7 @@ def test_equals_a_restatement(tmp_path, size):
         for frame in video.frames:
             pixels = cv2.resize(read_frame(frame), (columns, rows)).astype(np.float32) / 255
             image = torch.from_numpy((pixels - protocol.mean) / protocol.std).permute(2, 0, 1)[None].float()
-            (feature,) = backbone.eval().stage_maps(image, [-1])[0]
+            (feature,) = backbone.eval().forward_intermediates(image, [-1])[0]
             features.append(feature)
         truths = [read_annotation(frame) for frame in video.frames]
         small = np.array(Image.fromarray(truths[0]).resize((columns // 8, rows // 8), Image.Resampling.NEAREST))
@@ -71,8 +71,8 @@ def test_equals_a_restatement(tmp_path, size):
 
 def test_a_backbone_that_sees_colours_follows_objects_and_a_blind_one_does_not(tmp_path):
     class Blind(ColorStages):
-        def stage_maps(self, images, stages):
-            return [torch.ones_like(maps) for maps in super().stage_maps(images, stages)]
+        def forward_intermediates(self, images, stages):
+            return [torch.ones_like(maps) for maps in super().forward_intermediates(images, stages)]
 
     root = write_davis(tmp_path / "data", num_frames=6, size=(96, 160))
     protocol = VideoSegmentation(image_size=96, long_side_multiple=8)
@@ -97,10 +97,10 @@ def test_frames_are_normalised_with_the_protocols_numbers(tmp_path):
     seen = []
 
     class Watching(ColorStages):
-        def stage_maps(self, images, stages):
+        def forward_intermediates(self, images, stages):
             assert list(stages) == [-1]
             seen.append(images)
-            return super().stage_maps(images, stages)
+            return super().forward_intermediates(images, stages)
 
     root = write_davis(tmp_path / "data", videos=("ball",), num_frames=3)
     video_segmentation.run(Watching(), root, SMALL, Context(tmp_path / "out"))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from selfpatch.backbones.activation_recompute import recompute_outputs
+from selfpatch.backbones.selective_checkpointing import recompute_outputs
 
 
 def layers() -> nn.ModuleDict:

@@ -1,4 +1,15 @@
-"""What a norm or an activation function made is made again in the backward pass, instead of being kept until then."""
+"""Selective activation checkpointing: save inputs of norms and activation functions, recompute outputs in backward.
+
+It rests on three properties of autograd, which tests/backbones/test_selective_checkpointing.py holds:
+
+1. Whatever an operation saves for backward passes through the innermost `saved_tensors_hooks` at that moment, as the
+   very tensor or a view of it, so that its storage tells which module made it.
+2. A live `untyped_storage()` is one Python object, so that `id` identifies it as long as somebody holds it.
+3. `Tensor._version` grows with every change in place, so that an input or weight that changed since is noticed.
+
+torch.compile traces neither (compiled branches recompute by its own partitioner), and parameter sharding replaces
+weights between forward and backward; it is off under both.
+"""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,12 +20,12 @@ from torch import Tensor, nn
 
 @contextmanager
 def recompute_outputs(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Within, whatever autograd would keep of these modules' outputs is kept as their inputs.
+    """Within, save the inputs of these modules wherever autograd would save their outputs.
 
-    A linear layer keeps its input for the backward pass, and the norm or activation function before it keeps its own
-    input, from which that can be made once more without a matrix product: in a block of a vision transformer 6 of 16
-    tensors as wide as a token. Under autocast the layer after a norm keeps a cast of its output, which stays. Gradients
-    are the same bit for bit.
+    A linear layer saves its input for backward, and the norm or activation function before it saves its own input, from
+    which the other can be recomputed without a matrix product: in a block of a vision transformer 6 of 16 tensors as
+    wide as a token. Under autocast the layer after a norm saves a cast of the norm's output, which stays. Gradients are
+    equal bit for bit.
 
     Args:
         modules: functions of their first argument alone: no dropout, nothing in place.
@@ -43,6 +54,8 @@ def recompute_outputs(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 class RecomputedTensor:
+    """Stand-in for a saved output: its module, the module's input, and the layout of the view that was saved."""
+
     def __init__(self, module: nn.Module, x: Tensor, kept: Tensor):
         self.module, self.x = module, x
         self.layout = kept.size(), kept.stride(), kept.storage_offset()

@@ -1,0 +1,129 @@
+"""Backbones by timm's names: the families that there are, and a randomly initialized one from the config."""
+
+import difflib
+from typing import Any
+
+import timm
+from timm.models import is_model_in_modules
+from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from selfpatch.backbones.backbone import Architecture, Backbone
+from selfpatch.backbones.stochastic_depth import use_subset_drop_path
+from selfpatch.backbones.swin import ANY_SIZE, Swin
+from selfpatch.backbones.vit import ViT
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
+from selfpatch.errors import UserError
+
+
+def build_backbone(
+    config: BackboneConfig,
+    image_size: tuple[int, int],
+    *,
+    mean: tuple[float, float, float],
+    std: tuple[float, float, float],
+) -> Backbone:
+    """A randomly initialized backbone for pretraining.
+
+    Args:
+        image_size: (rows, columns) in pixels: learned position embeddings fit it, and no window is larger than it.
+        mean, std: normalization of its images, which exported files and evaluations then use.
+
+    Raises:
+        UserError: a name that timm does not have, or a setting that the family does not have.
+    """
+    assert config.name is not None  # derived by now
+    arguments = {**any_size_arguments(config.name), "img_size": image_size}
+    for name in ("patch_size", "embed_dim", "depth", "num_heads", "class_token"):
+        if (value := getattr(config, name)) is not None:
+            arguments[name] = value
+    if is_swin(config.name):
+        _refuse_settings_of_vits(config)
+        arguments.pop("class_token", None)
+    model: Any = create_timm(config.name, **arguments, drop_path_rate=config.drop_path)
+    if not config.final_norm:
+        model.norm = nn.Identity()
+    backbone = wrap_timm(
+        model,
+        Architecture(config.name, arguments),
+        pos_embed_interpolation=config.pos_embed_interpolation,
+        mean=mean,
+        std=std,
+    )
+    use_subset_drop_path(backbone.blocks)
+    return backbone
+
+
+def is_swin(name: str) -> bool:
+    """Whether timm's model of this name is a Swin transformer of the first version."""
+    architecture = name.split(".")[0]
+    return timm.is_model(architecture) and is_model_in_modules(architecture, ["swin_transformer"])
+
+
+def any_size_arguments(name: str) -> dict[str, Any]:
+    """Arguments for timm by which a model of this name takes any image size, and gives tokens instead of classes."""
+    return {"num_classes": 0, "global_pool": "", **(ANY_SIZE if is_swin(name) else {"dynamic_img_size": True})}
+
+
+def create_timm(name: str, **arguments: Any) -> nn.Module:
+    """`timm.create_model` for the families that can be a backbone.
+
+    Raises:
+        UserError: an unknown name (the nearest ones are given), another family, or a setting that it lacks.
+    """
+    architecture = name.split(".")[0]
+    if not timm.is_model(architecture):
+        known = [*timm.list_models("*vit*"), *timm.list_models("*eva*"), *timm.list_models("swin_*")]
+        nearest = difflib.get_close_matches(architecture, known, n=3, cutoff=0.3)
+        raise UserError(f"unknown backbone {name!r}; timm has no such model. Nearest: {', '.join(nearest) or 'none'}")
+    try:
+        model = timm.create_model(name, **arguments)
+    except (TypeError, AssertionError) as error:
+        raise UserError(
+            f"timm cannot build {name!r} with {arguments}: {error}. Backbones are vision transformers and Swin "
+            "transformers of the first version; leave out the setting that this one does not have, or choose another, "
+            "e.g. vit_small_patch16_224"
+        ) from error
+    if not isinstance(model, VisionTransformer | Eva | SwinTransformer):
+        raise UserError(
+            f"{name!r} is a {type(model).__name__}; backbones are vision transformers, e.g. vit_small_patch16_224, and "
+            "Swin transformers of the first version, e.g. swin_tiny_patch4_window7_224"
+        )
+    return model
+
+
+def wrap_timm(
+    model: nn.Module,
+    architecture: Architecture,
+    *,
+    pos_embed_interpolation: str = "timm",
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Backbone:
+    """The backbone of timm's model, which `create_timm` built with `any_size_arguments`."""
+    kind = Swin if isinstance(model, SwinTransformer) else ViT
+    backbone = kind(model, architecture, mean=mean, std=std)
+    backbone.pos_embed_interpolation = pos_embed_interpolation
+    return backbone
+
+
+def _refuse_settings_of_vits(config: BackboneConfig) -> None:
+    values = {"depth": config.depth, "num-heads": config.num_heads, "class-token": config.class_token or None}
+    for name, value in values.items():
+        if value is not None:
+            raise UserError(
+                f"backbone.{name} is {value}, but {config.name} is a Swin transformer, which has blocks and attention "
+                "heads by stage and no class token; leave it out, or choose a plain vision transformer"
+            )
+    if config.pos_embed_interpolation != "timm":
+        raise UserError(
+            f"backbone.pos-embed-interpolation is {config.pos_embed_interpolation}, but {config.name} is a Swin "
+            "transformer, whose positions are relative; leave it out"
+        )
+    if not config.final_norm:
+        raise UserError(
+            f"backbone.final-norm is False, but timm's {config.name} always ends in a norm, and an exported file would "
+            "lack it; set it to True"
+        )
