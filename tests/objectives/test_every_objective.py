@@ -1,24 +1,43 @@
-"""One body over all terms, alone and with SelfPatch, on every family of backbones."""
+"""One body over all objectives, alone and with SelfPatch, on every family of backbones."""
 
 import copy
+import dataclasses
+import inspect
+import itertools
 
 import pytest
 import torch
 
-from selfpatch.config import AggregatorConfig, DINOConfig, ObjectivesConfig, SelfPatchConfig
+from selfpatch.config import AggregatorConfig, ObjectivesConfig
+from selfpatch.config.objectives.objective import ObjectiveConfig
 from selfpatch.objectives.encoder import Encoder
-from selfpatch.objectives.registry import build_objectives
+from selfpatch.objectives.objective import Objective
+from selfpatch.objectives.registry import OBJECTIVES, build_objectives
 from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.pretraining.views import Views
 from tests.backbones.small_vits import FAMILIES, small_vit
 from tests.small_models import HEAD
 
-DINO, SELFPATCH = DINOConfig(head=HEAD), SelfPatchConfig(head=HEAD)
-METHODS = {
-    "dino": ObjectivesConfig(dino=DINO),
-    "selfpatch": ObjectivesConfig(dino=None, selfpatch=SELFPATCH),
-    "dino + selfpatch": ObjectivesConfig(dino=DINO, selfpatch=SELFPATCH),
+
+def small(name: str, **changes) -> ObjectiveConfig:
+    """The objective's config with a small head, if it has one."""
+    objective = inspect.signature(OBJECTIVES[name].__init__).parameters["config"].annotation()
+    head = {"head": HEAD} if hasattr(objective, "head") else {}
+    return dataclasses.replace(objective, **head | changes)
+
+
+def objectives_of(*names: str) -> ObjectivesConfig:
+    return ObjectivesConfig(**{name: small(name) if name in names else None for name in OBJECTIVES})
+
+
+METHODS = {name: objectives_of(name) for name in OBJECTIVES} | {
+    f"{name} + selfpatch": objectives_of(name, "selfpatch") for name in OBJECTIVES if name != "selfpatch"
 }
+
+
+def test_every_objective_of_the_config_is_known():
+    assert list(OBJECTIVES) == [field.name for field in dataclasses.fields(ObjectivesConfig)]
+    assert all(issubclass(objective, Objective) for objective in OBJECTIVES.values())
 
 
 def build(family: str, method: str, image_token: str) -> tuple[StudentTeacher, tuple[torch.Tensor, torch.Tensor]]:
@@ -32,22 +51,39 @@ def build(family: str, method: str, image_token: str) -> tuple[StudentTeacher, t
     return StudentTeacher(Encoder(backbone, aggregator), objectives).train(), (global_crops, local_crops)
 
 
+def has_gradient(module: torch.nn.Module) -> bool:
+    return any(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_finite_on_non_square_crops_with_gradients_for_the_student_alone(family, method):
+def test_finite_on_non_square_crops_with_gradients_for_every_part_of_the_student_alone(family, method):
     student_teacher, crops = build(family, method, "aggregator")
     loss, metrics = student_teacher(Views(*crops), 0)
     assert loss.shape == ()
     assert all(torch.isfinite(value) for value in metrics.values())
-    weights = {"dino": 1.0, "selfpatch": 0.1}
-    expected = sum(
-        weights[name] * metrics[f"{name}/loss"] for name in METHODS[method].__dict__ if f"{name}/loss" in metrics
-    )
+    expected = sum(config.weight * metrics[f"{name}/loss"] for name, config in METHODS[method].given().items())
     torch.testing.assert_close(loss.detach(), expected)
     loss.backward()
-    trained = [p for p in student_teacher.parameters() if p.requires_grad]
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    assert has_gradient(student_teacher.student.backbone)
+    objectives = student_teacher.named_objectives
+    if any(objective.needs.image_token for objective in objectives.values()):
+        assert has_gradient(student_teacher.student.aggregator)
+    for student, teacher in itertools.chain.from_iterable(objective.ema_pairs() for objective in objectives.values()):
+        assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
+        assert not any(p.requires_grad for p in teacher.parameters())
     assert all(p.grad is None for _, teacher in student_teacher.ema_pairs() for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_changes_before_commit_and_nothing_stays_after_discard(method):
+    student_teacher, crops = build("class token", method, "aggregator")
+    before = copy.deepcopy(student_teacher.state_dict())
+    with torch.no_grad():
+        student_teacher(Views(*crops), 0)
+    student_teacher.discard()
+    student_teacher.commit(1.0)  # the teacher keeps all of itself
+    assert all(torch.equal(before[name], value) for name, value in student_teacher.state_dict().items())
 
 
 @pytest.mark.parametrize("family", [name for name in FAMILIES if not name.startswith("no ") and "mixed" not in name])
@@ -71,26 +107,38 @@ def test_the_loss_does_not_know_the_order_of_images(method):
     torch.testing.assert_close(loss, shuffled)
 
 
-def test_a_single_image_is_enough():
-    student_teacher, crops = build("class token", "dino + selfpatch", "aggregator")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_single_image_is_enough(method):
+    student_teacher, crops = build("class token", method, "aggregator")
     loss, _ = student_teacher(Views(*(crop[:, :1] for crop in crops)), 0)
     assert torch.isfinite(loss)
 
 
-ASKED_FOR = {  # (student, teacher): how many sizes of crops each network encodes
-    "DINO": (ObjectivesConfig(dino=DINO), (2, 1)),
-    "DINO, centre of all crops": (ObjectivesConfig(dino=DINOConfig(head=HEAD, center_crops="all")), (2, 2)),
-    "SelfPatch": (ObjectivesConfig(dino=None, selfpatch=SELFPATCH), (2, 2)),
-    "SelfPatch on global crops": (
-        ObjectivesConfig(dino=None, selfpatch=SelfPatchConfig(head=HEAD, crops="global")), (1, 1)
-    ),
-    "both": (ObjectivesConfig(dino=DINO, selfpatch=SelfPatchConfig(head=HEAD, crops="global")), (2, 1)),
-}  # fmt: skip
+@pytest.mark.parametrize("method", METHODS)
+def test_the_aggregator_runs_once_per_network_and_resolution_for_the_image_token(method, monkeypatch):
+    student_teacher, crops = build("no class token", method, "aggregator")
+    calls = []
+    for network in (student_teacher.student, student_teacher.teacher):
+        image_token = network.aggregator.image_token
+        monkeypatch.setattr(network.aggregator, "image_token", lambda x, f=image_token: calls.append(x.shape) or f(x))
+    student_teacher(Views(*crops), 0)
+    needs = [objective.needs for objective in student_teacher.named_objectives.values()]
+    assert len(calls) == 2 + any(n.student_local for n in needs) + any(n.teacher_local for n in needs)
+
+
+ASKED_FOR = {  # (student, teacher): how many resolutions each network encodes
+    "DINO": ({"dino": {}}, (2, 1)),
+    "DINO, center of all crops": ({"dino": {"center_crops": "all"}}, (2, 2)),
+    "SelfPatch": ({"selfpatch": {}}, (2, 2)),
+    "SelfPatch on global crops": ({"selfpatch": {"crops": "global"}}, (1, 1)),
+    "both": ({"dino": {}, "selfpatch": {"crops": "global"}}, (2, 1)),
+}
 
 
 @pytest.mark.parametrize("case", ASKED_FOR)
-def test_nothing_is_encoded_that_no_term_asked_for(case):
-    objectives, expected = ASKED_FOR[case]
+def test_nothing_is_encoded_that_no_objective_needs(case):
+    settings, expected = ASKED_FOR[case]
+    objectives = ObjectivesConfig(**{"dino": None} | {name: small(name, **given) for name, given in settings.items()})
     student_teacher, crops = build("no class token", "dino", "aggregator")
     encoder = student_teacher.student
     student_teacher = StudentTeacher(
