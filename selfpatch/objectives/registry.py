@@ -2,12 +2,14 @@
 
 from selfpatch.config import ObjectivesConfig
 from selfpatch.objectives.dino import DINO
+from selfpatch.objectives.koleo import KoLeo
 from selfpatch.objectives.objective import Objective
 from selfpatch.objectives.selfpatch import SelfPatch
 
 OBJECTIVES = {
     "dino": DINO,
     "selfpatch": SelfPatch,
+    "koleo": KoLeo,
 }
 
 

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from selfpatch.config import PretrainConfig
 from selfpatch.errors import unknown_name
 from selfpatch.recipes.demo import demo
-from selfpatch.recipes.dino import dino, dino_selfpatch
+from selfpatch.recipes.dino import dino, dino_koleo, dino_selfpatch
 from selfpatch.recipes.small_data import dino_selfpatch_small, dino_small
 
 RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "dino": dino,
     "dino-selfpatch": dino_selfpatch,
+    "dino-koleo": dino_koleo,
     "dino-small": dino_small,
     "dino-selfpatch-small": dino_selfpatch_small,
     "demo": demo,

@@ -11,6 +11,7 @@ from selfpatch.config import (
     PretrainConfig,
     SelfPatchConfig,
 )
+from selfpatch.config.objectives.koleo import KoLeoConfig
 
 
 def dino() -> PretrainConfig:
@@ -49,3 +50,16 @@ def dino_selfpatch() -> PretrainConfig:
             ),
         ),
     )
+
+
+def dino_koleo() -> PretrainConfig:
+    """DINO with DINOv2's regularizer, which spreads the image tokens of a batch.
+
+    Command: selfpatch pretrain IMAGES OUT --recipe dino-koleo
+    Hardware: as `dino`; it costs one similarity matrix of the batch.
+    Expected: not known at this setting.
+
+    Source: DINOv2, sec. 4.
+    """
+    config = dino()
+    return replace(config, recipe="dino-koleo", objectives=replace(config.objectives, koleo=KoLeoConfig()))

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from selfpatch.config.objectives.dino import DINOConfig
+from selfpatch.config.objectives.koleo import KoLeoConfig
 from selfpatch.config.objectives.objective import ObjectiveConfig
 from selfpatch.config.objectives.selfpatch import SelfPatchConfig
 from selfpatch.config.ranges import Config
@@ -15,6 +16,7 @@ class ObjectivesConfig(Config, group="objectives"):
 
     dino: DINOConfig | None = DINOConfig()
     selfpatch: SelfPatchConfig | None = None
+    koleo: KoLeoConfig | None = None
 
     def __post_init__(self):
         super().__post_init__()
