@@ -25,11 +25,14 @@ class StoppedError(Exception):
 
 
 @contextlib.contextmanager
-def working() -> Iterator[None]:
+def working(*failures: type[Exception]) -> Iterator[None]:
     """The work of a command: an OSError inside is a run that failed, such as by a full disk, not a user's mistake.
 
+    Args:
+        failures: further errors by which the work may fail.
+
     Raises:
-        RunFailedError: in place of an OSError, with its path and its reason.
+        RunFailedError: in place of an OSError, with its path and its reason, or of another failure, with its message.
     """
     try:
         yield
@@ -37,6 +40,8 @@ def working() -> Iterator[None]:
         raise  # nobody reads the output any more
     except OSError as error:
         raise RunFailedError(describe_os_error(error)) from error
+    except failures as error:
+        raise RunFailedError(str(error)) from error
 
 
 def describe_os_error(error: OSError) -> str:

@@ -15,10 +15,14 @@ class Compare:
 
     results: Annotated[
         Positional[tuple[Path, ...]],
-        arg(metavar="RESULTS", help="result.json files, or folders that have some below them"),
+        arg(
+            metavar="RESULTS",
+            help="result.json files, or folders that have some below them",
+            help_behavior_hint="(required)",
+        ),
     ]
-    # metrics to show; without the option the headline of every task, "all" for every one
-    metrics: tuple[str, ...] = ()
+    # metrics to show; "all": every one
+    metrics: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: the headline of every task)")] = ()
     # give each protocol of a task its own columns, instead of refusing a second one
     split_protocols: bool = False
     # file to write the table to: .md or .csv; None: no file

@@ -21,5 +21,5 @@ NumHeads = Annotated[
 ]
 Device = Annotated[
     str,
-    arg(help='"auto" (the GPU if there is one, else the CPU), or a torch device: cpu, cuda, cuda:1, mps'),
+    arg(help='torch device: cpu, cuda, cuda:1, mps; "auto": the GPU if there is one, else the CPU'),
 ]

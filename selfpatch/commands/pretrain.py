@@ -23,7 +23,8 @@ from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import Plan
-from selfpatch.errors import UserError, working
+from selfpatch.data.reading.decode import UnreadableImage
+from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.export import export_timm
 from selfpatch.output import checkpoint
 from selfpatch.output.metric_logger import MetricLogger
@@ -97,7 +98,7 @@ def pretrain(
         print_summary(config, source, parts, resolved, device=device)
 
         # 3. Train.
-        with working():
+        with working(UnreadableImage):
             stopped_by = run_training(config, source, run, parts, monitor, device)
         result = PretrainResult(
             out=run.path,
@@ -290,7 +291,7 @@ def restore(
 
 def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: RunFolder) -> int:
     if count > config.run.max_bad_fraction * num_images:
-        raise UserError(
+        raise RunFailedError(
             f"{count} of {num_images} images cannot be read, more than run.max-bad-fraction "
             f"{config.run.max_bad_fraction:.0%}; they are listed in {run.bad_images_file}. Fix or remove them"
         )

@@ -21,7 +21,7 @@ from selfpatch.config.run import EfficiencyConfig, EvaluateConfig, RunConfig
 class PretrainConfig(Config):
     """All settings of a pretraining run but its two folders."""
 
-    # name of the recipe that the settings start from
+    # name of the recipe that the settings start from; `selfpatch --help` lists them
     recipe: str = "dino-selfpatch"
 
     backbone: BackboneConfig = BackboneConfig()

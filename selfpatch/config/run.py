@@ -49,7 +49,7 @@ class EfficiencyConfig(Config, group="efficiency"):
 class RunConfig(Config, group="run"):
     """Device, logging, checkpoints, and when to stop early."""
 
-    # device to train on: "auto" (the GPU if there is one, else the CPU), or a torch device: cpu, cuda, cuda:1, mps
+    # torch device to train on: cpu, cuda, cuda:1, mps; "auto": the GPU if there is one, else the CPU
     device: str = "auto"
     # steps between lines of the log
     log_every: Annotated[int, Positive] = 10

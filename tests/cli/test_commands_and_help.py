@@ -1,5 +1,6 @@
 """Commands by their names, mistakes in their own options, and help."""
 
+import dataclasses
 import inspect
 import re
 import subprocess
@@ -117,3 +118,21 @@ def test_help_stands_alone(module):
         "in ",
     )
     assert [name for name, comment in helps(module) if comment and comment[0].lower().startswith(fragments)] == []
+
+
+@pytest.mark.parametrize("module", SETTINGS, ids=lambda module: module.__name__)
+def test_every_setting_has_help(module):
+    """But the groups, whose class says what they are."""
+    kinds = [k for k in vars(module).values() if dataclasses.is_dataclass(k) and k.__module__ == module.__name__]
+    types = {field.name: str(field.type) for kind in kinds for field in dataclasses.fields(kind)}
+    assert [n for n, comment in helps(module) if n in types and not comment and "Config" not in types[n]] == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [[name] for name in cli.COMMANDS] + [["evaluate", "--task", task] for task in protocols.TASKS]
+)
+def test_help_uses_no_word_that_the_field_does_not(arguments, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--help"])
+    shown = capsys.readouterr().out
+    assert re.findall(r"\b(share of|shares of|likewise|light|grey|made again|is said|is told)\b", shown) == []

@@ -1,6 +1,7 @@
 """Whose mistake it is decides the exit code: 2 a user's, 1 a run that failed or a fault of ours, 130 Ctrl-C."""
 
 import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,8 @@ def test_work_that_has_begun_is_a_failed_run():
         raise DISK_FULL
     with pytest.raises(RunFailedError, match="^no room$"), working():
         raise OSError("no room")
+    with pytest.raises(RunFailedError, match="^damaged$"), working(EOFError):
+        raise EOFError("damaged")
     with pytest.raises(UserError), working():
         raise UserError("stays")
     with pytest.raises(BrokenPipeError), working():
@@ -78,6 +81,27 @@ def test_a_disk_that_fills_while_it_trains_is_no_mistake_of_the_user(pretrain, t
     monkeypatch.setattr(checkpoint, "save", full)
     assert pretrain(tmp_path / "out", "--optim.steps", "1") == 1
     assert "out/file: No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("num_lost", [1, 4])
+def test_images_that_are_lost_while_it_trains_are_a_failed_run(
+    num_lost, scenes, pretrain, tmp_path, monkeypatch, capsys
+):
+    """One of four is more than a tenth; where all are lost, no other can take their places."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for i, path in enumerate(sorted((scenes / "images").iterdir())[:4]):
+        shutil.copy(path, images / f"{i}{path.suffix}")
+    monkeypatch.setattr("selfpatch.commands.pretrain.print_summary", lambda *_, **__: lose(images, num_lost))
+    assert pretrain(tmp_path / "out", "--optim.steps", 1, "--run.max-bad-fraction", 0.1, images=images) == 1
+    shown = capsys.readouterr().err
+    assert "internal error" not in shown
+    assert "run.max-bad-fraction" in shown or "in a row" in shown
+
+
+def lose(images: Path, count: int) -> None:
+    for path in sorted(images.iterdir())[:count]:
+        path.write_bytes(b"")
 
 
 def test_a_folder_that_cannot_be_made_is_known_before_it_trains(pretrain, tmp_path, monkeypatch, capsys):

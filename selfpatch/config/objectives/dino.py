@@ -19,7 +19,7 @@ class DINOConfig(ObjectiveConfig, group="objectives.dino"):
     # projection head: from image tokens to prototypes
     head: HeadConfig = HeadConfig()
 
-    # targets and predictions
+    # self-distillation: from logits to targets and predictions
     distillation: SelfDistillationConfig = SelfDistillationConfig()
 
     # teacher crops that update the center: the global ones (as DINO's code) or all (as SelfPatch's code)

@@ -21,7 +21,7 @@ class SelfPatchConfig(ObjectiveConfig, group="objectives.selfpatch"):
     # projection head: from patch tokens to prototypes
     head: HeadConfig = HeadConfig(num_prototypes=4096)
 
-    # targets and predictions
+    # self-distillation: from logits to targets and predictions
     distillation: SelfDistillationConfig = SelfDistillationConfig()
 
     # side of the square neighborhood in patches, odd; 3 means 8 neighbors
