@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig, rows_columns
 from selfpatch.data.loading.loader import Batch
-from selfpatch.data.loading.sampler import Plan
+from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.optim.optimizer import optimizer_step, parameter_groups, set_schedules
 from selfpatch.optim.schedules import Schedule, warmup_cosine
 from selfpatch.pretraining.masks import draw_masks
@@ -49,9 +48,9 @@ class PretrainTask:
         config: PretrainConfig,
         *,
         schedules: Schedules,
-        sampler: Plan,
+        sampler: EpochSampler,
         device: torch.device,
-        record_bad_images: Callable[[list[tuple[Path, str]]], int],
+        record_bad_images: Callable[[list[tuple[str, str]]], int],
         image_name: Callable[[int], str] = str,
         data_wait_hint: str = "",
     ):
