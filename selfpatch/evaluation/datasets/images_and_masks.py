@@ -1,6 +1,7 @@
 """The plain layout: images/ and masks/, with or without folders for the splits."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +71,7 @@ def split_by_name(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
         raise UserError(
             f"{pairs[0][0].parent} holds one image; at least two are needed, to learn from one and score the other"
         )
-    by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].stem.encode()).digest())
+    by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair[0].stem)).digest())
     num_val = max(1, round(VAL_SHARE * len(pairs)))
     return sorted(by_hash[num_val:]), sorted(by_hash[:num_val])
 

@@ -258,7 +258,7 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
             r"validation.png has a pixel labelled 3, but .*classes.txt names 2 classes.*0 to 2 \(",
         ),
         (label_of_16_bits, "photo-3.png has a pixel labelled 500; classes go up to 254"),
-        (color_mask, r"photo-3.png is a colour picture \(RGB\); masks hold a class number a pixel"),
+        (color_mask, r"photo-3.png cannot be read: a color picture \(RGB\); a mask holds one number per pixel"),
         (gray_levels, "fewer than two classes: .* the highest label is 0; labels are class numbers, not grey levels"),
         (broken_image, "the image .*photo-3.jpg cannot be read: .*; replace it"),
         (broken_mask, "the mask .*photo-3.png cannot be read: .*; replace it"),
