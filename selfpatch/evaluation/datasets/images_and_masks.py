@@ -16,7 +16,9 @@ from selfpatch.evaluation.datasets.labeled_images import (
     match_images_to_masks,
     read_lines,
 )
+from selfpatch.evaluation.datasets.splits import find_splits
 from selfpatch.evaluation.metrics import IGNORED
+from selfpatch.output.printable import printable
 
 VAL_SHARE = 0.2  # of the images, where the folder does not say what is for validation
 
@@ -35,16 +37,14 @@ def read(root: Path, *, layouts: str) -> Layout:
 def read_folders(root: Path, masks: Path, *, first_label: int, layouts: str) -> Layout:
     """Images below images/ and their masks; a label below `first_label` is not scored.
 
-    Where images/ has no training/ and validation/, the fifth of the images whose names have the lowest SHA-256 is for
-    validation.
+    Where images/ has no folders such as training/ and validation/, the fifth of the images whose names have the lowest
+    SHA-256 is for validation.
     """
     images = root / "images"
-    if (images / "training").is_dir() or (images / "validation").is_dir():
+    splits = find_splits(images, layouts=layouts)
+    if splits is not None:
         name = f"images + {masks.name}, split by folder"
-        train, val = (
-            match_images_to_masks(images / split, masks / split, layouts=layouts)
-            for split in ("training", "validation")
-        )
+        train, val = (match_images_to_masks(split, masks / split.name, layouts=layouts) for split in splits[:2])
     else:
         name = f"images + {masks.name}, {VAL_SHARE:.0%} for validation by the hash of the name"
         train, val = split_by_name(match_images_to_masks(images, masks, layouts=layouts))
@@ -91,4 +91,5 @@ def read_class_names(root: Path) -> tuple[list[str], Path]:
 
 def distinct(names: list[str]) -> list[str]:
     """Scores are listed by name, so classes of one name get numbers."""
+    names = [printable(name, keep="\\") for name in names]
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, start=1)]

@@ -173,8 +173,8 @@ def empty_split(root):
 
 
 def unknown_splits(root):
-    save(root / "images/train/a.jpg", PIXELS)
-    save(root / "masks/train/a.png", MASK)
+    save(root / "images/first/a.jpg", PIXELS)
+    save(root / "masks/first/a.png", MASK)
     return root
 
 
@@ -248,7 +248,7 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
             r"4 of 10 images in .* have no mask .*: photo-0.jpg, photo-1.jpg, photo-2.jpg, \.\.\.; add",
         ),
         (masks_without_images, "1 of 11 masks in .*masks have no image of the same name in .*: extra.png; add"),
-        (no_validation_folder, f"there is no folder .*validation;(.|\n)*{LAYOUTS}"),
+        (no_validation_folder, f"images holds training/ but no val/; add it, (.|\n)*{LAYOUTS}"),
         (empty_split, f"images/validation holds no images(.|\n)*{LAYOUTS}"),
         (unknown_splits, f"images holds no images(.|\n)*{LAYOUTS}"),
         (one_image, "holds one image; at least two are needed"),
