@@ -24,7 +24,7 @@ from selfpatch.output.progress import say, track
 CROP = min(rows_columns(CropsConfig().global_size))  # of the recipes for real images
 SMALL_DATA = 100_000  # images up to which the recipes for small data are meant
 # Threads, for decoders let others run meanwhile: they wait for the disk and fill the cores without a start of seconds.
-NUM_THREADS, IMAGES_AT_ONCE = 16, 512
+NUM_THREADS, IMAGES_AT_ONCE = 8, 512
 
 
 class Checked(NamedTuple):
@@ -52,7 +52,7 @@ class Checked(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of the images of a folder."""
+    """Counts and findings of all images of a folder."""
 
     good: list[Checked]
     bad: list[Checked]
@@ -148,7 +148,7 @@ def counted(counts: Counter[str]) -> str:
 
 
 def advice(report: Report, images: Path | str) -> Iterator[str]:
-    """What follows for a training run, most urgent first."""
+    """Advice for a training run, most urgent first."""
     num_images = len(report.good) + len(report.bad)
     if report.bad:
         shown = "; ".join(f"{image.name}: {image.problem}" for image in report.bad[:3])

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-
 from selfpatch.cli import main
 from selfpatch.config.io import read_yaml, write_yaml
 from selfpatch.demo.scenes import write_scenes

@@ -11,7 +11,7 @@ from selfpatch.data.image_folder import ImageFolder, left_out_notes
 from selfpatch.data.reading.decode import UnreadableImage, read_image
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.identity import files_hash, val_set
-from selfpatch.evaluation.datasets.images_and_masks import VAL_SHARE, split_by_name
+from selfpatch.evaluation.datasets.images_and_masks import VAL_FRACTION, split_by_name
 from selfpatch.evaluation.datasets.labeled_images import listed, spread
 from selfpatch.evaluation.datasets.readable import check_readable
 from selfpatch.evaluation.datasets.splits import Splits, find_splits, subfolders
@@ -24,7 +24,7 @@ LAYOUTS = """
 
 
 def matches_layout(root: Path) -> bool:
-    """Whether there are train/ and val/ with folders in both; the other layout is that of any folder of folders."""
+    """True if there are folders of classes for both splits; the other layout is that of any folder of folders."""
     try:
         splits = find_splits(root, layouts=LAYOUTS)
     except UserError:
@@ -61,7 +61,7 @@ class ClassFolder:
         left_out = LeftOut()
         if splits is None:
             # Texts in results, which are compared with those of older versions.
-            self.layout = f"a folder a class, {VAL_SHARE:.0%} of each for validation by the hash of the name"
+            self.layout = f"a folder a class, {VAL_FRACTION:.0%} of each for validation by the hash of the name"
             names = find_classes(root)
             parts = [split_by_name([(path, path) for path in left_out.images_of(root / name)]) for name in names]
             train, val = ([[path for path, _ in of_class] for of_class in part] for part in zip(*parts, strict=True))

@@ -1,4 +1,4 @@
-"""Videos with one object mask a frame, in DAVIS-2017's layout, checked whole at the start."""
+"""Videos with one object mask per frame, in DAVIS-2017's layout, checked whole at the start."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -37,7 +37,7 @@ class Video(NamedTuple):
 class Davis:
     """The validation videos of DAVIS-2017, or of other videos laid out as it is.
 
-        JPEGImages/480p/VIDEO/FRAME.jpg   Annotations/480p/VIDEO/FRAME.png   ImageSets/2017/val.txt: a VIDEO a line
+        JPEGImages/480p/VIDEO/FRAME.jpg   Annotations/480p/VIDEO/FRAME.png   ImageSets/2017/val.txt: one VIDEO per line
 
     Annotations are gray or palette images whose numbers, not colors, are objects: 1, 2, ... in every frame the same;
     0 and 255 are background.
@@ -70,7 +70,7 @@ class Davis:
 
 
 def matches_layout(root: Path) -> bool:
-    """Whether a folder is meant to be one of these, complete or not."""
+    """True if a folder is meant to be one of these, complete or not."""
     return (root / VIDEO_LIST).is_file() or (root / ANNOTATIONS).is_dir()
 
 
@@ -87,7 +87,7 @@ def read_video_list(root: Path) -> list[str]:
     # A name that is listed twice is one video, as in the toolkit.
     names = list(dict.fromkeys(read_lines(path)))
     if not names:
-        raise UserError(f"{path} lists no video; write the names of folders in {root / FRAMES} into it, one a line")
+        raise UserError(f"{path} lists no video; write the names of folders in {root / FRAMES} into it, one per line")
     if others := [name for name in names if Path(name).name != name or name == ".."]:
         raise UserError(f"{path} lists {others[0]!r}, which is a path; write the bare name of a folder in {FRAMES}")
     return names

@@ -20,7 +20,7 @@ from selfpatch.evaluation.datasets.splits import find_splits
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.output.printable import printable
 
-VAL_SHARE = 0.2  # of the images, where the folder does not say what is for validation
+VAL_FRACTION = 0.2  # of the images, where the folder does not say what is for validation
 
 LAYOUT = "images/NAME.jpg  masks/NAME.png  (0, 1, 2, ...; 255 = not scored); or images/training/NAME.jpg ..."
 
@@ -30,7 +30,7 @@ def find(root: Path) -> Path | None:
 
 
 def read(root: Path, *, layouts: str) -> Layout:
-    """Labels are classes, 255 is not scored, and classes.txt names them, one a line."""
+    """Labels are classes, 255 is not scored, and classes.txt names them, one per line."""
     return read_folders(root, root / "masks", first_label=0, layouts=layouts)
 
 
@@ -46,7 +46,7 @@ def read_folders(root: Path, masks: Path, *, first_label: int, layouts: str) -> 
         name = f"images + {masks.name}, split by folder"
         train, val = (match_images_to_masks(split, masks / split.name, layouts=layouts) for split in splits[:2])
     else:
-        name = f"images + {masks.name}, {VAL_SHARE:.0%} for validation by the hash of the name"
+        name = f"images + {masks.name}, {VAL_FRACTION:.0%} for validation by the hash of the name"
         train, val = split_by_name(match_images_to_masks(images, masks, layouts=layouts))
     class_names, source = read_class_names(root)
     last = first_label + len(class_names) - 1 if class_names else IGNORED - 1
@@ -72,7 +72,7 @@ def split_by_name(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
             f"{pairs[0][0].parent} holds one image; at least two are needed, to learn from one and score the other"
         )
     by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair[0].stem)).digest())
-    num_val = max(1, round(VAL_SHARE * len(pairs)))
+    num_val = max(1, round(VAL_FRACTION * len(pairs)))
     return sorted(by_hash[num_val:]), sorted(by_hash[:num_val])
 
 

@@ -35,7 +35,7 @@ class LabeledImage(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a folder holds, as the reader of its layout found it; no pixel has been read yet.
+    """Content of a folder, as the reader of its layout found it; no pixel has been read yet.
 
     Args:
         root: all images and masks are below it.
@@ -122,7 +122,7 @@ def files_by_stem(folder: Path, endings: tuple[str, ...], *, layouts: str) -> di
 
 
 def spread(items: Sequence[T], max_images: int | None) -> list[T]:
-    """At most so many, at even distances: neighbours in a data set are often alike."""
+    """At most so many, at even distances: neighbors in a data set are often alike."""
     count = min(len(items), max_images or len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
@@ -246,9 +246,10 @@ def read_lines(path: Path) -> list[str]:
         UserError: it cannot be read, or is not in UTF-8.
     """
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        # Not splitlines, which knows ends of lines that names may hold.
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the list {path} cannot be read: {error}; it holds a name a line, as text in UTF-8") from error
+        raise UserError(f"the list {path} cannot be read: {error}; it holds one name per line, in UTF-8") from error
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -68,7 +68,7 @@ def subfolders(root: Path) -> list[Path]:
 
 
 def _split_of(name: str) -> tuple[str, tuple[str, ...]] | None:
-    """Which split a folder is by its name, and what else the name says."""
+    """The split that a name stands for, and the rest of its words; None for other names."""
     words = re.split(r"[\W_]+", name.lower())
     for i, word in enumerate(words):
         if match := _WORD.fullmatch(word):

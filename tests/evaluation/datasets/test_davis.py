@@ -46,7 +46,7 @@ def test_a_list_in_another_encoding_is_named(tmp_path):
     root = write_davis(tmp_path, size=(20, 30))
     (root / "ImageSets/2017/val.txt").write_text("b\xe4r\n", encoding="latin-1")
     with pytest.raises(
-        ValueError, match="the list .*2017/val.txt cannot be read: .*; it holds a name a line, .* UTF-8"
+        ValueError, match="the list .*2017/val.txt cannot be read: .*; it holds one name per line, .*UTF-8"
     ):
         Davis(root)
 

@@ -137,7 +137,7 @@ def test_masks_of_other_formats_are_refused(tmp_path, write, format_, monkeypatc
     ("line", "name"),
     [("frame.0", "frame.0"), ("2007_000001", "2007_000001"), ("a.b.JPG", "a.b"), ("my image 7", "my image"),
      ("/JPEGImages/a.0.jpg /SegmentationClass/a.0.png", "a.0"), ("2007_000001  -1", "2007_000001"), ("two words", "two words"),
-     ("v1.5 -1", "v1.5"), ("sub/frame.0", "frame.0")],
+     ("v1.5 -1", "v1.5"), ("sub/frame.0", "frame.0"), ("a\u2028b\x1cc", "a\u2028b\x1cc")],
 )  # fmt: skip
 def test_names_in_lists(tmp_path, line, name):
     (tmp_path / "list.txt").write_text(f"{line}\nother\n")

@@ -240,7 +240,7 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
     ("spoil", "message"),
     [
         (no_folder, f"there is no folder .*missing;(.|\n)*{LAYOUTS}"),
-        (class_names_in_latin_1, "the list .*classes.txt cannot be read: .*; it holds a name a line, as text in UTF-8"),
+        (class_names_in_latin_1, "the list .*classes.txt cannot be read: .*; it holds one name per line, in UTF-8"),
         (ade20k_names_in_latin_1, "the list .*objectInfo150.txt cannot be read: .* UTF-8"),
         (no_layout, f"holds pictures;(.|\n)*{LAYOUTS}"),
         (
@@ -259,7 +259,7 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
         ),
         (label_of_16_bits, "photo-3.png has a pixel labelled 500; classes go up to 254"),
         (color_mask, r"photo-3.png cannot be read: a color picture \(RGB\); a mask holds one number per pixel"),
-        (gray_levels, "fewer than two classes: .* the highest label is 0; labels are class numbers, not grey levels"),
+        (gray_levels, "fewer than two classes: .* the highest label is 0; labels are class numbers, not gray levels"),
         (broken_image, "the image .*photo-3.jpg cannot be read: .*; replace it"),
         (broken_mask, "the mask .*photo-3.png cannot be read: .*; replace it"),
         (no_mask, "the mask .*photo-3.png cannot be read: .*; replace it"),
