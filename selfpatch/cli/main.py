@@ -11,6 +11,7 @@ from selfpatch.cli import check, compare, demo, embed, evaluate, export, pretrai
 from selfpatch.cli.arguments import parse
 from selfpatch.cli.command import Command
 from selfpatch.errors import RunFailedError, StoppedError, UserError, describe_os_error, unknown_name
+from selfpatch.output.printable import LINES, printable
 from selfpatch.recipes import RECIPES
 
 COMMANDS: dict[str, Command] = {
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(arguments)
     except StoppedError as stopped:
-        print(stopped)
+        print(printable(str(stopped), keep=LINES))
         return 128 + stopped.number
     except KeyboardInterrupt:
         return 130
@@ -74,7 +75,8 @@ def report(error: Exception) -> int:
             code, text = 1, f"{error} (--traceback shows where)"
         case _:
             code, text = 1, f"internal error, {type(error).__name__}: {error} (--traceback shows where)"
-    print(f"selfpatch: {text}", file=sys.stderr)
+    # Names of files may hold anything, a terminal's commands too.
+    print(f"selfpatch: {printable(text, keep=LINES)}", file=sys.stderr)
     return code
 
 

@@ -1,9 +1,10 @@
-"""`selfpatch embed`: what a model makes of every image of a folder, as numpy files."""
+"""`selfpatch embed`: the tokens of every image of a folder, as numpy files."""
 
 import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from selfpatch.output.progress import say, track
 from selfpatch.output.versions import versions
 
 BATCH_SIZE = 16
+# The long side is at most so many times the short side that was asked for: a line of 1 x 400 px would be 48 x 19,200.
+MAX_ASPECT = 8
 
 
 def embed(
@@ -36,16 +39,17 @@ def embed(
 ) -> int:
     """Write the tokens of all images below `images`; returns how many there are.
 
-        OUT/files.txt         the images, one a line, as seen from `images`
+        OUT/files.txt         the images, one per line, as seen from `images`; odd characters in names are escaped
         OUT/embeddings.npy    level "image": [images, D] in that order: the class token, or the mean of patch tokens
-        OUT/patches/NAME.npy  level "patch": [R, S, D] for the image NAME
+        OUT/patches/NAME.npy  level "patch": [R, S, D] for the image NAME of files.txt
         OUT/embeddings.json   which of these, and of what
         OUT/unreadable.txt    images that could not be read, with the reason, if there are any
 
     Args:
         model: anything `load_backbone` takes.
         image_size: short side in pixels as the model gets them, shape kept, rounded down to whole patches; None: what
-            it was built for.
+            it was built for. Of images that are more than MAX_ASPECT times as long as wide, the long side is MAX_ASPECT
+            times this, and the short side at least one patch.
         num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
 
     Raises:
@@ -54,28 +58,30 @@ def embed(
     out = Path(out)
     require_writable(out)
     found_device = find_device(device)
-    folder = ImageFolder(Path(images))
+    source = ImageFolder(Path(images))
     backbone = load_backbone(model, device=found_device, num_heads=num_heads)
     for note in backbone.notes:
         say(note)
     size = image_size or min(backbone.model.patch_embed.img_size)
     floor_to_patch_multiple(size, backbone.patch_size)
 
-    def read(index: int) -> tuple[str, np.ndarray | UnreadableImage]:
-        name = str(folder.path(index).relative_to(images))
+    def read(index: int) -> Image:
+        name = source.name(index)
         try:
-            pixels = folder.read(index)
+            pixels = source.read(index)
         except UnreadableImage as error:
-            return name, error
-        return name, resize_image(pixels, input_size(pixels.shape[:2], size, backbone.patch_size, resize="keep_aspect"))
+            return Image(name, error)
+        bounded = is_too_long(pixels.shape[:2])
+        return Image(name, resize_image(pixels, bounded_size(pixels.shape[:2], size, backbone.patch_size)), bounded)
 
     out.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(folder), BATCH_SIZE)
-    batches = prefetch(read, (range(i, min(i + BATCH_SIZE, len(folder))) for i in starts))
-    names, rows, unreadable = [], [], []
+    starts = range(0, len(source), BATCH_SIZE)
+    batches = prefetch(read, (range(i, min(i + BATCH_SIZE, len(source))) for i in starts))
+    names, rows, unreadable, num_bounded = [], [], [], 0
     for batch in track(batches, "embedding", len(starts)):
-        unreadable += [f"{name}\t{error}" for name, error in batch if isinstance(error, UnreadableImage)]
-        readable = [(name, pixels) for name, pixels in batch if isinstance(pixels, np.ndarray)]
+        unreadable += [f"{image.name}\t{image.pixels}" for image in batch if isinstance(image.pixels, UnreadableImage)]
+        readable = [(image.name, image.pixels) for image in batch if isinstance(image.pixels, np.ndarray)]
+        num_bounded += sum(image.is_bounded for image in batch)
         for name, vectors in encode(backbone, readable, level, found_device):
             names.append(name)
             if level == "patch":
@@ -87,7 +93,11 @@ def embed(
     write_lines(out / "files.txt", names)
     if unreadable:
         write_lines(out / "unreadable.txt", unreadable)
-        say(f"{len(unreadable)} of {len(folder)} images cannot be read and are left out: {out / 'unreadable.txt'}")
+        say(f"{len(unreadable)} of {len(source)} images cannot be read and are left out: {out / 'unreadable.txt'}")
+    if num_bounded:
+        say(f"{num_bounded} images are more than {MAX_ASPECT} times as long as wide: their long side is shortened")
+    for note in source.notes:
+        say(note)
     image_vector = "class token" if backbone.has_cls_token else "mean of patch tokens"
     description = {
         "level": level,
@@ -95,6 +105,8 @@ def embed(
         "dim": backbone.embed_dim,
         "dtype": dtype,
         "image_size": size,
+        "max_aspect": MAX_ASPECT,
+        "num_bounded_images": num_bounded,
         "patch_size": backbone.patch_size,
         "num_images": len(names),
         "model": str(model),
@@ -106,10 +118,33 @@ def embed(
     return len(names)
 
 
+class Image(NamedTuple):
+    """An image as the model gets it, or why there is none."""
+
+    name: str
+    pixels: UInt8[np.ndarray, "_h _w 3"] | UnreadableImage
+    is_bounded: bool = False
+
+
+def is_too_long(image_size: tuple[int, int]) -> bool:
+    return max(image_size) > MAX_ASPECT * min(image_size)
+
+
+def bounded_size(image_size: tuple[int, int], size: int, patch_size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) in pixels, whole patches: `size` is the short side, and MAX_ASPECT of it the longest one."""
+    if not is_too_long(image_size):
+        return input_size(image_size, size, patch_size, resize="keep_aspect")
+    rows, columns = (
+        max(side * MAX_ASPECT * size // max(image_size) // patch, 1) * patch
+        for side, patch in zip(image_size, patch_size, strict=True)
+    )
+    return rows, columns
+
+
 def encode(
     backbone: Backbone, images: list[tuple[str, UInt8[np.ndarray, "_h _w 3"]]], level: str, device: torch.device
 ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
-    """One vector an image [D], or one a patch [R, S, D], in float32; neighbours of one size are encoded together."""
+    """One vector per image [D], or per patch [R, S, D], in float32; neighbors of one size are encoded together."""
     for _, group in groupby(images, key=lambda image: image[1].shape):
         names, pixels = zip(*group, strict=True)
         with torch.no_grad():
@@ -131,4 +166,5 @@ def save_array(path: Path, array: np.ndarray) -> None:
 
 @working()
 def write_lines(path: Path, lines: list[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="surrogateescape")
+    # Paths in JSON need not be valid UTF-8; what is not becomes an escape of JSON's.
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")

@@ -16,7 +16,8 @@ from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import run_task
 from selfpatch.output.atomic_files import require_writable
-from selfpatch.output.progress import PhaseProgressBar
+from selfpatch.output.printable import printable
+from selfpatch.output.progress import PhaseProgressBar, say
 
 
 def evaluate(
@@ -50,24 +51,23 @@ def evaluate(
     require_writable(Path(out))
     found_device = find_device(device)
     backbone = load_backbone(model, device=found_device, num_heads=num_heads)
-    console = Console()
     for note in backbone.notes:
-        console.print(note, highlight=False, markup=False)
+        say(note)
     with closing(PhaseProgressBar(task)) as report, working():
         context = Context(Path(out), found_device, report, str(model))
         result = run_task(task, backbone, Path(data), protocol, context)
-    console.print(table(result))
+    Console().print(table(result))
     for note in result.notes[len(backbone.notes) :]:  # those of the model have been printed
-        console.print(note, highlight=False, markup=False)
+        say(note)
     written = [str(path) for path in (Path(out) / "result.json", Path(out) / "pictures") if path.exists()]
-    console.print("  ".join(written), highlight=False, soft_wrap=True)
+    say("  ".join(written))
     return result
 
 
 def table(result: Result) -> Table:
     protocol = result.protocol
     title = f"{result.task}, protocol {protocol['name']}: {result.model}"
-    table = Table("metric", "%", title=escape(title), title_justify="left")
+    table = Table("metric", "%", title=escape(printable(title, keep="\\")), title_justify="left")
     for name, value in result.metrics.items():
-        table.add_row(escape(name), f"{100 * value:.2f}")
+        table.add_row(escape(printable(name, keep="\\")), f"{100 * value:.2f}")
     return table

@@ -28,6 +28,7 @@ from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.export import export_timm
 from selfpatch.output import checkpoint
 from selfpatch.output.metric_logger import MetricLogger
+from selfpatch.output.printable import printable
 from selfpatch.output.progress import TrainingProgress, say
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.run_folder import RunFolder
@@ -93,7 +94,7 @@ def pretrain(
         restore(run, source, config, parts.state, resume=resume, init_from=init_from)
 
         # 2. Take the folder.
-        command = f"selfpatch pretrain {images} {out} --config THIS FILE"
+        command = printable(f"selfpatch pretrain {images} {out} --config THIS FILE", keep="\\")
         run.open(config, header=f"selfpatch {installed_version('selfpatch')}: {command}")
         print_summary(config, source, parts, resolved, device=device)
 
@@ -311,6 +312,8 @@ def print_summary(
     total = " + ".join(f"{objective.weight:g} x {name}" for name, objective in objectives.items())
     say(f"{config.recipe}: {config.backbone.name} ({millions:.1f} M parameters) on {device}, loss = {total}")
     say(f"{len(source)} images, {config.optim.batch_size} per step, {parts.num_steps} steps")
+    for note in source.notes:
+        say(f"  {note}")
     for warning in config_warnings(config, parts):
         say(f"warning: {warning}")
     for setting, value, reason in resolved:

@@ -11,12 +11,16 @@ import numpy as np
 from jaxtyping import UInt8
 
 from selfpatch.data.reading.decode import UnreadableImage, read_image
+from selfpatch.data.reading.image_file import FORMATS_TEXT
 from selfpatch.data.source import ImageSource
 from selfpatch.errors import UserError
 from selfpatch.output.printable import printable
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 _ENDINGS = tuple(ending.encode() for ending in ENDINGS)
+# Made by macOS and Synology beside the files of others: what is in them is no image, or a thumbnail of one.
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
+_SYSTEM_FOLDERS = tuple(name.encode() for name in SYSTEM_FOLDERS)
 
 
 class ImageFolder:
@@ -24,7 +28,7 @@ class ImageFolder:
 
     A folder's own files come before those of its subfolders, both sorted by the bytes of their names. Endings count in
     capitals too. Hidden files and folders are left out, and links to folders are not followed (they may form loops);
-    links to files are images like others.
+    links to files are images like others. `notes` tells of other files and of links.
 
     Names are held as one block of bytes: a million paths cost their length plus 8 bytes each, workers share them, and
     names that are no valid UTF-8 work.
@@ -37,17 +41,22 @@ class ImageFolder:
         self.folders = [Path(folder) for folder in folders]
         names, ends, first_of_folder = bytearray(), array("q", [0]), []
         self.num_links = 0  # links to folders that were not followed
-        others: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter()  # other files, by their endings
         for folder in self.folders:
             _check_folder(folder)
             first_of_folder.append(len(ends) - 1)
-            self.num_links += _scan(os.fsencode(folder), names, ends, others)
+            self.num_links += _scan(os.fsencode(folder), names, ends, self.left_out)
         # As they were gathered: copies would double the peak.
         self._names = names
         self._ends = np.frombuffer(ends, np.int64)
         self._first_of_folder = np.array(first_of_folder)
         if len(self) == 0:
-            raise UserError(_no_images(self.folders, others, self.num_links))
+            raise UserError(_no_images(self.folders, self.left_out, self.num_links))
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on what lies in the folders and is not among the images."""
+        return left_out_notes(self.left_out, self.num_links)
 
     def __len__(self) -> int:
         return len(self._ends) - 1
@@ -86,6 +95,20 @@ class ImageFolder:
         return digest.hexdigest()
 
 
+def left_out_notes(left_out: Counter[str], num_links: int) -> list[str]:
+    notes = []
+    if left_out:
+        notes.append(f"{plural(left_out.total(), 'file was', 'files were')} left out: {_most_common(left_out, 8)}")
+    if num_links:
+        links = plural(num_links, "link to a folder was", "links to folders were")
+        notes.append(f"{links} not followed: give the targets, or put the files there")
+    return notes
+
+
+def plural(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def require_readable(images: ImageSource, num_tries: int = 32) -> None:
     """Refuse images of which none can be read, before anything is trained.
 
@@ -102,7 +125,7 @@ def require_readable(images: ImageSource, num_tries: int = 32) -> None:
     raise UserError(
         f"none of {len(indices)} images, spread over the {len(images)} found, can be read. The first: "
         + "; ".join(reasons[:3])
-        + ". JPEG, PNG, WebP and TIFF files are read; `selfpatch check` lists what is wrong with each"
+        + f". Files in {FORMATS_TEXT} format are read; `selfpatch check` lists what is wrong with each"
     )
 
 
@@ -129,7 +152,7 @@ def _check_folder(folder: Path) -> None:
     raise UserError(f"the folder {folder} does not exist (but {nearest} does); give a folder of images")
 
 
-def _scan(root: bytes, names: bytearray, ends: array, others: Counter[str]) -> int:
+def _scan(root: bytes, names: bytearray, ends: array, left_out: Counter[str]) -> int:
     """Append what lies below `root`, count the endings of other files, and return the number of links not followed."""
     num_links = 0
     pending = [b""]
@@ -142,14 +165,15 @@ def _scan(root: bytes, names: bytearray, ends: array, others: Counter[str]) -> i
                 if entry.name.startswith(b"."):
                     continue
                 if entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.name)
+                    if entry.name not in _SYSTEM_FOLDERS:
+                        folders.append(entry.name)
                     continue
                 if entry.name.lower().endswith(_ENDINGS):
                     files.append(entry.name)
                 elif entry.is_dir():
                     num_links += 1
                 else:
-                    others[os.fsdecode(os.path.splitext(entry.name)[1].lower())] += 1
+                    left_out[_ending(entry.name)] += 1
         files.sort()
         for name in files:
             names += below_slash
@@ -160,13 +184,26 @@ def _scan(root: bytes, names: bytearray, ends: array, others: Counter[str]) -> i
     return num_links
 
 
-def _no_images(folders: Sequence[Path], others: Counter[str], num_links: int) -> str:
+def _ending(name: bytes) -> str:
+    """Such as ".txt"; "" also for what follows the last dot of "scan.0017" or "v1. all of them"."""
+    ending = os.path.splitext(name)[1].lower()
+    return ending.decode() if ending[1:].isalnum() and not ending[1:].isdigit() and len(ending) <= 8 else ""
+
+
+def _most_common(left_out: Counter[str], num_kinds: int) -> str:
+    most = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))[:num_kinds]
+    parts = [f"{count:,} {ending or 'without an ending'}" for ending, count in most]
+    if rest := left_out.total() - sum(count for _, count in most):
+        parts.append(f"{rest:,} others")
+    return ", ".join(parts)
+
+
+def _no_images(folders: Sequence[Path], left_out: Counter[str], num_links: int) -> str:
     found = "no file at all"
-    if others:
-        most_common = ", ".join(f"{count} {ending or 'without any'}" for ending, count in others.most_common(4))
-        found = f"{others.total()} files, none with such an ending ({most_common})"
+    if left_out:
+        found = f"{plural(left_out.total(), 'file', 'files')}, none with such an ending ({_most_common(left_out, 4)})"
     if num_links:
-        found += f", and {num_links} links to folders, which are not followed: give their targets"
+        found += f", and {plural(num_links, 'link to a folder', 'links to folders')}, not followed: give the targets"
     return (
         f"there is no image below {', '.join(map(str, folders))}: looked for {' '.join(ENDINGS)} in all subfolders, "
         f"found {found}"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from selfpatch.config.io import differences
 from selfpatch.errors import UserError
 from selfpatch.evaluation.result import Result
+from selfpatch.output.printable import printable
 
 LARGEST_RESULT = 50_000_000  # bytes; a result of 80 classes has a few thousand
 
@@ -135,7 +136,8 @@ def row_names(results: Sequence[tuple[Path, Result]]) -> dict[Path, str]:
         key = names[path], result.task, json.dumps(result.protocol, sort_keys=True)
         if seen.setdefault(key, path) != path:
             twice.add(names[path])
-    return {path: f"{name} [{path.parent}]" if name in twice else name for path, name in names.items()}
+    names = {path: f"{name} [{path.parent}]" if name in twice else name for path, name in names.items()}
+    return {path: printable(name, keep="\\") for path, name in names.items()}
 
 
 def weights_of(result: Result) -> str:

@@ -35,5 +35,6 @@ class Result:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
+        # A path need not be valid UTF-8; what is not becomes an escape of JSON's, which is read back as it was.
+        partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         os.replace(partial, path)

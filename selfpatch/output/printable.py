@@ -2,6 +2,9 @@
 
 import os
 
+# Left alone in texts that may hold names: line breaks and backslashes are their own.
+LINES = "\n\\"
+
 
 def printable(name: str | os.PathLike[str], *, keep: str = "") -> str:
     r"""The name with backslash escapes for control characters, bytes that are no UTF-8, and backslashes themselves.
@@ -10,7 +13,7 @@ def printable(name: str | os.PathLike[str], *, keep: str = "") -> str:
     terminal's escape `\x1b`, the byte FF `\xff`. Two names never become one.
 
     Args:
-        keep: characters to leave alone, e.g. "\n\\" for a text of several lines that holds names.
+        keep: characters to leave alone, e.g. LINES.
     """
     return "".join(c if c in keep or (c.isprintable() and c != "\\") else _escape(c) for c in os.fspath(name))
 

@@ -10,13 +10,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress import track as rich_track
 from rich.table import Column
 
+from selfpatch.output.printable import LINES, printable
+
 T = TypeVar("T")
 
 
 def say(text: str) -> None:
-    """Print a line; a closed terminal does not stop a run."""
+    """Print a line, with odd characters in the names of files escaped; a closed terminal does not stop a run."""
     try:
-        print(text, flush=True)
+        print(printable(text, keep=LINES), flush=True)
     except OSError:
         sys.stdout = None  # type: ignore[assignment]
 
@@ -96,7 +98,7 @@ class TrainingProgress:
 
     def say(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False, markup=False)
+            self._bar.console.print(printable(text, keep=LINES), highlight=False, markup=False)
         else:
             say(text)
 

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from selfpatch.backbones.backbone import Tokens
+from selfpatch.output.printable import printable
 
 MARGIN, GAP, LINE = 28, 12, 22
 INK, FAINT_INK, PAPER = (32, 32, 32), (110, 110, 110), (255, 255, 255)
@@ -39,6 +40,7 @@ class ColorBar(NamedTuple):
 
 def draw_sheet(title: str, subtitle: str, rows: list[list[Panel]], bar: ColorBar | None = None) -> Image.Image:
     """The panels of a row stand side by side; in all rows those of one column begin at the same place."""
+    title, subtitle = printable(title, keep="\\"), printable(subtitle, keep="\\\n")
     widths = [0] * max(map(len, rows))
     for row in rows:
         for column, panel in enumerate(row):
@@ -60,7 +62,7 @@ def draw_sheet(title: str, subtitle: str, rows: list[list[Panel]], bar: ColorBar
         left = MARGIN
         for panel, panel_width in zip(row, widths, strict=False):
             sheet.paste(panel.image, (left, top))
-            caption = _shortened(panel.caption, panel.image.width, caption_font)
+            caption = _shortened(printable(panel.caption, keep="\\"), panel.image.width, caption_font)
             draw.text((left, top + panel.image.height + 5), caption, FAINT_INK, caption_font)
             left += panel_width + GAP
         top += height + GAP

@@ -1,5 +1,6 @@
 """A folder with one of everything: what `selfpatch check` counts, lists and advises."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -38,12 +39,13 @@ def test_counts(folder):
         "colour.jpg": (240, 300), "copy.jpg": (240, 300), "grey.png": (100, 80), "transparent.png": (300, 230),
         "sixteen.png": (240, 240), "palette.png": (240, 240),
     }  # fmt: skip
-    assert report.kinds == {"color": 2, "gray": 1, "with transparency": 1, "16-bit grey": 1, "palette": 1}
+    assert report.kinds == {"color": 2, "gray": 1, "with transparency": 1, "16-bit gray": 1, "palette": 1}
     assert [image.path.name for image in report.bad] == ["cut.jpg", "words.png"]
     assert "not a JPEG" in report.bad[1].problem
-    assert report.copies == [(folder / "copy.jpg", folder / "colour.jpg")]
-    assert report.small_share == pytest.approx(1 / 6)
+    assert [(copy.path, first.path) for copy, first in report.copies] == [(folder / "copy.jpg", folder / "colour.jpg")]
+    assert report.small_fraction == pytest.approx(1 / 6)
     assert report.num_links == 1
+    assert report.formats == {"PNG": 4, "JPEG": 2}
 
 
 def test_words(folder, capsys, monkeypatch):
@@ -53,13 +55,13 @@ def test_words(folder, capsys, monkeypatch):
     advice = [line for line in said.splitlines() if line.startswith("- ")]
     assert advice[0].startswith(f"- 2 of 8 files cannot be read ({folder / 'cut.jpg'}: ")
     assert "stops above 20%" in advice[0]
-    assert advice[1].startswith(f"- 1 files are copies ({folder / 'copy.jpg'} of {folder / 'colour.jpg'}")
+    assert advice[1].startswith(f"- 1 file is a copy ({folder / 'copy.jpg'} of {folder / 'colour.jpg'}")
     assert advice[2].startswith(
         f"- 17% are smaller than a global crop of {CROP} px and would be enlarged; --crops.glob"
     )
     assert advice[2].endswith("--crops.global-size 144 fits nine of ten")
     assert "16-bit" in advice[3]
-    assert "links to folders" in advice[4]
+    assert advice[4] == "- 1 link to a folder was not followed: give the targets, or put the files there"
     assert advice[5] == f"- 6 images: selfpatch pretrain {folder} RUN --recipe dino-selfpatch-small"
     listed = (folder.parent / "bad.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in listed] == [str(folder / "cut.jpg"), str(folder / "words.png")]
@@ -85,12 +87,48 @@ def test_list_is_refused_before_the_images_are_read(folder, tmp_path):
             check(folder, out=out)
 
 
-def test_several_processes_say_the_same(tmp_path, monkeypatch):
-    for i in range(200):
-        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i}.png")
-    (tmp_path / "100.png").write_text("no picture")
+def test_formats_by_content_files_left_out_and_files_warned_of(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    for i, (name, format_) in enumerate(
+        {"a.jpg": "JPEG", "b.jfif": "JPEG", "c.jpe": "JPEG", "d.bmp": "BMP", "e.gif": "GIF", "f.jpg": "PNG"}.items()
+    ):
+        Image.fromarray(noise(CROP, CROP, 3, seed=i)).save(tmp_path / name, format=format_)
+    for name in ("g.heic", "h.heic", "notes.txt"):
+        (tmp_path / name).touch()
+    data = bytearray((tmp_path / "a.jpg").read_bytes())
+    data[data.index(b"JFIF") + 5] = 2
+    (tmp_path / "z.jpg").write_bytes(data)
+    report = check(tmp_path)
+    assert report.formats == {"JPEG": 4, "BMP": 1, "GIF": 1, "PNG": 1}
+    assert (len(report.bad), report.left_out) == (0, {".heic": 2, ".txt": 1})
+    assert [image.path.name for image in report.warned] == ["z.jpg"]
+    said = capsys.readouterr().out
+    assert "3 files were left out: 2 .heic, 1 .txt" in said
+    assert f"1 file is read although the decoder warns ({tmp_path / 'z.jpg'}: Warning: unknown JFIF revision" in said
+
+
+def test_names_that_terminals_obey_are_escaped(tmp_path, capsys):
+    """So are those that are no UTF-8, or no single line; the folder's own name too."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/[red]\xff\x1b[2J"))
+    folder.mkdir()
+    for name in (b"\x1b]0;title\x07.png", b"two\nlines.png", b"\xfe.png", b"[bold].png"):
+        (folder / os.fsdecode(name)).write_text("no picture")
+    Image.fromarray(noise(CROP, CROP, 3, seed=0)).save(folder / "good.png")
+    assert main(["check", str(folder), "--out", str(tmp_path / "bad.txt")]) == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\x07" not in said
+    assert r"[red]\xff\x1b[2J" in said
+    lines = (tmp_path / "bad.txt").read_text(encoding="utf-8").splitlines()
+    names = [line.split("\t")[0].rpartition("/")[2] for line in lines]
+    assert sorted(names) == sorted([r"\x1b]0;title\x07.png", r"two\nlines.png", r"\xfe.png", "[bold].png"])
+
+
+def test_more_images_than_are_read_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("selfpatch.commands.check.IMAGES_AT_ONCE", 8)
+    for i in range(20):
+        Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i:02}.png")
+    (tmp_path / "10.png").write_text("no picture")
     folder = ImageFolder(tmp_path)
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
-    alone = list(check_all(folder))
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    assert list(check_all(folder)) == alone
+    checked = list(check_all(folder))
+    assert [image.path for image in checked] == [folder.path(i) for i in range(20)]
+    assert [bool(image.problem) for image in checked] == [i == 10 for i in range(20)]

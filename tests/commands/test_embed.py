@@ -1,6 +1,7 @@
 """What `selfpatch embed` writes is what the model makes of each image alone, in the order of its list."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.backbones.vit import ViT
 from selfpatch.cli import main
+from selfpatch.commands.embed import bounded_size
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.data.reading.decode import read_image
 from selfpatch.export import export_timm
@@ -64,7 +66,7 @@ def test_one_vector_an_image(class_token, images, tmp_path, capsys):
     described = json.loads((out / "embeddings.json").read_text())
     assert described["vector"] == ("class token" if class_token else "mean of patch tokens")
     assert (described["num_images"], described["dim"], described["image_size"]) == (4, 32, 20)
-    assert (out / "unreadable.txt").read_text() == "broken.png\tnot a JPEG, PNG, WebP or TIFF file\n"
+    assert (out / "unreadable.txt").read_text() == "broken.png\tnot a JPEG, PNG, WebP, TIFF, BMP or GIF file\n"
     assert "1 of 5 images cannot be read" in capsys.readouterr().out
     assert not (out / "patches").exists()
 
@@ -97,3 +99,43 @@ def test_image_size_below_a_patch(images, tmp_path, capsys):
     assert code == 2
     assert "image-size is 7 px, less than one patch of 8 x 8" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("image_size", "size", "patch_size", "expected"),
+    [((1, 400), 48, (48, 48), (48, 384)), ((400, 1), 48, (48, 48), (384, 48)), ((10, 80), 20, (8, 8), (16, 160)),
+     ((10, 81), 20, (8, 8), (16, 160)), ((1, 10_000), 224, (16, 16), (16, 1792)), ((3, 100), 32, (16, 8), (16, 256))],
+)  # fmt: skip
+def test_sizes_of_extreme_shapes_are_bounded(image_size, size, patch_size, expected):
+    assert bounded_size(image_size, size, patch_size) == expected
+
+
+def test_a_line_of_pixels(images, tmp_path, capsys):
+    Image.new("RGB", (400, 1), "red").save(images / "line.png")
+    model(tmp_path, class_token=True)
+    arguments = [str(tmp_path / "model.safetensors"), str(images), str(tmp_path / "out"), "--image-size", "20"]
+    assert main(["embed", *arguments, "--level", "patch", "--device", "cpu"]) == 0
+    assert np.load(tmp_path / "out/patches/line.png.npy").shape == (1, 20, 32)
+    described = json.loads((tmp_path / "out/embeddings.json").read_text())
+    assert (described["max_aspect"], described["num_bounded_images"]) == (8, 1)
+    assert "1 images are more than 8 times as long as wide" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("level", ["image", "patch"])
+def test_names_that_are_no_lines_of_text(images, tmp_path, level):
+    """One line per row, and NAME of patches/NAME.npy as it is written there; the folder's name is no UTF-8 either."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/images \xff"))
+    images.rename(folder)
+    for name in (b"two\nlines.png", b"\xfe.png", b"\x1b[31m.png"):
+        Image.new("RGB", (20, 20), "red").save(folder / os.fsdecode(name))
+    model(tmp_path, class_token=True)
+    out = tmp_path / "out"
+    arguments = [str(tmp_path / "model.safetensors"), str(folder), str(out), "--image-size", "16", "--device", "cpu"]
+    assert main(["embed", *arguments, "--level", level]) == 0
+    names = (out / "files.txt").read_text(encoding="utf-8").splitlines()
+    assert len(names) == len(SIZES) + 3 and {r"two\nlines.png", r"\xfe.png", r"\x1b[31m.png"} < set(names)
+    if level == "image":
+        assert len(np.load(out / "embeddings.npy")) == len(names)
+    else:
+        assert all((out / "patches" / f"{name}.npy").is_file() for name in names)
+    assert json.loads((out / "embeddings.json").read_text(encoding="utf-8"))["images"] == str(folder)

@@ -27,11 +27,26 @@ def names(images: ImageFolder) -> list[str]:
 
 
 def test_finds_all_endings_below_and_nothing_else(tmp_path):
+    found = [
+        "a.jpeg",
+        "b.JPG",
+        "c.Png",
+        "d.webp",
+        "e.tif",
+        "f.TIFF",
+        "g.jfif",
+        "h.JPE",
+        "i.bmp",
+        "j.GIF",
+        "deep/er/k.jpg",
+    ]
+    touch(tmp_path, *found, "notes.txt", "jpg", "more.txt", "x.heic", "scan.0017", "v1. all of them")
     touch(
-        tmp_path, "b.JPG", "a.jpeg", "c.Png", "d.webp", "e.tif", "f.TIFF", "deep/er/g.jpg", "notes.txt", "jpg", "h.gif"
+        tmp_path, ".hidden.jpg", ".thumbs/i.jpg", "._a.jpeg", "__MACOSX/._a.jpg", "__MACOSX/a.jpg", "deep/@eaDir/t.jpg"
     )
-    touch(tmp_path, ".hidden.jpg", ".thumbs/i.jpg", "._a.jpeg")
-    assert names(ImageFolder(tmp_path)) == ["a.jpeg", "b.JPG", "c.Png", "d.webp", "e.tif", "f.TIFF", "deep/er/g.jpg"]
+    images = ImageFolder(tmp_path)
+    assert names(images) == found
+    assert images.notes == ["6 files were left out: 3 without an ending, 2 .txt, 1 .heic"]
 
 
 def test_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch):
@@ -75,9 +90,10 @@ def test_links(tmp_path):
     images = ImageFolder(tmp_path / "images")
     assert names(images) == ["a.jpg", "c.jpg"]
     assert images.num_links == 2
+    assert images.notes == ["2 links to folders were not followed: give the targets, or put the files there"]
     touch(tmp_path, "links/notes.txt")
     (tmp_path / "links/elsewhere").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="1 links to folders, which are not followed"):
+    with pytest.raises(ValueError, match="1 link to a folder, not followed"):
         ImageFolder(tmp_path / "links")
 
 
@@ -132,7 +148,7 @@ def test_fingerprint(tmp_path):
 
 
 def test_errors_say_what_to_do(tmp_path):
-    touch(tmp_path, "file.jpg", "other/notes.txt", "other/more.TXT", "other/README", "other/deep/x.gif")
+    touch(tmp_path, "file.jpg", "other/notes.txt", "other/more.TXT", "other/README", "other/deep/x.heic")
     (tmp_path / "nothing/below").mkdir(parents=True)
     for folder, message in {
         "missing/deep/down": rf"does not exist \(but {tmp_path} does\)",

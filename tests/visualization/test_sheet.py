@@ -64,3 +64,10 @@ def test_shortened_names_fit_and_keep_their_ends(text):
     assert _font(12).getlength(shortened) <= 120
     assert shortened[-4:] == text[-4:]
     assert shortened[:4] == text[:4]
+
+
+def test_names_of_files_may_hold_anything():
+    """A line break stopped the drawing ("raqm_layout() failed"), a byte that is no UTF-8 too."""
+    names = ["two\nlines.jpg", "\udcff.jpg", "\x1b[31m.jpg", "\0.jpg", "tab\t.jpg", "\u202e.jpg"]
+    sheets = [draw_sheet(f"Title of {name}", name, [[panel(300, 40, (255, 0, 0), name)]]) for name in names]
+    assert len({sheet.height for sheet in sheets[1:]}) == 1

@@ -87,7 +87,8 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Co
     draw_answers(answers(data, nearest, predicted.tolist(), read), context.pictures / "nearest_images.png")
     left_out = ", ".join(str(k) for k in protocol.num_neighbors if k not in ks)
     notes = [f"k = {left_out} left out: there are {len(data.train)} training images"] if left_out else []
-    return EvalOutput(metrics, data.facts() | {"notes": notes}, {"vector_scored": vector, "best_num_neighbours": best})
+    facts = data.facts() | {"notes": [*data.notes, *notes]}
+    return EvalOutput(metrics, facts, {"vector_scored": vector, "best_num_neighbours": best})
 
 
 class Nearest(NamedTuple):

@@ -20,7 +20,7 @@ def find(root: Path) -> Path | None:
             return folder
     if next(root.glob("index_ade20k.*"), None) or (root / "images" / "ADE").is_dir():
         raise UserError(
-            f"{root} holds the full ADE20K, whose masks are colour pictures of 3,688 names; segmentation is scored on "
+            f"{root} holds the full ADE20K, whose masks are color pictures of 3,688 names; segmentation is scored on "
             "its 150 classes: take ADEChallengeData2016.zip of the page 'MIT Scene Parsing Benchmark'"
         )
     return None

@@ -50,7 +50,7 @@ def read(root: Path, *, layouts: str) -> Layout:
         for kind, what in (("leftImg8bit", "images"), ("gtFine", "masks"))
     }
     require_parts(root, parts, data_set="Cityscapes", source=SOURCE)
-    mask_end = next((end for end in MASK_ENDS if next((root / "gtFine" / "train").glob(f"*/*{end}"), None)), None)
+    mask_end = next((end for end in MASK_ENDS if files_of_cities(root / "gtFine" / "train", end)), None)
     if mask_end is None:
         raise UserError(
             f"{root / 'gtFine' / 'train'} has no CITY/NAME{MASK_ENDS[0]} and no CITY/NAME{MASK_ENDS[1]}; {SOURCE}"
@@ -74,8 +74,7 @@ def read(root: Path, *, layouts: str) -> Layout:
 
 def city_pairs(root: Path, split: str, mask_end: str) -> list[Pair]:
     images, masks = root / "leftImg8bit" / split, root / "gtFine" / split
-    image_of = {str(path.relative_to(images)).removesuffix(IMAGE_END): path for path in images.glob(f"*/*{IMAGE_END}")}
-    mask_of = {str(path.relative_to(masks)).removesuffix(mask_end): path for path in masks.glob(f"*/*{mask_end}")}
+    image_of, mask_of = (files_of_cities(images, IMAGE_END), files_of_cities(masks, mask_end))
     if not image_of:
         raise UserError(f"{images} has no CITY/NAME{IMAGE_END}; {SOURCE}")
     if unpaired := sorted(image_of.keys() - mask_of.keys()):
@@ -89,3 +88,13 @@ def city_pairs(root: Path, split: str, mask_end: str) -> list[Pair]:
             f"{listed(unpaired)}; {SOURCE}"
         )
     return [(image_of[name], mask_of[name]) for name in sorted(image_of)]
+
+
+def files_of_cities(folder: Path, end: str) -> dict[str, Path]:
+    """CITY/NAME -> folder/CITY/NAME + end, without hidden files, such as those that macOS leaves beside others."""
+    paths = (path.relative_to(folder) for path in folder.glob(f"*/*{end}"))
+    return {
+        str(path).removesuffix(end): folder / path
+        for path in paths
+        if not any(part.startswith(".") for part in path.parts)
+    }

@@ -1,4 +1,4 @@
-"""Videos with one object mask a frame, in DAVIS-2017's layout, checked whole at the start."""
+"""Videos with one object mask per frame, in DAVIS-2017's layout, checked whole at the start."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
-from selfpatch.data.reading.decode import MAX_PIXELS
+from selfpatch.data.reading.image_file import UnreadableImage
+from selfpatch.data.reading.labels import read_stored_numbers
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.identity import val_set
 from selfpatch.evaluation.datasets.labeled_images import listed, read_image_or_raise, read_lines, spread
@@ -37,10 +37,10 @@ class Video(NamedTuple):
 class Davis:
     """The validation videos of DAVIS-2017, or of other videos laid out as it is.
 
-        JPEGImages/480p/VIDEO/FRAME.jpg   Annotations/480p/VIDEO/FRAME.png   ImageSets/2017/val.txt: a VIDEO a line
+        JPEGImages/480p/VIDEO/FRAME.jpg   Annotations/480p/VIDEO/FRAME.png   ImageSets/2017/val.txt: one VIDEO per line
 
-    Annotations are grey (8 or 16 bit) or palette images whose numbers, not colours, are objects: 1, 2, ... in every
-    frame the same; 0 and 255 are background.
+    Annotations are gray or palette images whose numbers, not colors, are objects: 1, 2, ... in every frame the same;
+    0 and 255 are background.
 
     Args:
         max_videos: at most so many, spread evenly over the list; only these are checked.
@@ -70,7 +70,7 @@ class Davis:
 
 
 def matches_layout(root: Path) -> bool:
-    """Whether a folder is meant to be one of these, complete or not."""
+    """True if a folder is meant to be one of these, complete or not."""
     return (root / VIDEO_LIST).is_file() or (root / ANNOTATIONS).is_dir()
 
 
@@ -87,7 +87,7 @@ def read_video_list(root: Path) -> list[str]:
     # A name that is listed twice is one video, as in the toolkit.
     names = list(dict.fromkeys(read_lines(path)))
     if not names:
-        raise UserError(f"{path} lists no video; write the names of folders in {root / FRAMES} into it, one a line")
+        raise UserError(f"{path} lists no video; write the names of folders in {root / FRAMES} into it, one per line")
     if others := [name for name in names if Path(name).name != name or name == ".."]:
         raise UserError(f"{path} lists {others[0]!r}, which is a path; write the bare name of a folder in {FRAMES}")
     return names
@@ -129,8 +129,10 @@ def match_images_to_masks(root: Path, name: str) -> list[Frame]:
     for folder in (images, annotations):
         if not folder.is_dir():
             raise UserError(f"{VIDEO_LIST} lists {name}, but there is no folder {folder}; add it. {WHERE}")
-    image_of = {path.stem: path for path in images.glob("*.jpg")}
-    annotation_of = {path.stem: path for path in annotations.glob("*.png")}
+    image_of, annotation_of = (
+        {path.stem: path for path in folder.glob(f"*{ending}") if not path.name.startswith(".")}
+        for folder, ending in ((images, ".jpg"), (annotations, ".png"))
+    )
     if not image_of:
         raise UserError(f"{images} holds no frames (.jpg); add them, or take {name} out of {VIDEO_LIST}")
     if unpaired := sorted(image_of.keys() - annotation_of.keys()):
@@ -157,20 +159,12 @@ def read_annotation(frame: Frame) -> UInt8[np.ndarray, "H W"]:
 
 
 def read_labels(frame: Frame) -> UInt8[np.ndarray, "H W"]:
-    """The numbers in an annotation as they are written."""
+    """The numbers that an annotation stores."""
     path = frame.annotation
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UserError(f"{path} claims {image.width} x {image.height} pixels, which is no frame; replace it")
-            mode, labels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's word for a broken PNG
+        labels = read_stored_numbers(path)
+    except UnreadableImage as error:
         raise UserError(f"the annotation {path} cannot be read: {error}; replace it. {WHERE}") from error
-    if mode not in ("L", "P", "1") and not mode.startswith("I"):
-        raise UserError(
-            f"the annotation {path} is a colour picture ({mode}); annotations hold an object's number a pixel: save "
-            "them as palette or grey PNG"
-        )
     if labels.max() > VOID:
         raise UserError(
             f"the annotation {path} has an object {labels.max()}; masks are written as indexed PNG, which has room for "

@@ -1,4 +1,4 @@
-"""What tells one data set from another, wherever its folder lies: hashes of what is in it, without reading a pixel."""
+"""Fingerprints of data sets, wherever their folders lie: hashes of names and sizes, without reading a pixel."""
 
 import hashlib
 from collections.abc import Iterable, Sequence

@@ -1,6 +1,7 @@
 """The plain layout: images/ and masks/, with or without folders for the splits."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from selfpatch.evaluation.datasets.labeled_images import (
     match_images_to_masks,
     read_lines,
 )
+from selfpatch.evaluation.datasets.splits import find_splits
 from selfpatch.evaluation.metrics import IGNORED
+from selfpatch.output.printable import printable
 
-VAL_SHARE = 0.2  # of the images, where the folder does not say what is for validation
+VAL_FRACTION = 0.2  # of the images, where the folder does not say what is for validation
 
 LAYOUT = "images/NAME.jpg  masks/NAME.png  (0, 1, 2, ...; 255 = not scored); or images/training/NAME.jpg ..."
 
@@ -27,25 +30,23 @@ def find(root: Path) -> Path | None:
 
 
 def read(root: Path, *, layouts: str) -> Layout:
-    """Labels are classes, 255 is not scored, and classes.txt names them, one a line."""
+    """Labels are classes, 255 is not scored, and classes.txt names them, one per line."""
     return read_folders(root, root / "masks", first_label=0, layouts=layouts)
 
 
 def read_folders(root: Path, masks: Path, *, first_label: int, layouts: str) -> Layout:
     """Images below images/ and their masks; a label below `first_label` is not scored.
 
-    Where images/ has no training/ and validation/, the fifth of the images whose names have the lowest SHA-256 is for
-    validation.
+    Where images/ has no folders such as training/ and validation/, the fifth of the images whose names have the lowest
+    SHA-256 is for validation.
     """
     images = root / "images"
-    if (images / "training").is_dir() or (images / "validation").is_dir():
+    splits = find_splits(images, layouts=layouts)
+    if splits is not None:
         name = f"images + {masks.name}, split by folder"
-        train, val = (
-            match_images_to_masks(images / split, masks / split, layouts=layouts)
-            for split in ("training", "validation")
-        )
+        train, val = (match_images_to_masks(split, masks / split.name, layouts=layouts) for split in splits[:2])
     else:
-        name = f"images + {masks.name}, {VAL_SHARE:.0%} for validation by the hash of the name"
+        name = f"images + {masks.name}, {VAL_FRACTION:.0%} for validation by the hash of the name"
         train, val = split_by_name(match_images_to_masks(images, masks, layouts=layouts))
     class_names, source = read_class_names(root)
     last = first_label + len(class_names) - 1 if class_names else IGNORED - 1
@@ -70,8 +71,8 @@ def split_by_name(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
         raise UserError(
             f"{pairs[0][0].parent} holds one image; at least two are needed, to learn from one and score the other"
         )
-    by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(pair[0].stem.encode()).digest())
-    num_val = max(1, round(VAL_SHARE * len(pairs)))
+    by_hash = sorted(pairs, key=lambda pair: hashlib.sha256(os.fsencode(pair[0].stem)).digest())
+    num_val = max(1, round(VAL_FRACTION * len(pairs)))
     return sorted(by_hash[num_val:]), sorted(by_hash[:num_val])
 
 
@@ -90,4 +91,5 @@ def read_class_names(root: Path) -> tuple[list[str], Path]:
 
 def distinct(names: list[str]) -> list[str]:
     """Scores are listed by name, so classes of one name get numbers."""
+    names = [printable(name, keep="\\") for name in names]
     return [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names, start=1)]

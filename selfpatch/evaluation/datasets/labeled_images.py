@@ -1,16 +1,18 @@
 """Images and the masks that label their pixels: found as pairs, read with errors that name the file, and checked."""
 
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int16, Integer, UInt8
-from PIL import Image
+from jaxtyping import Bool, Int16, UInt8
 
 from selfpatch.data.image_folder import ENDINGS
 from selfpatch.data.reading.decode import UnreadableImage, read_image, read_size
+from selfpatch.data.reading.labels import read_stored_numbers, stored_size
 from selfpatch.errors import UserError
 from selfpatch.evaluation.metrics import IGNORED
 
@@ -33,7 +35,7 @@ class LabeledImage(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """What a folder holds, as the reader of its layout found it; no pixel has been read yet.
+    """Content of a folder, as the reader of its layout found it; no pixel has been read yet.
 
     Args:
         root: all images and masks are below it.
@@ -120,7 +122,7 @@ def files_by_stem(folder: Path, endings: tuple[str, ...], *, layouts: str) -> di
 
 
 def spread(items: Sequence[T], max_images: int | None) -> list[T]:
-    """At most so many, at even distances: neighbours in a data set are often alike."""
+    """At most so many, at even distances: neighbors in a data set are often alike."""
     count = min(len(items), max_images or len(items))
     return [items[i * len(items) // count] for i in range(count)]
 
@@ -189,7 +191,7 @@ def read_image_or_raise(path: Path) -> UInt8[np.ndarray, "H W 3"]:
 def read_size_or_raise(path: Path, kind: str) -> tuple[int, int]:
     """(rows, columns), from the header; `kind` is "image" or "mask"."""
     try:
-        return read_size(path)
+        return read_size(path) if kind == "image" else stored_size(path)
     except UnreadableImage as error:
         other = "mask" if kind == "image" else "image"
         raise UserError(
@@ -197,40 +199,44 @@ def read_size_or_raise(path: Path, kind: str) -> tuple[int, int]:
         ) from error
 
 
-def read_labels(path: Path) -> Integer[np.ndarray, "H W"]:
-    """The numbers in a mask: grey levels of 8 or 16 bit, or the indices (not the colours) of a palette."""
+def read_labels(path: Path) -> UInt8[np.ndarray, "H W"]:
+    """The numbers that a mask stores: gray levels of any bit depth, or the indices (not the colors) of a palette."""
     try:
-        with Image.open(path) as mask:
-            mode, labels = mask.mode, np.asarray(mask)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: Pillow's of a broken PNG
+        labels = read_stored_numbers(path)
+    except UnreadableImage as error:
         raise UserError(f"the mask {path} cannot be read: {error}; replace it, or remove it and its image") from error
-    if mode not in ("L", "P", "1") and not mode.startswith("I"):
-        raise UserError(
-            f"the mask {path} is a colour picture ({mode}); masks hold a class number a pixel: save them as 8-bit "
-            "grey, 16-bit grey or palette PNG"
-        )
-    labels = labels.astype(np.int32)
     if labels.max() > IGNORED:
         raise UserError(
             f"the mask {path} has a pixel labelled {labels.max()}; classes go up to 254, and 255 is not scored: number "
             "the classes anew"
         )
-    return labels
+    return labels.astype(np.uint8)
 
 
 def read_name_list(path: Path) -> list[str]:
-    """The names of one split, one a line. A line may also be the paths of image and mask: its first name counts.
+    """The names of one split, one per line.
+
+    A line may also be the paths of image and mask, of which the first counts, or a name and a number (as in VOC's
+    lists of one class).
 
     Raises:
         UserError: no name, or one twice.
     """
-    names = [Path(line.split()[0]).stem for line in read_lines(path)]
+    names = [name_in_line(line) for line in read_lines(path)]
     if not names:
-        raise UserError(f"the list {path} is empty; it holds the names of the images of one split, one a line")
+        raise UserError(f"the list {path} is empty; it holds the names of the images of one split, one per line")
     if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+        twice = sorted(name for name, count in Counter(names).items() if count > 1)
         raise UserError(f"the list {path} has {len(twice)} names more than once: {listed(twice)}; keep one of each")
     return names
+
+
+def name_in_line(line: str) -> str:
+    """Without folder and ending. What follows a dot is a part of the name, if it is no ending of an image."""
+    first = line.split()[0]
+    if first.lower().endswith(ENDINGS):
+        return Path(first).stem
+    return Path(re.sub(r"\s+-?\d$", "", line)).name
 
 
 def read_lines(path: Path) -> list[str]:
@@ -240,9 +246,10 @@ def read_lines(path: Path) -> list[str]:
         UserError: it cannot be read, or is not in UTF-8.
     """
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        # Not splitlines, which knows ends of lines that names may hold.
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the list {path} cannot be read: {error}; it holds a name a line, as text in UTF-8") from error
+        raise UserError(f"the list {path} cannot be read: {error}; it holds one name per line, in UTF-8") from error
     return [line.strip() for line in lines if line.strip()]
 
 

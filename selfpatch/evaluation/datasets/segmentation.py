@@ -1,4 +1,4 @@
-"""Images with one label a pixel, in whichever layout a folder has; checked before anything is trained."""
+"""Images with one label per pixel, in whichever layout a folder has; checked before anything is trained."""
 
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class SegmentationData:
 
 
 def read_segmentation(root: Path, *, max_images: int | None = None, report: Report = no_progress) -> SegmentationData:
-    """What a folder holds: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/.
+    """Reads a folder that holds ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/.
 
     Args:
         max_images: at most so many of each split, spread evenly over it; only these are checked.
@@ -111,14 +111,14 @@ def read_segmentation(root: Path, *, max_images: int | None = None, report: Repo
         first = int(layout.class_of[0] == IGNORED)
         raise UserError(
             f"the masks in {root} know fewer than two classes: apart from pixels that are not scored, the highest "
-            f"label is {last}; labels are class numbers, not grey levels: write {first}, {first + 1}, ... into the "
+            f"label is {last}; labels are class numbers, not gray levels: write {first}, {first + 1}, ... into the "
             "masks"
         )
     return SegmentationData(items[len(val) :], items[: len(val)], layout)
 
 
 def matches_layout(root: Path) -> bool:
-    """Whether a folder looks like labelled images, complete or not."""
+    """True if a folder looks like labeled images, complete or not."""
     return any(reader.find(root) is not None for reader in READERS)
 
 

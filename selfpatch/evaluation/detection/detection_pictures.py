@@ -23,6 +23,7 @@ from selfpatch.evaluation.segmentation.prediction_pictures import (
     ROWS_PER_SHEET,
     class_color,
 )
+from selfpatch.output.printable import printable
 
 LEAST_SCORE = 0.3  # of what is drawn; the score counts all
 MASK_OPACITY = 0.5
@@ -66,7 +67,7 @@ def detection_sheet(
     for image in shown:
         truth, detected = true_objects(image, class_names), detected_objects(image, class_names, category_ids)
         panels = [drawn(image.image, objects) for objects in ((), truth, detected)]
-        captions = (image.item.path.name, "", f"{len(detected)} of a score above {LEAST_SCORE:.0%}")
+        captions = (printable(image.item.path.name), "", f"{len(detected)} of a score above {LEAST_SCORE:.0%}")
         rows.append((panels, captions))
 
     width = 3 * PANEL_WIDTH + 4 * MARGIN

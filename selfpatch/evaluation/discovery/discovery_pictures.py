@@ -12,6 +12,7 @@ from matplotlib.patches import Rectangle
 
 from selfpatch.evaluation.datasets.box_folder import Box
 from selfpatch.evaluation.discovery.lost import Found
+from selfpatch.output.printable import printable
 
 FOUND, TRUE, SEED = "#ff3030", "#30e050", "#30e0ff"
 PER_ROW = 2  # images
@@ -40,7 +41,7 @@ def draw_discoveries(discoveries: Sequence[Discovery], path: Path) -> None:
             for left, top, right, bottom in boxes:
                 outline = {"fill": False, "edgecolor": color, "linewidth": 2}
                 image.add_patch(Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, **outline))
-        image.set_title(f"{shown.name}\nIoU {shown.best_iou:.2f}", fontsize=8, parse_math=False)
+        image.set_title(f"{printable(shown.name)}\nIoU {shown.best_iou:.2f}", fontsize=8, parse_math=False)
         degrees.imshow(shown.found.degree, cmap="magma_r")
         row, column = shown.found.seed
         degrees.plot(column, row, marker="s", markersize=7, markerfacecolor="none", markeredgecolor=SEED)

@@ -12,6 +12,7 @@ from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.features import resize_image, resize_mask
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.segmentation.segmentation_scores import Prediction
+from selfpatch.output.printable import printable
 
 ROWS_PER_SHEET = 4
 PANEL_WIDTH, MAX_PANEL_HEIGHT = 360, 360
@@ -85,7 +86,7 @@ def prediction_sheet(predictions: Sequence[Prediction], data: SegmentationData) 
         draw.text((MARGIN + column * (PANEL_WIDTH + MARGIN), MARGIN), heading, fill=INK, font=font)
     top = MARGIN + line
     for prediction, row in zip(predictions, rows, strict=True):
-        captions = (prediction.item.image.name, "", pixel_accuracy(prediction))
+        captions = (printable(prediction.item.image.name), "", pixel_accuracy(prediction))
         for column, (panel, caption) in enumerate(zip(row, captions, strict=True)):
             left = MARGIN + column * (PANEL_WIDTH + MARGIN)
             sheet.paste(panel, (left, top))

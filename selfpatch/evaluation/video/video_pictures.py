@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from selfpatch.evaluation.datasets.davis import Video, read_annotation, read_frame
 from selfpatch.evaluation.features import resize_image, resize_mask
+from selfpatch.output.printable import printable
 
 FRAMES_PER_SHEET, FRAMES_PER_ANIMATION = 6, 40
 PANEL_SIDE, ANIMATED_SIDE = 420, 320  # of the longer side, in pixels, at most
@@ -57,15 +58,15 @@ def video_sheet(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]]) -> Imag
     height, width = fitted(video.size, PANEL_SIDE)
     sheet = Image.new("RGB", (2 * width + 3 * MARGIN, 2 * LINE + MARGIN + len(shown) * (height + LINE) + MARGIN), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), video.name, INK, font)
+    draw.text((MARGIN, MARGIN), printable(video.name), INK, font)
     for column, heading in enumerate(("truth", "prediction")):
         draw.text((MARGIN + column * (width + MARGIN), MARGIN + LINE), heading, INK, font)
     top = MARGIN + 2 * LINE
     for index in shown:
         for column, panel in enumerate(panels(video, masks, index, (height, width))):
             sheet.paste(Image.fromarray(panel), (MARGIN + column * (width + MARGIN), top))
-        given = "  (given)" if index == 0 else ""
-        draw.text((MARGIN, top + height + 3), f"{video.frames[index].image.name}{given}", FAINT_INK, small_font)
+        caption = printable(video.frames[index].image.name) + ("  (given)" if index == 0 else "")
+        draw.text((MARGIN, top + height + 3), caption, FAINT_INK, small_font)
         top += height + LINE
     return sheet
 

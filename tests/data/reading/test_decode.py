@@ -5,7 +5,6 @@ import io
 import os
 import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import cv2
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from selfpatch.data.reading import decode
+from selfpatch.data.reading import image_file, jpeg
 from selfpatch.data.reading.decode import UnreadableImage, read_image, read_size
+from tests.data.reading.made_files import png_bytes
 
 ROWS, COLUMNS = 40, 60
 
@@ -228,10 +228,31 @@ def test_content_counts_not_the_name(photo, tmp_path):
 
 
 def test_other_formats_are_not_opened(photo, tmp_path):
-    for format_ in ("GIF", "BMP", "PPM", "ICO", "PDF", "TGA", "EPS"):
+    for format_ in ("PPM", "ICO", "PDF", "TGA", "EPS"):
         path = write(tmp_path / "a.png", Image.fromarray(photo), format=format_)
-        with pytest.raises(UnreadableImage, match="not a JPEG, PNG, WebP or TIFF file"):
+        with pytest.raises(UnreadableImage, match="not a JPEG, PNG, WebP, TIFF, BMP or GIF file"):
             read_image(path)
+    (tmp_path / "text.bmp").write_text("BMs are two letters, no picture")
+    with pytest.raises(UnreadableImage, match="not a JPEG"):
+        read_image(tmp_path / "text.bmp")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_bmp_and_the_first_frame_of_gif(photo, tmp_path, mode):
+    image = Image.fromarray(photo).quantize(64) if mode == "P" else Image.fromarray(photo).convert(mode)
+    pixels = read_image(write(tmp_path / "a.bmp", image))
+    assert difference(pixels, np.asarray(image.convert("RGB"))) == 0
+    if mode != "RGB":
+        path = write(tmp_path / "a.gif", image, save_all=True, append_images=[Image.new("RGB", image.size, "red")])
+        assert difference(read_image(path), np.asarray(image.convert("RGB"))) == 0
+        assert read_size(path) == (ROWS, COLUMNS)
+
+
+def test_transparency_of_gif_shows_white(photo, tmp_path):
+    palette = Image.fromarray(photo).quantize(64)
+    expected = np.asarray(palette.convert("RGB")).copy()
+    expected[np.asarray(palette) == 5] = 255
+    assert difference(read_image(write(tmp_path / "a.gif", palette, transparency=5)), expected) == 0
 
 
 def test_name_without_utf8(photo, tmp_path):
@@ -259,13 +280,13 @@ def test_not_regular_files(tmp_path):
     with pytest.raises(UnreadableImage, match="empty file"):
         read_image(tmp_path / "empty.jpg")
     with open(tmp_path / "huge.jpg", "wb") as file:
-        file.truncate(2 * decode.MAX_BYTES)  # takes no room on disk
+        file.truncate(2 * image_file.MAX_BYTES)  # takes no room on disk
     with pytest.raises(UnreadableImage, match="GiB"):
         read_image(tmp_path / "huge.jpg")
 
 
 @pytest.mark.parametrize(
-    "ending", ["jpg", "progressive.jpg", "cmyk.jpg", "png", "webp", "lzw.tif", "jpeg.tif", "raw.tif"]
+    "ending", ["jpg", "progressive.jpg", "cmyk.jpg", "png", "webp", "lzw.tif", "jpeg.tif", "raw.tif", "bmp", "gif"]
 )
 def test_truncated_anywhere(tmp_path, ending):
     noise = np.random.default_rng(0).integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -301,7 +322,7 @@ def test_truncated_jpeg_with_an_end_marker(tmp_path):
         read_image(path)
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif", "bmp", "gif"])
 def test_random_damage_never_raises_anything_else(photo, tmp_path, ending):
     path = write(tmp_path / f"a.{ending}", Image.fromarray(photo))
     data, rng = path.read_bytes(), np.random.default_rng(0)
@@ -314,16 +335,9 @@ def test_random_damage_never_raises_anything_else(photo, tmp_path, ending):
             assert read_image(path).ndim == 3
 
 
-def png_claiming(columns: int, rows: int) -> bytes:
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
 def test_claimed_size_is_judged_before_decoding(tmp_path, monkeypatch):
-    bombs = {"a.png": png_claiming(100_000, 100_000)}
+    bombs = {"a.png": png_bytes(np.zeros((1, 1), int), 8, 2)}
+    bombs["a.png"] = bombs["a.png"][:16] + struct.pack(">II", 100_000, 100_000) + bombs["a.png"][24:]
     small = io.BytesIO()
     Image.new("RGB", (16, 16)).save(small, "JPEG")
     start = small.getvalue().index(b"\xff\xc0") + 5
@@ -333,8 +347,8 @@ def test_claimed_size_is_judged_before_decoding(tmp_path, monkeypatch):
         with pytest.raises(UnreadableImage, match="more than 178,956,970"):
             read_image(tmp_path / name)
     paths = [write(tmp_path / f"b.{ending}", Image.new("RGB", (50, 50))) for ending in ("jpg", "png", "webp", "tif")]
-    monkeypatch.setattr(decode, "MAX_PIXELS", 2000)
-    monkeypatch.setattr(decode.simplejpeg, "decode_jpeg", lambda _: pytest.fail("decoded"))
+    monkeypatch.setattr(image_file, "MAX_PIXELS", 2000)
+    monkeypatch.setattr(jpeg.simplejpeg, "decode_jpeg", lambda _: pytest.fail("decoded"))
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
     for path in paths:
         with pytest.raises(UnreadableImage, match="50 x 50 pixels, more than 2,000"):

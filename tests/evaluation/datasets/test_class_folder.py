@@ -1,9 +1,11 @@
+import json
+import os
 import shutil
 
 import pytest
 
 from selfpatch.evaluation.datasets import labeled_images as labeled_images
-from selfpatch.evaluation.datasets.class_folder import ClassFolder
+from selfpatch.evaluation.datasets.class_folder import ClassFolder, matches_layout
 from tests.evaluation.labeled_classes import write_class, write_classes
 
 
@@ -19,7 +21,7 @@ def test_reads_train_and_val(tmp_path):
     assert data.read_image(data.val[0]).shape == (20, 30, 3)
     assert data.facts() == {
         "split": "train + val, a folder a class", "num_train_images": 10, "num_val_images": 6, "num_classes": 3,
-        "val_set": "5f164be30807",
+        "notes": [], "val_set": "5f164be30807",
     }  # fmt: skip
 
 
@@ -34,6 +36,82 @@ def test_splits_every_class_by_the_hash_of_the_name(tmp_path):
     held_out = {item.path for item in data.val if item.label == 1}
     shutil.copy(tmp_path / "ant/0.png", tmp_path / "ant/more.png")
     assert held_out == {item.path for item in ClassFolder(tmp_path).val if item.label == 1}
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("training_set", "test_set"), ("training", "validation"), ("Train", "VAL"), ("TRAIN", "Test"), ("train", "valid"),
+     ("train-set", "eval"), ("Training Data", "Testing Data"), ("trainset", "testset"), ("seg_train", "seg_test"),
+     ("ILSVRC2012_img_train", "ILSVRC2012_img_val"), ("train2017", "val2017"), ("train_images", "test_images")],
+)  # fmt: skip
+@pytest.mark.parametrize("link", [False, True])
+def test_splits_under_the_names_of_other_data_sets(tmp_path, train, val, link):
+    root = write_classes(tmp_path / "data", num_classes=3)
+    expected = ClassFolder(root).facts()["val_set"]
+    for old, new in (("train", train), ("val", val)):
+        if link:
+            (root / old).rename(tmp_path / new)
+            (root / new).symlink_to(tmp_path / new)
+        else:
+            (root / old).rename(root / "name that stands between")
+            (root / "name that stands between").rename(root / new)
+    (root / "__MACOSX").mkdir()
+    assert matches_layout(root)
+    data = ClassFolder(root)
+    assert data.class_names == ["ant", "bee", "cat"]
+    assert (len(data.train), len(data.val), data.layout) == (9, 6, f"{train} + {val}, a folder a class")
+    assert (data.facts()["val_set"] == expected) == (val == "val")
+
+
+def test_test_images_are_left_alone_where_there_are_validation_images(tmp_path):
+    root = write_classes(tmp_path, num_classes=2)
+    write_class(root / "test" / "ant", 0, 4)
+    data = ClassFolder(root)
+    assert (data.layout, len(data.val)) == ("train + val, a folder a class", 4)
+    assert data.notes == ["test/ is not used: val/ is there"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(("training_set", "ant"), "holds training_set/ but no val/"), (("test", "ant", "bee"), "holds test/ but no train/"),
+     (("Training", "train", "val"), "holds Training/ and train/, two folders for one split")],
+)  # fmt: skip
+def test_a_split_is_never_a_class(tmp_path, names, message):
+    for i, name in enumerate(names):
+        write_class(tmp_path / name, i, 3)
+    with pytest.raises(ValueError, match=message):
+        ClassFolder(tmp_path)
+    assert not matches_layout(tmp_path)
+
+
+def test_classes_whose_names_begin_like_splits(tmp_path):
+    for i, name in enumerate(("train_station", "bus_station", "test tube", "trainer", "value")):
+        write_class(tmp_path / name, i, 3)
+    assert ClassFolder(tmp_path).num_classes == 5
+
+
+def test_linked_classes_are_classes_and_what_is_left_out_is_noted(tmp_path):
+    for i, name in enumerate(("ant", "bee")):
+        write_class(tmp_path / "elsewhere" / name, i, 3)
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(tmp_path / "elsewhere" / name)
+    (tmp_path / "elsewhere/bee/notes.txt").touch()
+    (tmp_path / "elsewhere/bee/more.heic").touch()
+    (tmp_path / "elsewhere/bee/more").symlink_to(tmp_path / "elsewhere")
+    data = ClassFolder(tmp_path / "data")
+    assert (data.class_names, len(data.train) + len(data.val)) == (["ant", "bee"], 6)
+    assert data.facts()["notes"] == [
+        "2 files were left out: 1 .heic, 1 .txt",
+        "1 link to a folder was not followed: give the targets, or put the files there",
+    ]
+
+
+def test_names_of_classes_that_are_no_text(tmp_path):
+    for i, name in enumerate((b"\xff", b"\x1b[31m", b"bee")):
+        write_class(tmp_path / os.fsdecode(name), i, 2)
+    data = ClassFolder(tmp_path)
+    assert data.class_names == [r"\x1b[31m", "bee", r"\xff"]
+    assert json.loads(json.dumps(data.facts(), ensure_ascii=False).encode())["num_classes"] == 3
 
 
 def test_limits_images_evenly_over_classes(tmp_path):

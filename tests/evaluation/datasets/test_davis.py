@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from selfpatch.evaluation.datasets.davis import Davis, read_annotation, read_frame
+from tests.data.reading.made_files import png_bytes, png_chunk
 from tests.evaluation.moving_shapes import save_annotation, write_davis
 
 
@@ -45,7 +46,7 @@ def test_a_list_in_another_encoding_is_named(tmp_path):
     root = write_davis(tmp_path, size=(20, 30))
     (root / "ImageSets/2017/val.txt").write_text("b\xe4r\n", encoding="latin-1")
     with pytest.raises(
-        ValueError, match="the list .*2017/val.txt cannot be read: .*; it holds a name a line, .* UTF-8"
+        ValueError, match="the list .*2017/val.txt cannot be read: .*; it holds one name per line, .*UTF-8"
     ):
         Davis(root)
 
@@ -64,6 +65,31 @@ def test_annotations_of_every_kind_hold_numbers(tmp_path, mode):
     (video,) = Davis(root).videos
     assert read_annotation(video.frames[0]).tolist() == labels.tolist()
     assert video.num_objects == labels.max()
+
+
+@pytest.mark.parametrize(("color_type", "bits"), [(0, 2), (0, 4), (3, 2), (3, 4), (0, 16)])
+def test_annotations_of_few_bits(tmp_path, color_type, bits):
+    root = write_davis(tmp_path, videos=("ball",), num_objects=1, size=(20, 30))
+    labels = np.arange(600).reshape(20, 30) // 200
+    palette = png_chunk(b"PLTE", bytes(3 * 2**bits)) if color_type == 3 else b""
+    annotation(root).write_bytes(png_bytes(labels, bits, color_type, chunks=(palette,)))
+    (video,) = Davis(root).videos
+    assert (read_annotation(video.frames[0]).tolist(), video.num_objects) == (labels.tolist(), 2)
+
+
+def test_annotations_that_are_jpeg_are_refused(tmp_path):
+    root = write_davis(tmp_path, videos=("ball",), size=(20, 30))
+    Image.new("L", (30, 20), 1).save(annotation(root), format="JPEG")
+    with pytest.raises(ValueError, match="the annotation .*00000.png cannot be read: a JPEG file"):
+        Davis(root)
+
+
+def test_files_that_macos_leaves_beside_others_do_not_count(tmp_path):
+    root = write_davis(tmp_path, size=(20, 30))
+    before = Davis(root).facts()
+    for path in [*root.rglob("*.jpg"), *root.rglob("*.png")]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(80))
+    assert Davis(root).facts() == before
 
 
 def test_void_is_background_and_objects_are_those_of_the_first_frame(tmp_path):

@@ -173,8 +173,8 @@ def empty_split(root):
 
 
 def unknown_splits(root):
-    save(root / "images/train/a.jpg", PIXELS)
-    save(root / "masks/train/a.png", MASK)
+    save(root / "images/first/a.jpg", PIXELS)
+    save(root / "masks/first/a.png", MASK)
     return root
 
 
@@ -240,7 +240,7 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
     ("spoil", "message"),
     [
         (no_folder, f"there is no folder .*missing;(.|\n)*{LAYOUTS}"),
-        (class_names_in_latin_1, "the list .*classes.txt cannot be read: .*; it holds a name a line, as text in UTF-8"),
+        (class_names_in_latin_1, "the list .*classes.txt cannot be read: .*; it holds one name per line, in UTF-8"),
         (ade20k_names_in_latin_1, "the list .*objectInfo150.txt cannot be read: .* UTF-8"),
         (no_layout, f"holds pictures;(.|\n)*{LAYOUTS}"),
         (
@@ -248,7 +248,7 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
             r"4 of 10 images in .* have no mask .*: photo-0.jpg, photo-1.jpg, photo-2.jpg, \.\.\.; add",
         ),
         (masks_without_images, "1 of 11 masks in .*masks have no image of the same name in .*: extra.png; add"),
-        (no_validation_folder, f"there is no folder .*validation;(.|\n)*{LAYOUTS}"),
+        (no_validation_folder, f"images holds training/ but no val/; add it, (.|\n)*{LAYOUTS}"),
         (empty_split, f"images/validation holds no images(.|\n)*{LAYOUTS}"),
         (unknown_splits, f"images holds no images(.|\n)*{LAYOUTS}"),
         (one_image, "holds one image; at least two are needed"),
@@ -258,8 +258,8 @@ LAYOUTS = r"annotations/\{training,validation\}/NAME.png(.|\n)*masks/NAME.png"
             r"validation.png has a pixel labelled 3, but .*classes.txt names 2 classes.*0 to 2 \(",
         ),
         (label_of_16_bits, "photo-3.png has a pixel labelled 500; classes go up to 254"),
-        (color_mask, r"photo-3.png is a colour picture \(RGB\); masks hold a class number a pixel"),
-        (gray_levels, "fewer than two classes: .* the highest label is 0; labels are class numbers, not grey levels"),
+        (color_mask, r"photo-3.png cannot be read: a color picture \(RGB\); a mask holds one number per pixel"),
+        (gray_levels, "fewer than two classes: .* the highest label is 0; labels are class numbers, not gray levels"),
         (broken_image, "the image .*photo-3.jpg cannot be read: .*; replace it"),
         (broken_mask, "the mask .*photo-3.png cannot be read: .*; replace it"),
         (no_mask, "the mask .*photo-3.png cannot be read: .*; replace it"),

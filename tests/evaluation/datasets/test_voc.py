@@ -83,7 +83,7 @@ def remove(path):
             lambda root: save(root / "SegmentationClass/2007_000003.png", mask_of(0, 21)),
             r"2007_000003.png has a pixel labelled 21, but Pascal VOC has 0 \(background\) to 20",
         ),
-        (lambda root: save(root / "SegmentationClass/2007_000003.png", PIXELS), r"is a colour picture \(RGB\)"),
+        (lambda root: save(root / "SegmentationClass/2007_000003.png", PIXELS), r"a color picture \(RGB\)"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path, change, message):

@@ -68,7 +68,7 @@ def data_refused(capsys, model, tmp_path):
     [
         (lambda mask, image: save(mask, mask_of(0, 1).T.copy()), r"1 of \d masks differ from their images in size .* 6 x 4, its mask 4 x 6"),
         (lambda mask, image: save(mask, np.full((4, 6), 500, np.uint16)), "has a pixel labelled 500; classes go up to 254"),
-        (lambda mask, image: save(mask, PIXELS), r"is a colour picture \(RGB\); masks hold a class number a pixel"),
+        (lambda mask, image: save(mask, PIXELS), r"cannot be read: a color picture \(RGB\); a mask holds one number per pixel"),
         (lambda mask, image: mask.write_bytes(mask.read_bytes()[:45]), "the mask .* cannot be read: .*; replace it"),
         (lambda mask, image: image.write_bytes(b"no picture"), "the image .* cannot be read: not a JPEG.*; replace it"),
         (lambda mask, image: mask.unlink(), "have no mask|are not in .*SegmentationClass"),

@@ -105,7 +105,7 @@ CASES = {
     "damaged annotation": (cut(ANNOTATION), r"the annotation .*00001.png cannot be read: .*; replace it"),
     "empty annotation": (write(ANNOTATION, b""), r"the annotation .*00001.png cannot be read: .*; replace it"),
     "annotation that is no picture": (write(ANNOTATION, b"x" * 999), r"the annotation .*00001.png cannot be read"),
-    "annotation in colours": (in_colors, r"00001.png is a colour picture \(RGB\); .*save them as palette or grey PNG"),
+    "annotation in colours": (in_colors, r"00001.png cannot be read: a color picture \(RGB\); .*save it as gray or palette PNG"),
     "300 objects": (objects_300, r"00000.png has an object 300; .*room for 254 objects \(255 is void\): number them anew"),
     "one frame": (frames(1), r"the video ball has 1 of the 3 frames that are needed at least: .*take ball out of"),
     "two frames": (frames(2), "the video ball has 2 of the 3 frames"),
