@@ -17,11 +17,6 @@ def world_size() -> int:
     return dist.get_world_size() if is_initialized() else 1
 
 
-def is_main() -> bool:
-    """True on the one process that writes files and prints."""
-    return rank() == 0
-
-
 def global_sum(x: Tensor) -> Tensor:
     """Sum over ranks of a tensor that every rank holds, without gradient; the input is left alone."""
     if world_size() == 1:
