@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from selfpatch.config.pretrain import PretrainConfig
 from selfpatch.errors import UserError
@@ -58,7 +58,7 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     for old, new in RENAMED.items():
         group_name, _, last = old.rpartition(".")
         group = _group(values, group_name)
-        if group is None or last not in group or not _is_setting(new):
+        if group is None or last not in group:
             continue
         target = new.removeprefix(f"{group_name}.")
         if target in group:
@@ -79,14 +79,3 @@ def _group(values: Any, name: str) -> dict[str, Any] | None:
     for key in name.split("."):
         values = values.get(key) if isinstance(values, dict) else None
     return values if isinstance(values, dict) else None
-
-
-def _is_setting(name: str) -> bool:
-    """Whether a run of this version has a setting of that name."""
-    kind: Any = PretrainConfig
-    for key in name.split("."):
-        groups = [k for k in (kind, *get_args(kind)) if dataclasses.is_dataclass(k)]
-        kind = next((hints[key] for group in groups if key in (hints := get_type_hints(group))), None)
-        if kind is None:
-            return False
-    return True

@@ -112,7 +112,7 @@ def test_out_in_use_by_another_process(pretrain_refused, a_run):
 def test_images_changed_since_the_checkpoint(pretrain_refused, scenes, a_run, tmp_path):
     images = Path(shutil.copytree(scenes / "images", tmp_path / "images"))
     next(images.iterdir()).unlink()
-    says = ("step-00000001", "12 then, 11 now")
+    says = (a_run, "12 then, 11 now")
     pretrain_refused("--optim.steps", 1, "--run.log-every", 7, images=images, out=a_run, says=says)
 
 
