@@ -42,7 +42,7 @@ from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.data.loading.loader import Batch, training_batches
-from selfpatch.data.loading.sampler import Plan
+from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.optim.optimizer import parameter_groups
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
@@ -159,7 +159,7 @@ def measure_fed(backbone: str, batch_size: int, arguments: argparse.Namespace, d
         batches = prefetch_to_device(
             training_batches(
                 images,
-                Plan(len(images), batch_size, 0),
+                EpochSampler(len(images), batch_size, 0),
                 MultiCrop(config.crops, color_in_worker=False),
                 first_step=0,
                 stop_step=num_steps,
@@ -258,7 +258,7 @@ def build_task(config: PretrainConfig, device: torch.device) -> PretrainTask:
         TrainState(student_teacher, build_optimizer(student_teacher)),
         config,
         schedules=build_schedules(config.optim, config.teacher, num_steps=10**6, steps_per_epoch=STEPS_PER_EPOCH),
-        sampler=Plan(STEPS_PER_EPOCH * batch_size, batch_size, seed=0),
+        sampler=EpochSampler(STEPS_PER_EPOCH * batch_size, batch_size, seed=0),
         device=device,
         record_bad_images=len,
     )

@@ -28,7 +28,7 @@ from selfpatch.config import CropsConfig
 from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.loader import training_batches
-from selfpatch.data.loading.sampler import Plan, sample_rng
+from selfpatch.data.loading.sampler import EpochSampler, sample_rng
 
 # What a run does with its images before the first batch, and what it took.
 START_UP = """
@@ -36,11 +36,11 @@ import sys, time
 from pathlib import Path
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.loader import training_batches
-from selfpatch.data.loading.sampler import Plan
+from selfpatch.data.loading.sampler import EpochSampler
 start = time.perf_counter()
 images = ImageFolder(Path(sys.argv[1]))
 images.fingerprint()
-Plan(len(images), 1, 0).indices(0)
+EpochSampler(len(images), 1, 0).indices(0)
 seconds = time.perf_counter() - start
 peak_kb = Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]
 print(len(images), seconds, peak_kb)
@@ -123,7 +123,7 @@ def open_batches(folder: Path, batch_size: int, num_steps: int, num_workers: int
     images = ImageFolder(folder)
     return training_batches(
         images,
-        Plan(len(images), batch_size, 0),
+        EpochSampler(len(images), batch_size, 0),
         MultiCrop(CropsConfig()),
         first_step=0,
         stop_step=num_steps,

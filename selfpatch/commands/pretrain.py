@@ -22,7 +22,7 @@ from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.data.loading.loader import training_batches
-from selfpatch.data.loading.sampler import Plan
+from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.export import export_timm
@@ -120,7 +120,7 @@ def pretrain(
 class Parts(NamedTuple):
     """All that a run is made of, on its device."""
 
-    sampler: Plan
+    sampler: EpochSampler
     num_steps: int
     state: TrainState
     schedules: Schedules
@@ -148,7 +148,7 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
         UserError: the backbone, the crops or the batch do not fit each other or the images.
     """
     assert isinstance(config.optim.batch_size, int)  # derived by now
-    sampler = Plan(num_images, config.optim.batch_size, config.seed)
+    sampler = EpochSampler(num_images, config.optim.batch_size, config.seed)
     num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * sampler.steps_per_epoch), 1)
     torch.manual_seed(config.seed)
     crops = config.crops

@@ -1,1 +1,1 @@
-"""From files on disk to batches of crops: decode, image_folder, plan, multi_crop and loader; scenes makes images up."""
+"""From image files to batches of crops: reading, augmentation, loading."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from selfpatch.config.io import differences, to_dict
-from selfpatch.data.loading.sampler import Plan
+from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.errors import StoppedError, UserError
 from selfpatch.evaluation.features import prefetch
 from selfpatch.evaluation.fingerprint import fingerprint
@@ -190,12 +190,12 @@ def _batches(
     sample: Callable[[int, int], Any], num_samples: int, batch_size: int, seed: int, steps: range
 ) -> Iterator[list[Any]]:
     """The samples of every step. Batches run on over the ends of epochs, so samples may be few."""
-    plan = Plan(num_samples, 1, seed)
+    sampler = EpochSampler(num_samples, 1, seed)
 
     def places() -> Iterator[list[tuple[int, int]]]:
         for step in steps:
             positions = range(step * batch_size, (step + 1) * batch_size)
-            yield [(plan.epoch(position), int(plan.indices(position)[0])) for position in positions]
+            yield [(sampler.epoch(position), int(sampler.indices(position)[0])) for position in positions]
 
     return prefetch(lambda place: sample(*place), places())
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig, rows_columns
 from selfpatch.data.loading.loader import Batch
-from selfpatch.data.loading.sampler import Plan
+from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.optim.optimizer import optimizer_step, parameter_groups, set_schedules
 from selfpatch.optim.schedules import Schedule, warmup_cosine
 from selfpatch.pretraining.masks import draw_masks
@@ -49,7 +49,7 @@ class PretrainTask:
         config: PretrainConfig,
         *,
         schedules: Schedules,
-        sampler: Plan,
+        sampler: EpochSampler,
         device: torch.device,
         record_bad_images: Callable[[list[tuple[Path, str]]], int],
         image_name: Callable[[int], str] = str,

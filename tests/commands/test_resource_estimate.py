@@ -9,7 +9,7 @@ from selfpatch.commands import resource_estimate as advice
 from selfpatch.commands.pretrain import pretrain
 from selfpatch.config import EfficiencyConfig
 from selfpatch.config.io import read_yaml
-from selfpatch.data.loading.sampler import Plan
+from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.pretraining.estimate import Need, estimate_memory, largest_batch, time_per_image
 from selfpatch.pretraining.student_teacher import apply_efficiency
@@ -100,7 +100,7 @@ def test_waiting_is_said_once_and_not_for_starting_workers(monkeypatch):
         TrainState(student_teacher, build_optimizer(student_teacher)),
         config,
         schedules=build_schedules(config.optim, config.teacher, num_steps=8, steps_per_epoch=4),
-        sampler=Plan(16, 4, seed=0),
+        sampler=EpochSampler(16, 4, seed=0),
         device=CPU,
         record_bad_images=len,
         data_wait_hint=advice.data_wait_hint(config, CPU),

@@ -1,4 +1,4 @@
-"""Which image is at which place of the training, and the random numbers of its crops: pure functions of seed and step.
+"""The order of images and the random numbers of their crops: pure functions of seed and step.
 
 So a run that goes on at any step, with another number of workers or ranks, sees the same crops bit for bit, and the
 only data state in a checkpoint is the step.
@@ -14,11 +14,11 @@ from selfpatch.errors import UserError
 _ORDER, _SAMPLE = 1, 2
 
 
-class Plan:
-    """Every epoch is a new permutation of the images, cut into whole batches.
+class EpochSampler:
+    """Shuffles the images anew in every epoch and splits them into whole batches.
 
-    What is left of an epoch when the last whole batch is full stays unseen in it (at most batch_size - 1 images, others
-    in every epoch), as with DINO's drop_last.
+    The images beyond the last whole batch stay unseen in that epoch (at most batch_size - 1, others in every epoch), as
+    with DINO's drop_last.
 
     Args:
         batch_size: images per step over all ranks.
@@ -45,7 +45,7 @@ class Plan:
         return step // self.steps_per_epoch
 
     def indices(self, step: int) -> Int[np.ndarray, "{self.batch_size}"]:
-        """The images of a step. Epochs are shuffled when first asked for, and only the last one is kept."""
+        """The images of a step. The permutation of the epoch asked for last is kept."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self._order_of[0] != epoch:
             order = np.random.default_rng([_ORDER, self.seed, epoch]).permutation(self.num_images)

@@ -1,16 +1,13 @@
 """The same batches whoever makes them, and an orderly end whatever happens to the workers."""
 
-import gc
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +18,7 @@ from selfpatch.config import CropsConfig
 from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.loader import Batch, training_batches
-from selfpatch.data.loading.sampler import Plan, sample_rng
+from selfpatch.data.loading.sampler import EpochSampler, sample_rng
 
 SMALL = CropsConfig(global_size=32, local_size=16, num_local=3)
 
@@ -46,7 +43,9 @@ def batches(
     """The first six batches of ten, in this process, unless told otherwise."""
     images = ImageFolder(folder)
     settings = {"first_step": 0, "stop_step": 6, "num_workers": 0, **settings}
-    return list(training_batches(images, Plan(len(images), 10, seed), multi_crop or MultiCrop(crops), **settings))
+    return list(
+        training_batches(images, EpochSampler(len(images), 10, seed), multi_crop or MultiCrop(crops), **settings)
+    )
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -64,14 +63,14 @@ def equal(a: Batch, b: Batch) -> bool:
 
 def test_a_batch_is_the_crops_of_its_images(folder):
     images, multi_crop = ImageFolder(folder), MultiCrop(SMALL)
-    plan = Plan(len(images), 10, seed=5)
+    sampler = EpochSampler(len(images), 10, seed=5)
     for batch in batches(folder, seed=5):
         assert batch.crops.global_crops.shape == (2, 10, 3, 32, 32)
         assert batch.crops.local_crops.shape == (3, 10, 3, 16, 16)
-        for place, index in enumerate(plan.indices(batch.step).tolist()):
+        for place, index in enumerate(sampler.indices(batch.step).tolist()):
             if images.path(index).name in ("empty.jpg", "torn.jpg"):
                 continue
-            crops = multi_crop(images.read(index), sample_rng(5, plan.epoch(batch.step), index))
+            crops = multi_crop(images.read(index), sample_rng(5, sampler.epoch(batch.step), index))
             assert torch.equal(batch.crops.global_crops[:, place], crops.global_crops[:, 0])
             assert torch.equal(batch.crops.local_crops[:, place], crops.local_crops[:, 0])
 
@@ -86,10 +85,10 @@ def test_bad_images_are_replaced_and_listed(folder):
 def test_small_images_are_counted(folder):
     images = ImageFolder(folder)
     small = [i for i in range(len(images)) if images.path(i).name == "small.png"]
-    plan = Plan(len(images), 10, 0)
+    sampler = EpochSampler(len(images), 10, 0)
     for batch in batches(folder):
         if not batch.bad_images:
-            assert batch.num_upsampled == np.isin(small, plan.indices(batch.step)).sum()
+            assert batch.num_upsampled == np.isin(small, sampler.indices(batch.step)).sum()
 
 
 def test_without_local_crops(folder):
@@ -162,9 +161,9 @@ def test_a_batch_that_ranks_cannot_share(folder):
 def test_images_gone_in_mid_run(folder, tmp_path, num_workers):
     images = ImageFolder(folder)
     images.folders = [tmp_path]  # as if the disk had been unmounted
-    plan = Plan(len(images), 10, 0)
+    sampler = EpochSampler(len(images), 10, 0)
     with pytest.raises(ValueError, match=r"^20 images in a row.*No such file"):
-        next(training_batches(images, plan, MultiCrop(SMALL), first_step=0, stop_step=2, num_workers=num_workers))
+        next(training_batches(images, sampler, MultiCrop(SMALL), first_step=0, stop_step=2, num_workers=num_workers))
     assert not multiprocessing.active_children()
 
 
@@ -182,7 +181,7 @@ def start(
     folder: Path, multi_crop: type[MultiCrop] = MultiCrop, num_workers: int = 2, timeout_s: float = 60
 ) -> Iterator[Batch]:
     images = ImageFolder(folder)
-    return training_batches(images, Plan(len(images), 10, 0), multi_crop(SMALL), first_step=0, stop_step=10_000,
+    return training_batches(images, EpochSampler(len(images), 10, 0), multi_crop(SMALL), first_step=0, stop_step=10_000,
                             num_workers=num_workers, timeout_s=timeout_s)  # fmt: skip
 
 
@@ -190,37 +189,38 @@ def workers() -> list:
     return multiprocessing.active_children()
 
 
-def test_too_little_shared_memory(folder, monkeypatch):
-    """Told before anything runs: a worker that writes beyond it would die of a bus error."""
-    free = 10 * (2 * 32 * 32 + 3 * 16 * 16) * 3
-    monkeypatch.setattr(os.path, "isdir", lambda _: True)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    with pytest.raises(ValueError, match=r"share 0 MB .*, and /dev/shm has 0 MB left; .*--shm-size.*num-workers"):
-        batches(folder, num_workers=1)
-    batches(folder, stop_step=1)
-
-
 def test_a_killed_worker(folder):
     """Is told when its images are due, with what to do, and not in the middle of something else."""
     batches = start(folder)
     next(batches)
-    os.kill(workers()[0].pid, signal.SIGKILL)
+    killed = workers()[0].pid
+    os.kill(killed, signal.SIGKILL)
     time.sleep(0.5)
-    with pytest.raises(RuntimeError, match=r"died \(DataLoader worker \(pid.*start the same command again"):
+    with pytest.raises(RuntimeError, match=rf"process {killed} died \(SIGKILL\).*start the same command again"):
         list(batches)
     assert not workers()
 
 
 def test_a_hung_worker(folder):
-    with pytest.raises(RuntimeError, match=f"no images for 1 s. Images of step 0 were due, the first of them {folder}"):
+    with pytest.raises(RuntimeError, match=f"no result for 1 s. Images of step 0 were due, the first of them {folder}"):
         next(start(folder, Stuck, num_workers=1, timeout_s=1))
     assert not workers()
 
 
+def test_a_stopped_worker(folder):
+    """As by Ctrl-Z sent to it, a debugger or a frozen container."""
+    batches = start(folder, timeout_s=1)
+    next(batches)
+    stopped = workers()[0].pid
+    os.kill(stopped, signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match=f"process {stopped} has given no result for 1 s. Images of step"):
+        list(batches)
+    assert not workers()
+
+
 def test_an_error_of_our_own_is_not_taken_for_an_accident(folder):
-    with pytest.raises(RuntimeError, match=r"(?s)^Caught RuntimeError.*a mistake in the code$"):
+    with pytest.raises(RuntimeError, match=r"^a mistake in the code$"):
         next(start(folder, Broken))
-    gc.collect()  # torch's frames, in the error's traceback, still know the workers
     assert not workers()
 
 
@@ -258,7 +258,6 @@ before = {worker.pid for worker in workers()}
 assert len(before) == 2
 for name in ("SIGINT", "SIGTERM", "SIGUSR2"):
     signal.signal(getattr(signal, name), lambda number, _: got.append(number))
-    # Sent by another process: workers obey their parent, which stops them so.
     if os.fork() == 0:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
         os.killpg(0, getattr(signal, name))
@@ -280,20 +279,10 @@ assert time.monotonic() - started < 4
 
 @pytest.mark.parametrize("multi_crop", ["MultiCrop", "Stuck"])
 def test_the_main_process_ends_while_batches_are_in_use(folder, multi_crop):
-    """At its end Python sends SIGTERM to its workers and waits for them."""
+    """At its end Python sends SIGTERM to its workers and waits for them; ours are gone by then."""
     script = f"kept = [start(folder, {multi_crop}, num_workers=1)]; kept.append(kept); time.sleep(0.5); sys.exit(7)"
     done = run(script, folder)
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
-
-
-def test_workers_end_when_the_main_process_is_killed(folder):
-    script = "kept = start(folder); next(kept); print(*(w.pid for w in workers()), flush=True); os.kill(os.getpid(), 9)"
-    done = run(script, folder)
-    assert done.returncode == -signal.SIGKILL
-    deadline = time.monotonic() + 60
-    while alive := [pid for pid in done.stdout.split() if Path(f"/proc/{pid}").exists()]:
-        assert time.monotonic() < deadline, alive
-        time.sleep(0.2)
 
 
 def test_memory_of_workers_does_not_grow(folder):

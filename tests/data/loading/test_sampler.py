@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfpatch.data.loading.sampler import Plan, sample_rng
+from selfpatch.data.loading.sampler import EpochSampler, sample_rng
 
 
 @given(
@@ -14,35 +14,35 @@ from selfpatch.data.loading.sampler import Plan, sample_rng
 def test_an_epoch_shows_each_image_at_most_once(num_images, batch_size, seed, epoch):
     if num_images < batch_size:
         with pytest.raises(ValueError, match="do not fill one batch"):
-            Plan(num_images, batch_size, seed)
+            EpochSampler(num_images, batch_size, seed)
         return
-    plan = Plan(num_images, batch_size, seed)
-    steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
-    shown = np.concatenate([plan.indices(step) for step in steps])
-    assert {plan.epoch(step) for step in steps} == {epoch}
+    sampler = EpochSampler(num_images, batch_size, seed)
+    steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+    shown = np.concatenate([sampler.indices(step) for step in steps])
+    assert {sampler.epoch(step) for step in steps} == {epoch}
     assert len(shown) == len(set(shown)) == num_images // batch_size * batch_size
     assert 0 <= shown.min() <= shown.max() < num_images
 
 
 def test_any_order_of_asking_gives_the_same():
     steps = [7, 0, 23, 8, 7, 100, 1]
-    plan = Plan(50, 6, seed=3)
+    sampler = EpochSampler(50, 6, seed=3)
     for step in steps:
-        np.testing.assert_array_equal(plan.indices(step), Plan(50, 6, seed=3).indices(step))
+        np.testing.assert_array_equal(sampler.indices(step), EpochSampler(50, 6, seed=3).indices(step))
 
 
 def test_epochs_and_seeds_differ():
-    plan = Plan(1000, 1000, seed=0)
-    orders = [plan.indices(0), plan.indices(1), Plan(1000, 1000, seed=1).indices(0), np.arange(1000)]
+    sampler = EpochSampler(1000, 1000, seed=0)
+    orders = [sampler.indices(0), sampler.indices(1), EpochSampler(1000, 1000, seed=1).indices(0), np.arange(1000)]
     for i, order in enumerate(orders):
         for other in orders[:i]:
             assert (order == other).sum() < 10
 
 
 def test_what_an_epoch_drops_differs():
-    plan = Plan(11, 5, seed=0)
+    sampler = EpochSampler(11, 5, seed=0)
     dropped = {
-        (set(range(11)) - {*plan.indices(2 * epoch), *plan.indices(2 * epoch + 1)}).pop() for epoch in range(200)
+        (set(range(11)) - {*sampler.indices(2 * epoch), *sampler.indices(2 * epoch + 1)}).pop() for epoch in range(200)
     }
     assert dropped == set(range(11))
 
@@ -64,4 +64,4 @@ def test_first_random_numbers_of_samples_are_uniform():
 
 def test_negative_seed():
     with pytest.raises(ValueError, match="seed is -1"):
-        Plan(10, 2, seed=-1)
+        EpochSampler(10, 2, seed=-1)

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from selfpatch.backbones.backbone import Tokens
-from selfpatch.data.loading.sampler import Plan
+from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.evaluation.classification.linear_classification import LinearLayers, choose_vectors, run, train_layers
 from selfpatch.evaluation.datasets.class_folder import ClassFolder
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
@@ -40,8 +40,10 @@ def test_equals_a_restatement_in_numpy(tmp_path):
     data = ClassFolder(tmp_path / "data")
     layers = trained(data, tmp_path / "out", batch_size=6, steps=7, momentum=0.8, lrs=(0.5, 2.0))
 
-    plan = Plan(len(data.train), 1, 0)
-    labels = [[data.train[plan.indices(position)[0]].label for position in range(6 * i, 6 * i + 6)] for i in range(7)]
+    sampler = EpochSampler(len(data.train), 1, 0)
+    labels = [
+        [data.train[sampler.indices(position)[0]].label for position in range(6 * i, 6 * i + 6)] for i in range(7)
+    ]
     vectors = np.array(COLORS[:4]) / 255 * 2 - 1  # as ColorBackbone's images are normalised
     torch.manual_seed(0)
     start = LinearLayers(TOKENS, ("mean",), (0.5, 2.0), 4)
