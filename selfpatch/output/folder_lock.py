@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import weakref
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,9 +12,13 @@ from selfpatch.errors import UserError
 
 
 class FolderLock:
-    """Held by the kernel for as long as this process lives: a lock cannot be left behind."""
+    """Held by the kernel for as long as this process lives: a lock cannot be left behind.
+
+    Processes that are forked from this one do not hold it: they may outlive this one for a moment, or hang.
+    """
 
     def __init__(self, folder: Path):
+        _LOCKS.add(self)
         self._folder = folder
         self._file: IO[str] | None = None
 
@@ -45,3 +50,14 @@ class FolderLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+_LOCKS: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    for lock in _LOCKS:
+        lock.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
