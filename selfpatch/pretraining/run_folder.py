@@ -95,13 +95,13 @@ class RunFolder:
             self.checkpoints, state.step, state.tensors(), state.state() | agreed, keep=config.run.max_to_keep
         )
 
-    def record_bad_images(self, bad_images: list[tuple[Path, str]]) -> int:
+    def record_bad_images(self, bad_images: list[tuple[str, str]]) -> int:
         """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far."""
-        new = {str(path): " ".join(reason.split()) for path, reason in bad_images if str(path) not in self._bad_images}
+        new = {name: " ".join(reason.split()) for name, reason in bad_images if name not in self._bad_images}
         if new:
             self._bad_images |= new
             with self.bad_images_file.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines(f"{path}\t{reason}\n" for path, reason in new.items())
+                file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
         return len(self._bad_images)
 
     def require_same_method(self, method: dict[str, Any], config: PretrainConfig, where: Path) -> None:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -51,7 +50,7 @@ class PretrainTask:
         schedules: Schedules,
         sampler: EpochSampler,
         device: torch.device,
-        record_bad_images: Callable[[list[tuple[Path, str]]], int],
+        record_bad_images: Callable[[list[tuple[str, str]]], int],
         image_name: Callable[[int], str] = str,
         data_wait_hint: str = "",
     ):

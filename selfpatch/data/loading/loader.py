@@ -4,7 +4,6 @@ import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,11 +11,11 @@ import numpy as np
 from selfpatch.data.augmentation.crops import Crops
 from selfpatch.data.augmentation.geometry import Image
 from selfpatch.data.augmentation.multi_crop import MultiCrop
-from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.ordered_workers import MAX_TASKS_PER_WORKER, OrderedWorkers, WorkerError
 from selfpatch.data.loading.sampler import EpochSampler, sample_rng
 from selfpatch.data.loading.shared_buffer import SharedCropBuffer
 from selfpatch.data.reading.decode import UnreadableImage
+from selfpatch.data.source import ImageSource
 from selfpatch.errors import UserError
 
 # Images per task: few, so that all workers share a large batch and little waits in shared memory.
@@ -30,12 +29,12 @@ class Batch(NamedTuple):
 
     step: int
     crops: Crops
-    bad_images: list[tuple[Path, str]]  # unreadable ones and the reasons; other images took their places
+    bad_images: list[tuple[str, str]]  # names of unreadable ones, and the reasons; other images took their places
     num_upsampled: int  # images smaller than a global crop
 
 
 def training_batches(
-    images: ImageFolder,
+    source: ImageSource,
     sampler: EpochSampler,
     multi_crop: MultiCrop,
     *,
@@ -74,12 +73,12 @@ def training_batches(
         images_per_slot=min(_IMAGES_PER_TASK, images_per_step),
         shared=num_workers > 0,
     )
-    make_crops = _MakeCrops(images, sampler.seed, multi_crop, buffer)
+    make_crops = _MakeCrops(source, sampler.seed, multi_crop, buffer)
     workers = OrderedWorkers(make_crops, num_workers, timeout_s=timeout_s)
     steps = range(first_step, stop_step)
     tasks = _tasks(sampler, steps, rank, world_size)
     allocate = functools.partial(multi_crop.allocate, images_per_step, pin_memory=pin_memory)
-    return _batches(steps, tasks, workers, buffer, allocate, images)
+    return _batches(steps, tasks, workers, buffer, allocate, source)
 
 
 def _num_tasks_ahead(images_per_step: int, num_workers: int) -> int:
@@ -101,7 +100,7 @@ class _Task(NamedTuple):
 class _TaskResult(NamedTuple):
     """Besides the crops, which are in their slot."""
 
-    bad_images: list[tuple[Path, str]]
+    bad_images: list[tuple[str, str]]
     num_upsampled: int
 
 
@@ -118,7 +117,7 @@ def _batches(
     workers: "OrderedWorkers[tuple[_Task, int], _TaskResult]",
     buffer: SharedCropBuffer,
     allocate: Callable[[], Crops],
-    images: ImageFolder,
+    source: ImageSource,
 ) -> Iterator[Batch]:
     pending: deque[_Task] = deque()
 
@@ -131,11 +130,11 @@ def _batches(
         fill_slots()
         for step in steps:
             crops = allocate()
-            bad_images: list[tuple[Path, str]] = []
+            bad_images: list[tuple[str, str]] = []
             num_upsampled = num_done = 0
             while num_done < crops.num_images:
                 task = pending.popleft()
-                result = _next_result(workers, task, images)
+                result = _next_result(workers, task, source)
                 buffer.collect(crops.slice_images(num_done, num_done + len(task.indices)))
                 fill_slots()
                 num_done += len(task.indices)
@@ -145,7 +144,7 @@ def _batches(
 
 
 def _next_result(
-    workers: "OrderedWorkers[tuple[_Task, int], _TaskResult]", task: _Task, images: ImageFolder
+    workers: "OrderedWorkers[tuple[_Task, int], _TaskResult]", task: _Task, source: ImageSource
 ) -> _TaskResult:
     """The result of `task`, the oldest in flight."""
     try:
@@ -153,7 +152,7 @@ def _next_result(
     except WorkerError as error:
         raise RuntimeError(
             f"of the processes that read images, {error}. Images of step {task.step} were due, the first of them "
-            f"{images.path(task.indices[0])}. See whether the disk answers, whether memory or /dev/shm is full and "
+            f"{source.name(task.indices[0])}. See whether the disk answers, whether memory or /dev/shm is full and "
             "whether something stopped or killed it; then start the same command again, which goes on from the last "
             "checkpoint. Fewer processes (efficiency.num-workers) need less memory"
         ) from error
@@ -162,12 +161,12 @@ def _next_result(
 class _MakeCrops:
     """What workers do: read the images of a task and write their crops to its slot."""
 
-    def __init__(self, images: ImageFolder, seed: int, multi_crop: MultiCrop, buffer: SharedCropBuffer):
-        self._images, self._seed, self._multi_crop, self._buffer = images, seed, multi_crop, buffer
+    def __init__(self, source: ImageSource, seed: int, multi_crop: MultiCrop, buffer: SharedCropBuffer):
+        self._source, self._seed, self._multi_crop, self._buffer = source, seed, multi_crop, buffer
 
     def __call__(self, task_and_slot: tuple[_Task, int]) -> _TaskResult:
         task, slot = task_and_slot
-        bad_images: list[tuple[Path, str]] = []
+        bad_images: list[tuple[str, str]] = []
         num_upsampled = 0
         for position, index in enumerate(task.indices):
             rng = sample_rng(self._seed, task.epoch, index)
@@ -176,16 +175,16 @@ class _MakeCrops:
             num_upsampled += self._multi_crop.is_smaller_than_crop(image)
         return _TaskResult(bad_images, num_upsampled)
 
-    def _read(self, index: int, rng: np.random.Generator, bad_images: list[tuple[Path, str]]) -> Image:
+    def _read(self, index: int, rng: np.random.Generator, bad_images: list[tuple[str, str]]) -> Image:
         """The image, or one drawn by `rng` in the place of those that cannot be read, which go to `bad_images`."""
         for _ in range(_MAX_TRIES):
             try:
-                return self._images.read(index)
+                return self._source.read(index)
             except UnreadableImage as error:
-                bad_images.append((self._images.path(index), str(error)))
-                index = int(rng.integers(len(self._images)))
-        path, reason = bad_images[-1]
+                bad_images.append((self._source.name(index), str(error)))
+                index = int(rng.integers(len(self._source)))
+        name, reason = bad_images[-1]
         raise UnreadableImage(
-            f"{_MAX_TRIES} images in a row, drawn at random, cannot be read; the last was {path}: {reason}. See that "
+            f"{_MAX_TRIES} images in a row, drawn at random, cannot be read; the last was {name}: {reason}. See that "
             "the images are still there and readable; `selfpatch check` lists what is wrong with each"
         )

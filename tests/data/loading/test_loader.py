@@ -19,6 +19,7 @@ from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.loader import Batch, training_batches
 from selfpatch.data.loading.sampler import EpochSampler, sample_rng
+from selfpatch.data.reading.decode import UnreadableImage
 
 SMALL = CropsConfig(global_size=32, local_size=16, num_local=3)
 
@@ -68,7 +69,7 @@ def test_a_batch_is_the_crops_of_its_images(folder):
         assert batch.crops.global_crops.shape == (2, 10, 3, 32, 32)
         assert batch.crops.local_crops.shape == (3, 10, 3, 16, 16)
         for place, index in enumerate(sampler.indices(batch.step).tolist()):
-            if images.path(index).name in ("empty.jpg", "torn.jpg"):
+            if images.name(index) in ("empty.jpg", "torn.jpg"):
                 continue
             crops = multi_crop(images.read(index), sample_rng(5, sampler.epoch(batch.step), index))
             assert torch.equal(batch.crops.global_crops[:, place], crops.global_crops[:, 0])
@@ -77,18 +78,49 @@ def test_a_batch_is_the_crops_of_its_images(folder):
 
 def test_bad_images_are_replaced_and_listed(folder):
     seen = [bad for batch in batches(folder, stop_step=40) for bad in batch.bad_images]
-    assert {path.name for path, _ in seen} == {"empty.jpg", "torn.jpg"}
-    assert {path.name: reason for path, reason in seen}["empty.jpg"] == "empty file"
+    assert {name for name, _ in seen} == {"empty.jpg", "torn.jpg"}
+    assert dict(seen)["empty.jpg"] == "empty file"
     assert batches(folder, stop_step=40)[-1].crops.global_crops.float().std(dim=(0, 2, 3, 4)).min() > 10
 
 
 def test_small_images_are_counted(folder):
     images = ImageFolder(folder)
-    small = [i for i in range(len(images)) if images.path(i).name == "small.png"]
+    small = [i for i in range(len(images)) if images.name(i) == "small.png"]
     sampler = EpochSampler(len(images), 10, 0)
     for batch in batches(folder):
         if not batch.bad_images:
             assert batch.num_upsampled == np.isin(small, sampler.indices(batch.step)).sum()
+
+
+class InMemory:
+    """A source that is no folder."""
+
+    num_channels = 3
+
+    def __len__(self) -> int:
+        return 12
+
+    def read(self, index: int) -> np.ndarray:
+        if index == 5:
+            raise UnreadableImage("not today")
+        return np.random.default_rng(index).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+
+    def name(self, index: int) -> str:
+        return f"picture {index}"
+
+    def fingerprint(self) -> str:
+        return "in memory"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_any_source_of_images(num_workers):
+    made = training_batches(InMemory(), EpochSampler(12, 12, 0), MultiCrop(SMALL), first_step=0, stop_step=1,
+                            num_workers=num_workers)  # fmt: skip
+    (batch,) = made
+    assert batch.bad_images == [("picture 5", "not today")]
+    place = EpochSampler(12, 12, 0).indices(0).tolist().index(7)
+    crops = MultiCrop(SMALL)(InMemory().read(7), sample_rng(0, 0, 7))
+    assert torch.equal(batch.crops.global_crops[:, place], crops.global_crops[:, 0])
 
 
 def test_without_local_crops(folder):
@@ -202,7 +234,7 @@ def test_a_killed_worker(folder):
 
 
 def test_a_hung_worker(folder):
-    with pytest.raises(RuntimeError, match=f"no result for 1 s. Images of step 0 were due, the first of them {folder}"):
+    with pytest.raises(RuntimeError, match="no result for 1 s. Images of step 0 were due, the first of them "):
         next(start(folder, Stuck, num_workers=1, timeout_s=1))
     assert not workers()
 
