@@ -24,6 +24,7 @@ from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.data.reading.decode import UnreadableImage
+from selfpatch.data.source import ImageSource
 from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.export import export_timm
 from selfpatch.output import checkpoint
@@ -187,7 +188,7 @@ def check_crops(config: PretrainConfig, student_teacher: StudentTeacher) -> None
 
 def run_training(
     config: PretrainConfig,
-    source: ImageFolder,
+    source: ImageSource,
     run: RunFolder,
     parts: Parts,
     monitor: TrainingMonitor,
@@ -213,7 +214,7 @@ def run_training(
         sampler=parts.sampler,
         device=device,
         record_bad_images=lambda bad: refuse_bad_images(run.record_bad_images(bad), len(source), config, run),
-        image_name=lambda index: str(source.path(index)),
+        image_name=source.name,
         data_wait_hint=data_wait_hint(config, device),
     )
     batches = training_batches(
@@ -260,7 +261,7 @@ def export(state: TrainState, config: PretrainConfig, run: RunFolder) -> str:
 
 def restore(
     run: RunFolder,
-    source: ImageFolder,
+    source: ImageSource,
     config: PretrainConfig,
     state: TrainState,
     *,
@@ -301,7 +302,7 @@ def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: 
 
 def print_summary(
     config: PretrainConfig,
-    source: ImageFolder,
+    source: ImageSource,
     parts: Parts,
     resolved: list[ResolvedSetting],
     *,

@@ -8,7 +8,7 @@ from typing import Any
 
 from selfpatch.config import RESULT_AFFECTING, PretrainConfig
 from selfpatch.config.io import config_of, differences, read_yaml, to_dict, write_yaml
-from selfpatch.data.image_folder import ImageFolder
+from selfpatch.data.source import ImageSource
 from selfpatch.errors import UserError
 from selfpatch.output import checkpoint
 from selfpatch.output.atomic_files import atomic_write, require_writable
@@ -31,7 +31,7 @@ class RunFolder:
         self._lock = FolderLock(path)
         self._bad_images: dict[str, str] = {}
 
-    def check(self, config: PretrainConfig, images: ImageFolder) -> None:
+    def check(self, config: PretrainConfig, images: ImageSource) -> None:
         """Refuse what `open` could not take.
 
         Raises:
@@ -66,7 +66,7 @@ class RunFolder:
     def close(self) -> None:
         self._lock.close()
 
-    def newest_checkpoint(self, images: ImageFolder) -> tuple[Checkpoint | None, list[str]]:
+    def newest_checkpoint(self, images: ImageSource) -> tuple[Checkpoint | None, list[str]]:
         """OUT's own newest valid checkpoint, and why newer ones were skipped.
 
         Raises:
@@ -77,14 +77,14 @@ class RunFolder:
             self._require_same_images(found.state, images)
         return found, skipped_checkpoints
 
-    def _require_same_images(self, state: dict[str, Any], images: ImageFolder) -> None:
+    def _require_same_images(self, state: dict[str, Any], images: ImageSource) -> None:
         if "images" in state and state["images"] != images.fingerprint():
             raise UserError(
                 f"the images are not those that the run in {self.path} was made with ({state.get('num_images')} then, "
                 f"{len(images)} now, or other names); put them back to go on, or give a new folder for a new run"
             )
 
-    def save(self, state: TrainState, images: ImageFolder, config: PretrainConfig) -> None:
+    def save(self, state: TrainState, images: ImageSource, config: PretrainConfig) -> None:
         """Write a checkpoint: the train state, and what a run that goes on has to agree in."""
         agreed = {
             "num_images": len(images),

@@ -192,6 +192,22 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert ends(pid, within_s=1.5)
 
 
+<<<<<<< HEAD
+=======
+def test_time_in_which_the_job_is_suspended_does_not_count():
+    """As by Ctrl-Z, or by a scheduler that makes room for another job."""
+    script = HEAD.replace("timeout_s=1", "timeout_s=2") + "workers.submit(2.5)\nworkers.next_result()\n"
+    command = [sys.executable, "-W", "error", "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as job:
+        job.stdout.readline()
+        time.sleep(0.3)
+        os.killpg(job.pid, signal.SIGSTOP)
+        time.sleep(2.5)
+        os.killpg(job.pid, signal.SIGCONT)
+        assert job.wait(60) == 0
+
+
+>>>>>>> loader
 def test_the_main_process_ends_soon_after_a_worker_stopped():
     started = time.monotonic()
     returncode, errors, pids = run(
