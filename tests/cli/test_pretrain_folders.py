@@ -24,7 +24,7 @@ def test_folder_empty(pretrain_refused, tmp_path):
     (tmp_path / "images").mkdir()
     pretrain_refused(images=tmp_path / "images", says=(tmp_path / "images", ".jpg", "no file"))
     (tmp_path / "images" / "notes.txt").touch()
-    pretrain_refused(images=tmp_path / "images", says=("1 files", "1 .txt"))
+    pretrain_refused(images=tmp_path / "images", says=("1 file", "1 .txt"))
 
 
 def test_no_readable_image(pretrain_refused, tmp_path):
