@@ -172,6 +172,24 @@ def test_commands_take_it_as_they_take_a_plain_transformer(photos, capsys, tmp_p
     assert sorted(path.name for path in pictures.iterdir()) == ["pca.png", "positives.png", "similarity.png"]
 
 
+def test_pretraining_command(photos, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["pretrain", str(photos), str(out), "--recipe", "dino-selfpatch-small", "--backbone.final-norm"]
+    settings = {
+        "backbone.name": NAME, "backbone.embed-dim": 12, "crops.global-size": 128, "crops.local-size": 64,
+        "crops.num-local": 1, "crops.mean": (0.4, 0.5, 0.6), "crops.std": (0.2, 0.2, 0.2), "optim.batch-size": 2,
+        "optim.steps": 2, "optim.warmup-epochs": 0, "objectives.dino.head.num-prototypes": 32,
+        "objectives.selfpatch.head.num-prototypes": 32, "run.device": "cpu", "efficiency.num-workers": 0,
+    }  # fmt: skip
+    for name, value in settings.items():
+        arguments += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    backbone = load_backbone(out)
+    assert isinstance(backbone, Swin) and backbone.embed_dim == 96
+    assert (backbone.mean, backbone.std) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.2))
+    assert (out / "pictures" / "positives.png").is_file()
+
+
 def test_weights_of_it_for_a_plain_transformer(photos, capsys, tmp_path):
     arguments = ["pretrain", photos, tmp_path / "out", "--init-from", f"timm:{NAME}"]
     arguments += ["--run.device", "cpu", "--optim.batch-size", 2]
