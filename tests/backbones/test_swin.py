@@ -176,10 +176,11 @@ def test_pretraining_command(photos, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ["pretrain", str(photos), str(out), "--recipe", "dino-selfpatch-small", "--backbone.final-norm"]
     settings = {
-        "backbone.name": NAME, "backbone.embed-dim": 12, "crops.global-size": 128, "crops.local-size": 64,
+        "backbone.name": NAME, "backbone.embed-dim": 12, "crops.global-size": 96, "crops.local-size": 64,
         "crops.num-local": 1, "crops.mean": (0.4, 0.5, 0.6), "crops.std": (0.2, 0.2, 0.2), "optim.batch-size": 2,
         "optim.steps": 2, "optim.warmup-epochs": 0, "objectives.dino.head.num-prototypes": 32,
-        "objectives.selfpatch.head.num-prototypes": 32, "run.device": "cpu", "efficiency.num-workers": 0,
+        "objectives.selfpatch.head.num-prototypes": 32, "objectives.dino.head.hidden-dim": 32,
+        "objectives.selfpatch.head.hidden-dim": 32, "run.device": "cpu", "efficiency.num-workers": 0,
     }  # fmt: skip
     for name, value in settings.items():
         arguments += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
