@@ -1,1 +1,1 @@
-"""timm's vision transformers as `Tokens`, and the ways to get weights into them."""
+"""Backbones: one contract, timm's vision transformers and Swin that fulfil it, and ways to get weights into them."""

@@ -81,8 +81,9 @@ def create_timm(name: str, **arguments: Any) -> nn.Module:
     try:
         model = timm.create_model(name, **arguments)
     except (TypeError, AssertionError) as error:
+        reason = str(error).rstrip(".")
         raise UserError(
-            f"timm cannot build {name!r} with {arguments}: {error}. Backbones are vision transformers and Swin "
+            f"timm cannot build {name!r} with {arguments}: {reason}. Backbones are vision transformers and Swin "
             "transformers of the first version; leave out the setting that this one does not have, or choose another, "
             "e.g. vit_small_patch16_224"
         ) from error
@@ -120,7 +121,7 @@ def _refuse_settings_of_vits(config: BackboneConfig) -> None:
     if config.pos_embed_interpolation != "timm":
         raise UserError(
             f"backbone.pos-embed-interpolation is {config.pos_embed_interpolation}, but {config.name} is a Swin "
-            "transformer, whose positions are relative; leave it out"
+            "transformer, whose positions are relative; set it to timm"
         )
     if not config.final_norm:
         raise UserError(

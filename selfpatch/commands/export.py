@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from selfpatch.backbones.pretrained import load_vit
+from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.errors import UserError, working
 from selfpatch.export import export_timm
 from selfpatch.output.atomic_files import require_writable
@@ -23,7 +23,7 @@ def export(model: Path | str, out: Path | str, *, format: str = "timm", num_head
         raise UserError(f"unknown format {format!r}; there is: timm")
     file = Path(out) if Path(out).suffix == ".safetensors" else Path(out) / "backbone.safetensors"
     require_writable(file.parent)
-    backbone = load_vit(model, num_heads=num_heads)
+    backbone = load_backbone(model, num_heads=num_heads)
     file.parent.mkdir(parents=True, exist_ok=True)
     with working():
         line = export_timm(backbone, file)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from selfpatch.backbones.pretrained import load_vit
+from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.commands.hardware import find_device
 from selfpatch.config import SelfPatchConfig
 from selfpatch.config.io import read_yaml
@@ -48,7 +48,7 @@ def visualize(
     require_writable(Path(out))
     found_device = find_device(device)
     folder = ImageFolder(Path(images))
-    backbone = load_vit(model, device=found_device, num_heads=num_heads)
+    backbone = load_backbone(model, device=found_device, num_heads=num_heads)
     for note in backbone.notes:
         say(note)
     shown = list(read_evenly_spaced(folder, count))
@@ -56,6 +56,10 @@ def visualize(
         paths = pictures.visualize(backbone, shown, Path(out), image_size=image_size, pixel=pixel, selfpatch=selfpatch)
     for path in paths:
         say(str(path))
+    if not backbone.has_cls_token:
+        say(
+            f"attention.png is left out: {backbone.architecture.name} has no class token whose attention could be shown"
+        )
     return paths
 
 

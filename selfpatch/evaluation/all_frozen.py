@@ -27,7 +27,7 @@ DATA_MATCHERS: dict[str, Callable[[Path], bool]] = {
     "linear-classification": class_folder.matches_layout,
 }
 
-RunTask = Callable[[str, Any, Path, Any, Context], Result]
+RunTask = Callable[[str, Backbone, Path, Any, Context], Result]
 
 
 class PlannedTask(NamedTuple):

@@ -6,15 +6,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from selfpatch.backbones.backbone import Backbone
+
 # Of a backbone: what changes its tokens and stands in no tensor.
 BEYOND_WEIGHTS = ("architecture", "num_heads", "pos_embed_interpolation")
 
 
-def fingerprint(model: Any) -> str:
-    """SHA-256 of all weights, their names, and what else makes the tokens; of what has no weights, its type's name."""
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of all weights, their names, and what else makes the tokens."""
     model = getattr(model, "unwrap_cache", model)
-    if not isinstance(model, nn.Module):
-        return type(model).__name__
     digest = hashlib.sha256(repr([getattr(model, name, None) for name in BEYOND_WEIGHTS]).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())
@@ -22,7 +22,7 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
-def description(backbone: Any) -> dict[str, Any]:
+def description(backbone: Backbone) -> dict[str, Any]:
     """What a reader of a result should know of the model beside its name."""
     model = getattr(backbone, "unwrap_cache", backbone)
     described = {"fingerprint": fingerprint(model)[:12]}

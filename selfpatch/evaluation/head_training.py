@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.config.io import differences, to_dict
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.errors import StoppedError, UserError
@@ -219,7 +220,7 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
     return found.state["step"]
 
 
-def resume_key(task: str, protocol: Any, facts: dict[str, Any], backbone: Any) -> dict[str, Any]:
+def resume_key(task: str, protocol: Any, facts: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
     """What a checkpoint must agree in: the task, its settings, what it met in the data, and the model's weights."""
     return {"task": task, "protocol": to_dict(protocol), "data": facts, "model": fingerprint(backbone)}
 

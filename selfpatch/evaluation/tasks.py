@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.config.io import to_dict
 from selfpatch.evaluation import all_frozen
 from selfpatch.evaluation.classification import knn_classification, linear_classification
@@ -26,7 +27,7 @@ from selfpatch.output.versions import versions
 from selfpatch.training.precision import resolve_precision
 
 # (backbone, folder of data, protocol, context) -> output
-TASK_RUNNERS: dict[str, Callable[[Any, Path, Any, Context], EvalOutput]] = {
+TASK_RUNNERS: dict[str, Callable[[Backbone, Path, Any, Context], EvalOutput]] = {
     "in-context-segmentation": in_context_segmentation.run,
     "knn-classification": knn_classification.run,
     "linear-classification": linear_classification.run,
@@ -41,7 +42,7 @@ TASK_RUNNERS: dict[str, Callable[[Any, Path, Any, Context], EvalOutput]] = {
 }
 
 
-def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Context) -> Result:
+def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: Context) -> Result:
     """Run a task and write OUT/result.json and OUT/pictures.
 
     Args:
@@ -70,7 +71,7 @@ def run_task(task: str, backbone: Any, data: Path, protocol: Any, context: Conte
         seconds=time.monotonic() - start,
         versions=versions(),
         details={"model": description(backbone), "device": str(context.device)} | non_result_settings | output.details,
-        notes=[*getattr(backbone, "notes", ()), *output.dataset_info.get("notes", ())],
+        notes=[*backbone.notes, *output.dataset_info.get("notes", ())],
     )
     result.write(context.out / "result.json")
     return result

@@ -19,6 +19,7 @@ from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import run_task
 from selfpatch.export import export_timm
 from selfpatch.pretraining.student_teacher import apply_efficiency, build_student_teacher
+from selfpatch.pretraining.views import Views
 from selfpatch.visualization.pictures import visualize
 from tests.backbones.small_swin import small_swin
 from tests.backbones.small_vits import small_vit
@@ -146,9 +147,8 @@ def pretraining_step(name: str, checkpointing: str = "none", **efficiency) -> tu
     apply_efficiency(student_teacher, EfficiencyConfig(activation_checkpointing=checkpointing, **efficiency))
     student = student_teacher.student.backbone
     crops = [random_images(backbone, grid, count=4, seed=seed) for grid, seed in (((4, 4), 3), ((3, 3), 4))]
-    loss, _ = student_teacher(*(crop.unflatten(0, (2, 2)) for crop in crops), 0)
-    masked = student(crops[0], random_masks((4, 4), count=4)).patch_tokens
-    loss = loss + masked.square().mean()
+    views = Views(*(crop.unflatten(0, (2, 2)) for crop in crops), random_masks((4, 4), count=4).unflatten(0, (2, 2)))
+    loss, _ = student_teacher(views, 0)
     loss.backward()
     assert not any(parameter.grad is not None for parameter in student_teacher.teacher.parameters())
     return loss.item(), {key: p.grad for key, p in student.named_parameters() if p.grad is not None}

@@ -1,5 +1,6 @@
 """Outputs of norms and activation functions are not kept, and gradients stay the same bit for bit."""
 
+import copy
 import gc
 import weakref
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from selfpatch.backbones import stochastic_depth
 from selfpatch.backbones.selective_checkpointing import recompute_outputs
+from tests.backbones.small_vits import small_vit
 
 
 def layers() -> nn.ModuleDict:
@@ -93,3 +96,27 @@ def test_bf16_autocast():
     assert kept[1]() is not None
     assert not_kept[1]() is None
     assert all(torch.equal(a, b) for a, b in zip(gradients(ours, y), gradients(plain, expected), strict=True))
+
+
+def test_it_is_off_where_parameters_are_sharded(tmp_path, monkeypatch):
+    """FSDP2 frees weights after forward and gathers new ones for backward: versions and storages tell nothing."""
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    backbone = small_vit("class token").train()
+    plain = copy.deepcopy(backbone)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        for block in backbone.blocks:
+            fully_shard(block, mesh=distributed.init_device_mesh("cpu", (1,)))
+        with pytest.warns(UserWarning, match="'selective' has no effect on blocks with sharded parameters"):
+            backbone.set_activation_checkpointing("selective")
+        monkeypatch.setattr(stochastic_depth, "recompute_outputs", lambda modules: pytest.fail("it is on"))
+        images = torch.randn(2, 3, 32, 32)
+        for network in (backbone, plain):
+            network(images).patch_tokens.square().mean().backward()
+        for sharded, whole in zip(backbone.parameters(), plain.parameters(), strict=True):
+            gradient = sharded.grad.full_tensor() if hasattr(sharded.grad, "full_tensor") else sharded.grad
+            torch.testing.assert_close(gradient, whole.grad)
+    finally:
+        distributed.destroy_process_group()

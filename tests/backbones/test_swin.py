@@ -11,6 +11,7 @@ from selfpatch.backbones.build import create_timm
 from selfpatch.backbones.pretrained import load_backbone, load_weights
 from selfpatch.backbones.swin import Swin
 from selfpatch.commands.embed import embed
+from selfpatch.export import export_timm
 from tests.backbones.small_swin import ARGUMENTS, NAME, small_swin
 from tests.backbones.small_vits import small_vit
 from tests.backbones.test_stages import plain_norm
@@ -160,25 +161,40 @@ def photos(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("command", ["export", "visualize", "pretrain"])
-def test_commands_for_plain_transformers_only(command, photos, capsys, tmp_path):
-    out = tmp_path / "out"
-    arguments = {
-        "export": ["export", f"timm:{NAME}", out],
-        "visualize": ["visualize", f"timm:{NAME}", photos, out, "--device", "cpu"],
-        "pretrain": [
-            "pretrain",
-            photos,
-            out,
-            "--init-from",
-            f"timm:{NAME}",
-            "--run.device",
-            "cpu",
-            "--optim.batch-size",
-            2,
-        ],
-    }
-    Refused(capsys)(arguments[command], f"timm:{NAME} is a Swin; this needs a plain vision transformer", out=out)
+def test_commands_take_it_as_they_take_a_plain_transformer(photos, capsys, tmp_path):
+    export_timm(small_swin(), tmp_path / "small.safetensors")
+    assert cli.main(["export", str(tmp_path / "small.safetensors"), str(tmp_path / "again")]) == 0
+    assert "strict_img_size=False" in capsys.readouterr().out
+    assert isinstance(load_backbone(tmp_path / "again"), Swin)
+    pictures = tmp_path / "pictures"
+    assert cli.main(["visualize", str(tmp_path / "again"), str(photos), str(pictures), "--device", "cpu"]) == 0
+    assert "attention.png is left out: swin_tiny_patch4_window7_224 has no class token" in capsys.readouterr().out
+    assert sorted(path.name for path in pictures.iterdir()) == ["pca.png", "positives.png", "similarity.png"]
+
+
+def test_pretraining_command(photos, tmp_path, capsys):
+    out = tmp_path / "run"
+    arguments = ["pretrain", str(photos), str(out), "--recipe", "dino-selfpatch-small", "--backbone.final-norm"]
+    settings = {
+        "backbone.name": NAME, "backbone.embed-dim": 12, "crops.global-size": 96, "crops.local-size": 64,
+        "crops.num-local": 1, "crops.mean": (0.4, 0.5, 0.6), "crops.std": (0.2, 0.2, 0.2), "optim.batch-size": 2,
+        "optim.steps": 2, "optim.warmup-epochs": 0, "objectives.dino.head.num-prototypes": 32,
+        "objectives.selfpatch.head.num-prototypes": 32, "objectives.dino.head.hidden-dim": 32,
+        "objectives.selfpatch.head.hidden-dim": 32, "run.device": "cpu", "efficiency.num-workers": 0,
+    }  # fmt: skip
+    for name, value in settings.items():
+        arguments += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    backbone = load_backbone(out)
+    assert isinstance(backbone, Swin) and backbone.embed_dim == 96
+    assert (backbone.mean, backbone.std) == ((0.4, 0.5, 0.6), (0.2, 0.2, 0.2))
+    assert (out / "pictures" / "positives.png").is_file()
+
+
+def test_weights_of_it_for_a_plain_transformer(photos, capsys, tmp_path):
+    arguments = ["pretrain", photos, tmp_path / "out", "--init-from", f"timm:{NAME}"]
+    arguments += ["--run.device", "cpu", "--optim.batch-size", 2]
+    Refused(capsys)(arguments, f"timm:{NAME} is a Swin; this needs a plain vision transformer", out=tmp_path / "out")
 
 
 def test_embedding_takes_the_mean_of_its_places(photos, tmp_path):

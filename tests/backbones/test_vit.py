@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -123,3 +125,43 @@ def test_unknown_and_unfit_models():
 def test_code_quotes_what_needs_it():
     code = Architecture("vit_x", {"img_size": (64, 32)}).as_code(checkpoint_path='it\'s "here"')
     assert code == """timm.create_model('vit_x', img_size=(64, 32), checkpoint_path='it\\'s "here"')"""
+
+
+def test_the_final_norm_is_read_and_set_where_timm_has_it():
+    backbone = small_vit("class token")
+    keys = backbone.state_dict().keys()
+    norm = torch.nn.LayerNorm(24, eps=1e-6)
+    backbone.final_norm = norm
+    assert backbone.model.norm is norm is backbone.final_norm
+    assert backbone.state_dict().keys() == keys  # torch did not register it a second time
+    backbone.remove_final_norm()
+    assert isinstance(backbone.model.norm, torch.nn.Identity)
+    assert backbone.state_dict().keys() == {key for key in keys if not key.startswith("model.norm.")}
+
+
+def test_positions_switch_between_timm_and_dino():
+    """As a run trained with DINO's ships a backbone with timm's."""
+    backbone, dino = small_vit("registers"), small_vit("registers", pos_embed_interpolation="dino")
+    x = images(backbone, 6, 5)
+    with torch.no_grad():
+        expected = backbone(x).patch_tokens
+        for network in (dino, copy.deepcopy(dino)):
+            assert network.pos_embed_interpolation == "dino"
+            assert not torch.equal(network(x).patch_tokens, expected)
+            network.pos_embed_interpolation = "timm"
+            assert torch.equal(network(x).patch_tokens, expected)
+    assert backbone.pos_embed_interpolation == "timm"
+
+
+def test_other_numbers_of_heads():
+    backbone = small_vit("parallel blocks")
+    x = images(backbone, 2, 3)
+    before = backbone(x).patch_tokens
+    backbone.set_num_heads(2)
+    assert backbone.num_heads == 2 and not torch.allclose(backbone(x).patch_tokens, before, atol=1e-3)
+    backbone.set_num_heads(3)
+    assert torch.equal(backbone(x).patch_tokens, before)
+    config = BackboneConfig(name="vit_pwee_patch16_reg1_gap_256", embed_dim=24, depth=1, num_heads=3)
+    for refusing in (small_vit("RoPE"), build_backbone(config, (32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)):
+        with pytest.raises(ValueError, match="are made for its own 3 attention heads"):
+            refusing.set_num_heads(2)
