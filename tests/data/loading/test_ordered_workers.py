@@ -192,8 +192,6 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert ends(pid, within_s=1.5)
 
 
-<<<<<<< HEAD
-=======
 def test_time_in_which_the_job_is_suspended_does_not_count():
     """As by Ctrl-Z, or by a scheduler that makes room for another job."""
     script = HEAD.replace("timeout_s=1", "timeout_s=2") + "workers.submit(2.5)\nworkers.next_result()\n"
@@ -207,7 +205,6 @@ def test_time_in_which_the_job_is_suspended_does_not_count():
         assert job.wait(60) == 0
 
 
->>>>>>> loader
 def test_the_main_process_ends_soon_after_a_worker_stopped():
     started = time.monotonic()
     returncode, errors, pids = run(
