@@ -11,9 +11,9 @@ from selfpatch.errors import UserError
 
 
 class ClassAttention(nn.Module):
-    """Attention of queries to themselves and to patch tokens, all of them or each query to its own few `key_indices`.
+    """Attention of queries to themselves and to patch tokens, which do not change.
 
-    The patch tokens do not change. A single query may stand for all images and all sets of key_indices.
+    Three cases: one query to all patches, one query shared by many sets of patches, and one query per set.
     """
 
     def __init__(self, dim: int, num_heads: int):
@@ -24,37 +24,54 @@ class ClassAttention(nn.Module):
         self.v = nn.Linear(dim, dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(
-        self,
-        queries: Float[Tensor, "#B #Q D"],
-        patch_tokens: Float[Tensor, "B N D"],
-        key_indices: Int[Tensor, "B #Q P"] | None,
-    ) -> Float[Tensor, "B #Q D"]:
-        q, own_k, own_v = (self._heads(layer(queries)) for layer in (self.q, self.k, self.v))  # [B or 1, h, Q or 1, d]
-        q = q * q.shape[-1] ** -0.5
-        own_score = (q * own_k).sum(dim=-1, keepdim=True)  # [B or 1, h, Q or 1, 1]
-        if queries.shape[1] > 1:
-            assert key_indices is not None
-            k = self._heads(self.k(patch_tokens))  # once a patch, then gathered by the queries that ask
-            scores = (_gather(k, key_indices) @ q.unsqueeze(-1)).squeeze(-1)  # [B, h, Q, P]
-        else:
-            # One query for all sets: a patch has one score a head in whichever set, so numbers are gathered, not keys.
-            scores = self._scores(q, patch_tokens)  # [B, h, 1, N]
-            if key_indices is not None:
-                scores = _gather(scores.transpose(2, 3), key_indices).squeeze(-1)  # [B, h, Q, P]
-        shape = (*scores.shape[:3], -1)
-        own_weight, weights = (
-            torch.cat([own_score.expand(shape), scores], dim=-1).softmax(dim=-1).split([1, scores.shape[-1]], dim=-1)
-        )
-        if key_indices is None:
-            mixed = self._mean_value(weights, patch_tokens)
-        else:
-            v = self._heads(self.v(patch_tokens))
-            mixed = (weights.unsqueeze(-2) @ _gather(v, key_indices)).squeeze(-2)
-        return self.proj(rearrange(own_weight * own_v + mixed, "b h q d -> b q (h d)"))
+    def attend_all(
+        self, query: Float[Tensor, "#B 1 D"], patch_tokens: Float[Tensor, "B N D"]
+    ) -> Float[Tensor, "B 1 D"]:
+        """One query per image, or one for all of them, to all patches."""
+        q, own_k, own_v = self._project(query)
+        scores = self._absorbed_scores(q, patch_tokens)  # [B, h, 1, N]
+        own_weight, weights = self._softmax(q, own_k, scores)
+        return self._merge(own_weight * own_v + self._absorbed_values(weights, patch_tokens))
 
-    def _scores(self, q: Float[Tensor, "#B h 1 d"], patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B h 1 N"]:
-        """Of one query with every patch.
+    def attend_sets_shared_query(
+        self, query: Float[Tensor, "1 1 D"], patch_tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q P"]
+    ) -> Float[Tensor, "B Q D"]:
+        """The same query to each set of patches: a patch has one score per head in whichever set it is."""
+        q, own_k, own_v = self._project(query)
+        scores = self._absorbed_scores(q, patch_tokens).transpose(2, 3)  # [B, h, N, 1]
+        own_weight, weights = self._softmax(
+            q, own_k, _gather(scores, indices).squeeze(-1)
+        )  # [B, h, Q, 1], [B, h, Q, P]
+        return self._merge(own_weight * own_v + self._gathered_values(weights, patch_tokens, indices))
+
+    def attend_sets(
+        self, queries: Float[Tensor, "B Q D"], patch_tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q P"]
+    ) -> Float[Tensor, "B Q D"]:
+        """Each query to its own set of patches; keys are projected once per patch, then gathered."""
+        q, own_k, own_v = self._project(queries)
+        k = _gather(self._heads(self.k(patch_tokens)), indices)  # [B, h, Q, P, d]
+        own_weight, weights = self._softmax(q, own_k, (k @ q.unsqueeze(-1)).squeeze(-1))
+        return self._merge(own_weight * own_v + self._gathered_values(weights, patch_tokens, indices))
+
+    def _project(self, queries: Float[Tensor, "#B #Q D"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Scaled query, key and value of the queries themselves: [B or 1, h, Q or 1, d] each."""
+        q, k, v = (self._heads(layer(queries)) for layer in (self.q, self.k, self.v))
+        return q * q.shape[-1] ** -0.5, k, v
+
+    def _softmax(
+        self, q: Float[Tensor, "#B h #Q d"], own_k: Float[Tensor, "#B h #Q d"], scores: Float[Tensor, "B h Q P"]
+    ) -> tuple[Float[Tensor, "B h Q 1"], Float[Tensor, "B h Q P"]]:
+        """Weights of the query itself and of its patches, together 1."""
+        own_score = (q * own_k).sum(dim=-1, keepdim=True).expand(*scores.shape[:3], -1)
+        own_weight, weights = (
+            torch.cat([own_score, scores], dim=-1).softmax(dim=-1).split([1, scores.shape[-1]], dim=-1)
+        )
+        return own_weight, weights
+
+    def _absorbed_scores(
+        self, q: Float[Tensor, "#B h 1 d"], patch_tokens: Float[Tensor, "B N D"]
+    ) -> Float[Tensor, "B h 1 N"]:
+        """Scores of one query with every patch.
 
         q . (K x + b) = (transpose(K) q) . x + q . b. With the key matrix taken into the query a patch costs h D
         products instead of D^2, and no keys are held.
@@ -64,26 +81,36 @@ class ClassAttention(nn.Module):
         scores = absorbed @ patch_tokens.transpose(1, 2)  # [B, h, N]
         return (scores + torch.einsum("bhqd,hd->bhq", q, bias)).unsqueeze(2)
 
-    def _mean_value(
+    def _absorbed_values(
         self, weights: Float[Tensor, "B h 1 N"], patch_tokens: Float[Tensor, "B N D"]
     ) -> Float[Tensor, "B h 1 d"]:
-        """The weighted sum of all patches' values.
+        """Weighted sum of all patches' values.
 
-        sum of w (V x + b) = V (sum of w x) + b (sum of w). With the value matrix after the sum it is applied once a
-        head instead of once a patch, and no values are held.
+        sum of w (V x + b) = V (sum of w x) + b (sum of w). With the value matrix after the sum it is applied once per
+        head instead of once per patch, and no values are held.
         """
         matrix, bias = (part.unflatten(0, (self.num_heads, -1)) for part in (self.v.weight, self.v.bias))
         mean_tokens = weights.squeeze(2) @ patch_tokens  # [B, h, D]
         mean_values = torch.einsum("bhc,hdc->bhd", mean_tokens, matrix) + weights.sum(dim=-1) * bias
         return mean_values.unsqueeze(2)
 
+    def _gathered_values(
+        self, weights: Float[Tensor, "B h Q P"], patch_tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q P"]
+    ) -> Float[Tensor, "B h Q d"]:
+        """Weighted sum of the values of each set."""
+        v = self._heads(self.v(patch_tokens))
+        return (weights.unsqueeze(-2) @ _gather(v, indices)).squeeze(-2)
+
+    def _merge(self, x: Float[Tensor, "B h Q d"]) -> Float[Tensor, "B Q D"]:
+        return self.proj(rearrange(x, "b h q d -> b q (h d)"))
+
     def _heads(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B h T d"]:
         return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
 
 
-def _gather(x: Float[Tensor, "B h N d"], key_indices: Int[Tensor, "B Q P"]) -> Float[Tensor, "B h Q P d"]:
+def _gather(x: Float[Tensor, "B h N d"], indices: Int[Tensor, "B Q P"]) -> Float[Tensor, "B h Q P d"]:
     batch = torch.arange(len(x), device=x.device)[:, None, None]
-    return x.transpose(1, 2)[batch, key_indices].permute(0, 3, 1, 2, 4)  # [B, Q, P, h, d] -> [B, h, Q, P, d]
+    return x.transpose(1, 2)[batch, indices].permute(0, 3, 1, 2, 4)  # [B, Q, P, h, d] -> [B, h, Q, P, d]
 
 
 class ClassAttentionBlock(nn.Module):
@@ -100,14 +127,22 @@ class ClassAttentionBlock(nn.Module):
         self,
         queries: Float[Tensor, "#B #Q D"],
         patch_tokens: Float[Tensor, "B N D"],
-        key_indices: Int[Tensor, "B #Q P"] | None,
-    ) -> Float[Tensor, "B #Q D"]:
-        queries = queries + self.attn(self.norm1(queries), self.norm1(patch_tokens), key_indices)
+        indices: Int[Tensor, "B Q P"] | None,
+    ) -> Float[Tensor, "B _ D"]:
+        """Queries look at all patches, or each at its own set; a single one stands for all sets."""
+        q, x = self.norm1(queries), self.norm1(patch_tokens)
+        if indices is None:
+            attended = self.attn.attend_all(q, x)
+        elif queries.shape[:2] == (1, 1):
+            attended = self.attn.attend_sets_shared_query(q, x, indices)
+        else:
+            attended = self.attn.attend_sets(q, x, indices)
+        queries = queries + attended
         return queries + self.mlp(self.norm2(queries))
 
 
 class Aggregator(nn.Module):
-    """Summarises all patches of an image into its image token, or a few chosen patches into one token each.
+    """Summarizes all patches of an image into its image token, or a few chosen patches into one token each.
 
     Its final norm serves aggregated and plain patch tokens alike (`norm`).
 
@@ -133,7 +168,7 @@ class Aggregator(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def image_token(self, patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
-        """One token an image, out of all its patches."""
+        """One token per image, out of all its patches."""
         return self._aggregate(patch_tokens, None).squeeze(1)
 
     def forward(self, patch_tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q P"]) -> Float[Tensor, "B Q D"]:
@@ -141,9 +176,9 @@ class Aggregator(nn.Module):
         return self._aggregate(patch_tokens, indices)
 
     def _aggregate(
-        self, patch_tokens: Float[Tensor, "B N D"], key_indices: Int[Tensor, "B Q P"] | None
+        self, patch_tokens: Float[Tensor, "B N D"], indices: Int[Tensor, "B Q P"] | None
     ) -> Float[Tensor, "B _ D"]:
         queries = self.query  # one for all images and sets, until they have looked at their patches
         for block in self.blocks:
-            queries = block(queries, patch_tokens, key_indices)
+            queries = block(queries, patch_tokens, indices)
         return self.norm(queries)
