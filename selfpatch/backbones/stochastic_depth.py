@@ -61,6 +61,9 @@ class SubsetDropPathBlock(nn.Module):
     def forward(self, x: Float[Tensor, "B *T D"], **attn_kwargs: Any) -> Float[Tensor, "B *T D"]:
         x = x.contiguous()  # the patch embedding leaves channels first, and adding keeps that for all blocks to come
         for parallel in self.residuals(**attn_kwargs):
+            if len(parallel) > 1 and not self.training:  # added up in timm's order: the same bits
+                x = x + torch.stack([self._run(branch, x) for branch in parallel]).sum(dim=0)
+                continue
             total = x
             for branch in parallel:
                 total = self._add(total, x, branch)

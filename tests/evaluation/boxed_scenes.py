@@ -60,5 +60,5 @@ class ContrastBackbone(ColorBackbone):
         tokens = self(images)
         return torch.where(tokens.patch_tokens > 0, 1.0, -1.0).transpose(1, 2).unflatten(2, tokens.grid_size)
 
-    def forward_intermediates(self, images, stages):
+    def forward_intermediates(self, images, indices):
         raise NotImplementedError

@@ -17,9 +17,9 @@ class ColorStages(ColorBackbone):
         super().__init__(patch_size)
         self.stages = [Stage(self.embed_dim, patch_size)]
 
-    def forward_intermediates(self, images, stages):
+    def forward_intermediates(self, images, indices):
         tokens = self(images)
-        return [tokens.patch_tokens.transpose(1, 2).unflatten(2, tokens.grid_size) for _ in stages]
+        return [tokens.patch_tokens.transpose(1, 2).unflatten(2, tokens.grid_size) for _ in indices]
 
     def last_attention_keys(self, images):
         raise NotImplementedError

@@ -22,7 +22,7 @@ class Staged(ColorBackbone):
         super().__init__(patch_size)
         self.stages = [Stage(embed_dim, patch_size)] * depth
 
-    def forward_intermediates(self, images, stages):
+    def forward_intermediates(self, images, indices):
         raise NotImplementedError
 
     last_attention_keys = forward_intermediates

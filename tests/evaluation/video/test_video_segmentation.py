@@ -71,8 +71,8 @@ def test_equals_a_restatement(tmp_path, size):
 
 def test_a_backbone_that_sees_colours_follows_objects_and_a_blind_one_does_not(tmp_path):
     class Blind(ColorStages):
-        def forward_intermediates(self, images, stages):
-            return [torch.ones_like(maps) for maps in super().forward_intermediates(images, stages)]
+        def forward_intermediates(self, images, indices):
+            return [torch.ones_like(maps) for maps in super().forward_intermediates(images, indices)]
 
     root = write_davis(tmp_path / "data", num_frames=6, size=(96, 160))
     protocol = VideoSegmentation(image_size=96, long_side_multiple=8)
@@ -97,10 +97,10 @@ def test_frames_are_normalised_with_the_protocols_numbers(tmp_path):
     seen = []
 
     class Watching(ColorStages):
-        def forward_intermediates(self, images, stages):
-            assert list(stages) == [-1]
+        def forward_intermediates(self, images, indices):
+            assert list(indices) == [-1]
             seen.append(images)
-            return super().forward_intermediates(images, stages)
+            return super().forward_intermediates(images, indices)
 
     root = write_davis(tmp_path / "data", videos=("ball",), num_frames=3)
     video_segmentation.run(Watching(), root, SMALL, Context(tmp_path / "out"))
