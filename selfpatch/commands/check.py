@@ -20,9 +20,9 @@ from selfpatch.data.reading.image_file import read_bytes
 from selfpatch.errors import UserError, working
 from selfpatch.output.printable import printable
 from selfpatch.output.progress import say, track
+from selfpatch.recipes import recommended_recipe
 
 CROP = min(rows_columns(CropsConfig().global_size))  # of the recipes for real images
-SMALL_DATA = 100_000  # images up to which the recipes for small data are meant
 # Threads, for decoders let others run meanwhile: they wait for the disk and fill the cores without a start of seconds.
 NUM_THREADS, IMAGES_AT_ONCE = 8, 512
 
@@ -174,5 +174,5 @@ def advice(report: Report, images: Path | str) -> Iterator[str]:
         yield f"{files} read although the decoder warns ({first.name}: {first.warning}): no pixel is missing"
     yield from report.notes
     if report.good:
-        recipe = "dino-selfpatch-small" if len(report.good) <= SMALL_DATA else "dino-selfpatch"
+        recipe = recommended_recipe(len(report.good))
         yield f"{len(report.good)} images: selfpatch pretrain {printable(images)} RUN --recipe {recipe}"

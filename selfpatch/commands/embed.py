@@ -57,6 +57,7 @@ def embed(
     """
     out = Path(out)
     require_writable(out)
+    # 1. Model and images.
     found_device = find_device(device)
     source = ImageFolder(Path(images))
     backbone = load_backbone(model, device=found_device, num_heads=num_heads)
@@ -74,6 +75,7 @@ def embed(
         bounded = is_too_long(pixels.shape[:2])
         return Image(name, resize_image(pixels, bounded_size(pixels.shape[:2], size, backbone.patch_size)), bounded)
 
+    # 2. Encode.
     out.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(source), BATCH_SIZE)
     batches = prefetch(read, (range(i, min(i + BATCH_SIZE, len(source))) for i in starts))
@@ -88,6 +90,7 @@ def embed(
                 save_array(out / "patches" / f"{name}.npy", vectors.astype(dtype))
             else:
                 rows.append(vectors.astype(dtype))
+    # 3. Lists, and what was done.
     if rows:
         save_array(out / "embeddings.npy", np.stack(rows))
     write_lines(out / "files.txt", names)

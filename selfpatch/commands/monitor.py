@@ -20,6 +20,7 @@ from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.training.loop import PeriodicCallback
 from selfpatch.visualization.curves import draw_curves
 from selfpatch.visualization.pictures import visualize
+from selfpatch.visualization.positives import positives_config
 
 NUM_PICTURED_IMAGES = 6
 
@@ -42,8 +43,8 @@ class TrainingMonitor:
         settings = config.evaluate
         self._every = settings.every_steps or max(num_steps // 10, 1)
         self._image_size = settings.image_size or 2 * min(rows_columns(config.crops.global_size))
-        selfpatch = config.objectives.selfpatch
-        smallest = max(patch_size) * (selfpatch.window_size if selfpatch else 1)
+        self._positives = positives_config(config.objectives)
+        smallest = max(patch_size) * self._positives.window_size
         if self._image_size < smallest:
             raise UserError(
                 f"evaluate.image-size is {self._image_size}; scores and pictures need at least {smallest} px, the "
@@ -85,7 +86,7 @@ class TrainingMonitor:
             list(read_evenly_spaced(self._images, NUM_PICTURED_IMAGES)),
             self._run.pictures,
             image_size=self._image_size,
-            selfpatch=self._config.objectives.selfpatch,
+            positives=self._positives,
         )
         if step > 0:
             draw_curves(read_metrics(self._run.metrics_file), self._run.pictures / "curves.png")

@@ -36,7 +36,7 @@ from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
 from selfpatch.pretraining.train_state import TrainState, require_pretraining_checkpoint
 from selfpatch.pretraining.train_step import PretrainTask, Schedules, build_optimizer, build_schedules
-from selfpatch.recipes import find_recipe
+from selfpatch.recipes import DEFAULT_RECIPE, find_recipe
 from selfpatch.recipes.derive import ResolvedSetting, derive
 from selfpatch.training.loop import PeriodicCallback, train
 from selfpatch.training.stop_signal import StopSignal
@@ -62,7 +62,7 @@ def pretrain(
     images: Path | str,
     out: Path | str,
     *,
-    recipe: str = "dino-selfpatch",
+    recipe: str = DEFAULT_RECIPE,
     settings: dict[str, Any] | None = None,
     config: PretrainConfig | None = None,
     resume: Path | str | None = None,
@@ -195,6 +195,7 @@ def run_training(
     device: torch.device,
 ) -> int | None:
     """Train from where the state is to the end, or until stopped; returns the signal that stopped it."""
+    # 1. From where to where, if there is anything to do.
     state, first_step, num_steps = parts.state, parts.state.step, parts.num_steps
     stop_at = config.run.stop_at_step or num_steps
     if first_step >= num_steps:
@@ -207,6 +208,7 @@ def run_training(
         return None
     apply_efficiency(state.student_teacher, config.efficiency)
 
+    # 2. The task, its batches, and what saves it.
     task = PretrainTask(
         state,
         config,
@@ -234,6 +236,7 @@ def run_training(
 
     save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
     saving = PeriodicCallback(save_every, save, at_stop=True, within_budget=config.run.save_every is None)
+    # 3. The loop.
     with StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
         monitor.progress = progress
         train(

@@ -12,6 +12,7 @@ from selfpatch.errors import UserError, working
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.progress import say
 from selfpatch.visualization import pictures
+from selfpatch.visualization.positives import positives_config
 
 
 def visualize(
@@ -42,7 +43,7 @@ def visualize(
         UserError: a model, images or device that are not there, or settings that do not fit them.
     """
     given = {"num_positives": num_positives, "window_size": window_size, "padding_mode": padding_mode}
-    selfpatch = replace(own_config(model), **{name: value for name, value in given.items() if value is not None})
+    positives = replace(own_positives(model), **{name: value for name, value in given.items() if value is not None})
     if count < 1:
         raise UserError(f"count is {count}; at least one image is drawn")
     require_writable(Path(out))
@@ -53,7 +54,7 @@ def visualize(
         say(note)
     shown = list(read_evenly_spaced(folder, count))
     with working():
-        paths = pictures.visualize(backbone, shown, Path(out), image_size=image_size, pixel=pixel, selfpatch=selfpatch)
+        paths = pictures.visualize(backbone, shown, Path(out), image_size=image_size, pixel=pixel, positives=positives)
     for path in paths:
         say(str(path))
     if not backbone.has_cls_token:
@@ -63,8 +64,7 @@ def visualize(
     return paths
 
 
-def own_config(model: Path | str) -> SelfPatchConfig:
-    """How a run looks for positives; the paper's settings if `model` is no run, or one without SelfPatch."""
+def own_positives(model: Path | str) -> SelfPatchConfig:
+    """How a run finds positives; as in the paper if `model` is no run, or one that does not look for them."""
     config_file = Path(model) / "config.yaml"
-    selfpatch = read_yaml(config_file).objectives.selfpatch if config_file.is_file() else None
-    return selfpatch or SelfPatchConfig()
+    return positives_config(read_yaml(config_file).objectives if config_file.is_file() else None)

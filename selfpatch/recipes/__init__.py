@@ -21,6 +21,15 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
 }
 
 
+DEFAULT_RECIPE = PretrainConfig.recipe
+# Up to so many images the small-data recipe is recommended.
+SMALL_DATA = 100_000
+
+
+def recommended_recipe(num_images: int) -> str:
+    return "dino-selfpatch-small" if num_images <= SMALL_DATA else "dino-selfpatch"
+
+
 def find_recipe(name: str) -> PretrainConfig:
     """The settings of a recipe.
 

@@ -16,7 +16,7 @@ from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.visualization.attention_map import draw_attention_maps
 from selfpatch.visualization.patch_pca import draw_patch_pca
-from selfpatch.visualization.positives import draw_positives
+from selfpatch.visualization.positives import draw_positives, positives_config
 from selfpatch.visualization.sheet import EncodedImage
 from selfpatch.visualization.similarity_map import draw_similarity_maps, patch_at
 
@@ -33,7 +33,7 @@ def visualize(
     *,
     image_size: int | None = None,
     pixel: tuple[int, int] | None = None,
-    selfpatch: SelfPatchConfig | None = None,
+    positives: SelfPatchConfig | None = None,
 ) -> list[Path]:
     """Write pca.png, similarity.png, positives.png and, where there is a class token, attention.png.
 
@@ -43,7 +43,7 @@ def visualize(
         image_size: short side in pixels of the images as the backbone gets them; None: twice what it was built for. The
             long side is at most three times that.
         pixel: (x, y) in the first image, the patch that others are compared with; None: the middle of each image.
-        selfpatch: how positives are sought; None: as the paper does.
+        positives: how positives are found; None: as in the paper.
 
     Raises:
         UserError: no images, an image_size of less than a window of patches, or a pixel outside the image.
@@ -51,15 +51,15 @@ def visualize(
     if not images:
         raise UserError("no images to make pictures of; give a folder with at least one")
     assert not backbone.training
-    selfpatch = selfpatch or SelfPatchConfig()
+    positives = positives or positives_config()
     image_size = image_size or 2 * min(backbone.image_size)
-    if image_size < selfpatch.window_size * max(backbone.patch_size):
+    if image_size < positives.window_size * max(backbone.patch_size):
         raise UserError(
-            f"image-size is {image_size} px, less than {selfpatch.window_size} patches of {max(backbone.patch_size)} "
+            f"image-size is {image_size} px, less than {positives.window_size} patches of {max(backbone.patch_size)} "
             "px, the window in which positives are sought; make it larger"
         )
     encoded = [
-        encode(backbone, name, pixels, image_size, min_patches=selfpatch.window_size)
+        encode(backbone, name, pixels, image_size, min_patches=positives.window_size)
         for name, pixels in images[:NUM_PCA]
     ]
     similarity = encoded[:NUM_SIMILARITY]
@@ -72,7 +72,7 @@ def visualize(
     pictures = {
         "pca": draw_patch_pca(encoded),
         "similarity": draw_similarity_maps(similarity, queries),
-        "positives": draw_positives([_for_positives(backbone, image) for image in encoded[:NUM_POSITIVES]], selfpatch),
+        "positives": draw_positives([_for_positives(backbone, image) for image in encoded[:NUM_POSITIVES]], positives),
     }
     if backbone.has_cls_token:
         attended = encoded[:NUM_ATTENTION]

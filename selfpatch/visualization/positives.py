@@ -7,7 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
 from selfpatch.backbones.backbone import Tokens
-from selfpatch.config import SelfPatchConfig
+from selfpatch.config import ObjectivesConfig, SelfPatchConfig
 from selfpatch.objectives.selfpatch import find_positives, neighborhood
 from selfpatch.visualization.sheet import (
     PAPER,
@@ -23,6 +23,11 @@ from selfpatch.visualization.sheet import (
 CHOSEN, PICKED = (255, 210, 40), (80, 255, 120)
 # Side in pixels of a window that is drawn large.
 WINDOW_SIDE = 216
+
+
+def positives_config(objectives: ObjectivesConfig | None = None) -> SelfPatchConfig:
+    """How a run finds positives; as in the paper where it has no objective that does."""
+    return (objectives and objectives.selfpatch) or SelfPatchConfig()
 
 
 class Neighborhood(NamedTuple):

@@ -82,7 +82,7 @@ def test_settings_of_selfpatch_are_used(tmp_path, monkeypatch):
     draw = pictures.draw_positives
     monkeypatch.setattr(pictures, "draw_positives", lambda images, config: used.append(config) or draw(images, config))
     config = SelfPatchConfig(window_size=5, num_positives=6, padding_mode="none")
-    visualize(small_vit("class token"), photographs((64, 64)), tmp_path, selfpatch=config)
+    visualize(small_vit("class token"), photographs((64, 64)), tmp_path, positives=config)
     assert used == [config]
 
 
