@@ -34,12 +34,10 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from benchmarks import shortcut
+from benchmarks.evidence_table import STAGES, draw_curves, draw_together, markdown
 from selfpatch.backbones.checkpoints.weights_io import read_metadata
 from selfpatch.commands.evaluate import evaluate
 from selfpatch.commands.hardware import find_device
@@ -53,7 +51,6 @@ from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.metric_logger import read_metrics
 from selfpatch.output.progress import say
 from selfpatch.output.versions import versions
-from selfpatch.visualization.sheet import Panel, draw_sheet
 
 
 class Method(NamedTuple):
@@ -83,7 +80,6 @@ METHODS = {
 }
 TRIED = "dino-selfpatch"  # tells how many steps fit: the most expensive of the first two
 NUM_SCORES = 10
-STAGES = ("start", "middle", "end")
 TRIAL_STEPS = 60
 NUM_SHORTCUT_IMAGES = 2000
 
@@ -265,7 +261,7 @@ def figures_of(method: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def summarise(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def summarize(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything that is there by now, to NAME.json, NAME.md and the pictures; tells the table."""
     methods = {
         method: figures_of(method, out / method)
@@ -294,67 +290,6 @@ def summarise(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             draw_together(rows, title, results / f"{name}-{picture}.png")
     say(text)
     return summary
-
-
-def markdown(summary: dict[str, Any]) -> str:
-    lines = [
-        f"Device: {summary['device']}; torch {summary['versions']['torch']}; one seed ({summary['seed']}). mIoU in %: "
-        "at the start (random weights), in the middle, at the end.",
-        "",
-        "| method | in-context | linear | images/s | waiting for data | memory, GB | steps | images seen | minutes |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for method, figures in summary["methods"].items():
-        scores = list(figures["in_context"].values())
-        in_context = [scores[0], *([scores[len(scores) // 2], scores[-1]] if len(scores) > 2 else scores[1:])]
-        linear = [figures["linear"][stage] for stage in STAGES if stage in figures["linear"]]
-        lines.append(
-            f"| {method}: {figures['says']} | {arrows(in_context)} | {arrows(linear)} | "
-            f"{figures['images_per_second']:.0f} | {figures['data_wait']:.0%} | {figures['memory_mb'] / 1024:.1f} | "
-            f"{figures['steps']} of {figures['num_steps']} | {figures['images_seen']:,} | "
-            f"{figures['training_seconds'] / 60:.1f} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def arrows(scores: list[float]) -> str:
-    return " -> ".join(f"{100 * score:.1f}" for score in scores)
-
-
-def draw_curves(methods: dict[str, Any], path: Path) -> None:
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2)
-    for method, figures in methods.items():
-        in_context, linear = figures["in_context"], figures["linear"]
-        places = dict(zip(STAGES, (0, figures["num_steps"] // 2, figures["num_steps"]), strict=True))
-        axes[0].plot(
-            [int(step) for step in in_context], [100 * s for s in in_context.values()], label=method, marker="o"
-        )
-        axes[1].plot([places[stage] for stage in linear], [100 * s for s in linear.values()], label=method, marker="o")
-    for panel, title in zip(axes, ("in-context segmentation", "linear segmentation"), strict=True):
-        panel.set_title(title, fontsize=10, loc="left")
-        panel.set_xlabel("step")
-        panel.set_ylabel("mIoU, %")
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=120)
-
-
-def draw_together(rows: dict[str, list[Path]], title: str, path: Path, width: int = 640) -> None:
-    """A row a method, a column a stage."""
-
-    def panel(file: Path, caption: str) -> Panel:
-        with Image.open(file) as sheet:
-            size = (width, round(sheet.height * width / sheet.width))
-            return Panel(sheet.convert("RGB").resize(size, Image.Resampling.LANCZOS), caption)
-
-    panels = [
-        [panel(file, f"{method}: {stage}") for file, stage in zip(files, STAGES, strict=True)]
-        for method, files in rows.items()
-    ]
-    draw_sheet(title, "A row a method; random weights, half of the steps, all steps.", panels).save(path)
 
 
 def linear_protocol(arguments: argparse.Namespace) -> LinearSegmentation:
@@ -423,7 +358,7 @@ def main(given: list[str] | None = None) -> int:
     except OutOfTimeError:
         pass
     # 5. What there is so far.
-    summarise(out, arguments)
+    summarize(out, arguments)
     say("all is done" if done else "the time is up: the same command goes on")
     return 0 if done else 3
 

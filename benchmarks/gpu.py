@@ -26,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.augmentation import write_photograph
+from benchmarks.gpu_table import show
 from benchmarks.pretraining_step import explicit_attention
 from selfpatch.backbones.build import build_backbone
 from selfpatch.commands.hardware import num_cores
@@ -316,40 +315,6 @@ def random_batch(config: PretrainConfig, device: torch.device) -> Batch:
         for count, size in shapes
     )  # fmt: skip
     return Batch(0, Crops(global_crops, local_crops), [], 0)
-
-
-# 3. What is shown
-
-
-def show(results: dict[str, Any]) -> None:
-    table = Table(title=f"{results['device']}, {results['peak_tflops']:.1f} TFLOP/s in a matrix product")
-    for heading in ("backbone", "batch", "images/s", "plain", "times plain", "of the peak", "GiB", "plain GiB"):
-        table.add_column(heading, justify="left" if heading == "backbone" else "right")
-    for row in results["steps"]:
-        ours, plain, times = row.get("ours", {}), row.get("plain", {}), row.get("times_plain", {})
-        table.add_row(
-            row["backbone"],
-            str(row["batch_size"]),
-            number(ours.get("images_per_second", "does not fit"), ".0f"),
-            number(plain.get("images_per_second", "does not fit"), ".0f"),
-            f"{times['median']:.2f} ({times['spread'][0]:.2f} to {times['spread'][1]:.2f})" if times else "",
-            number(ours.get("share_of_peak"), ".0%"),
-            number(ours.get("memory_gib"), ".1f"),
-            number(plain.get("memory_gib"), ".1f"),
-        )
-    console = Console(width=120)
-    console.print(table)
-    fed = results["fed"]
-    rates = fed["images_per_second"]
-    console.print(
-        f"Fed by JPEGs ({fed['backbone']}, batch {fed['batch_size']}, {fed['workers']} workers): "
-        f"{rates['JPEGs']:.0f} images/s, {fed['share']:.0%} of the rate on random tensors "
-        f"({fed['spread'][0]:.0%} to {fed['spread'][1]:.0%})"
-    )
-
-
-def number(value: float | str | None, digits: str) -> str:
-    return value or "" if isinstance(value, str | None) else f"{value:{digits}}"
 
 
 if __name__ == "__main__":

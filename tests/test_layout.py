@@ -82,9 +82,8 @@ def test_contributing_follows_one_step_and_counts_right():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     section = text.partition("## Follow one training step")[2].partition("\n## ")[0]
     files = re.findall(r"^\| \d+ \| `([\w/]+\.py)`", section, re.M)
-    count, lines = map(
-        lambda number: int(number.replace(",", "")), re.search(r"(\d+) files, ([\d,]+) lines", section).groups()
-    )
+    numbers = re.search(r"(\d+) files, ([\d,]+) lines", section)
+    count, lines = (int(number.replace(",", "")) for number in numbers.groups())
     assert len(files) == count <= MAX_STEP_FILES
     assert all((PACKAGE / file).is_file() for file in files)
     total = sum(len((PACKAGE / file).read_text().splitlines()) for file in files)
