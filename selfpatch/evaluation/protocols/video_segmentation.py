@@ -14,6 +14,9 @@ class VideoSegmentation(Config):
     image_size: Annotated[int, Positive] = 480
     # number of pixels to a multiple of which the long side, in proportion to the short one, is rounded down
     long_side_multiple: Annotated[int, Positive] = 64
+    # normalize patches by the backbone's own final norm, as DINO does; SelfPatch's copy of the program takes the last
+    # block as it is, and so does this task wherever that norm came from SelfPatch's aggregator
+    final_norm: bool = True
     # number of preceding frames that labels are propagated from, besides the first frame
     num_last_frames: Annotated[int, NonNegative] = 7
     # radius of the neighborhood that labels are propagated from, in patches; 0: unlimited
@@ -37,7 +40,10 @@ class VideoSegmentation(Config):
 
 
 PRESETS = {
+    # facebookresearch/dino eval_video_segmentation.py
     "dino": VideoSegmentation(),
+    # alinlab/SelfPatch eval_video_segmentation.py: its vision transformer returns the last block without a norm
+    "selfpatch": VideoSegmentation(final_norm=False),
     # nobody's protocol: for trials
     "quick": VideoSegmentation(image_size=240, max_videos=5, max_frames=20),
 }
