@@ -61,7 +61,16 @@ def iou_of_pairs(counts: Float[np.ndarray, "C C"]) -> Float[np.ndarray, "C C"]:
     return counts / np.maximum(union, 1)
 
 
+def pixel_loss(logits: Float[Tensor, "B C R S"], masks: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
+    """Cross-entropy at the size of the masks: 0 for IGNORED pixels, and yet a mean over all of them.
+
+    Source: mmsegmentation's CrossEntropyLoss with avg_non_ignore=False, its default, which DINOv2 and DINOv3 use too.
+    """
+    logits = F.interpolate(logits.float(), size=masks.shape[1:], mode="bilinear")
+    return F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / masks.numel()
+
+
 def mean_cross_entropy(logits: Float[Tensor, "B C H W"], masks: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
-    """Over the scored pixels; 0 where a batch has none, for which torch's own mean is nan."""
+    """Mean over the scored pixels; 0 where a batch has none, for which torch's own mean is nan."""
     loss = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum")
     return loss / (masks != IGNORED).sum().clamp(min=1)

@@ -29,6 +29,11 @@ def test_presets_differ_where_their_sources_do():
     assert (dinov3.dropout, dinov3.weight_decay, dinov3.schedule) == (0.1, 1e-3, "one_cycle")
     assert (dinov2.dropout, dinov2.weight_decay, dinov2.schedule) == (0.0, 1e-4, "poly")
     assert (dinov2.lr, dinov2.steps, dinov2.batch_size, dinov2.warmup_steps) == (1e-3, 40_000, 16, 1500)
+    # DINOv3's YAML sets the clipping to infinity, and reports the best of 40,000 / 5,000 validations.
+    assert dinov3.clip_norm == dinov2.clip_norm == 0
+    assert (dinov3.eval_interval, dinov2.eval_interval) == (5_000, None)
+    assert (dinov3.photometric_style, dinov2.photometric_style) == ("dinov3", "mmseg")
+    assert (dinov3.patch_fit, dinov2.patch_fit) == ("floor", "center_pad")
 
 
 def test_decoders_are_trained_as_published():

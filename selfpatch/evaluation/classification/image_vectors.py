@@ -16,7 +16,6 @@ from selfpatch.errors import UserError
 from selfpatch.evaluation.features import Backbone, normalized, prefetch
 from selfpatch.evaluation.protocols.knn_classification import ImageVector
 
-
 ENCODED_AT_ONCE = 128  # images: a large batch takes no more memory than DINOv2's share per GPU
 
 

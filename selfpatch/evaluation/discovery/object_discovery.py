@@ -87,8 +87,9 @@ def whole_image_notes(num_whole: int, num_images: int, protocol: ObjectDiscovery
     other = "tokens" if protocol.features == "keys" else "keys"
     boxes = "every box is" if num_whole == num_images else f"{num_whole} of {num_images} boxes are"
     return [
-        f"{boxes} the whole image: LOST separates patches by the sign of the dot products of their {protocol.features}, "
-        f"and here almost all are positive (so it is with DINOv2's keys); try the {other} (--features {other})"
+        f"{boxes} the whole image: LOST separates patches by the sign of the dot products of their "
+        f"{protocol.features}, and here almost all are positive (as with DINOv2's keys); try the {other} "
+        f"(--features {other})"
     ]
 
 

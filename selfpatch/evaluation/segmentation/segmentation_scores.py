@@ -1,7 +1,7 @@
-"""What segmentation tasks come to: numbers over all validation images, and a few predictions to look at."""
+"""Scores of segmentation tasks: metrics over all validation images, and a few predictions to look at."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,10 +33,11 @@ class Prediction(NamedTuple):
 class SegmentationScores(NamedTuple):
     metrics: dict[str, float]
     predictions: list[Prediction]  # of NUM_SHOWN images, spread evenly over the split
+    details: dict[str, Any]  # for result.json
 
 
 class ConfusionMeter:
-    """Counts pixels image by image."""
+    """Confusion matrix, filled image by image."""
 
     def __init__(self, data: SegmentationData, device: torch.device):
         self._data = data
@@ -49,12 +50,11 @@ class ConfusionMeter:
         if item in self._shown:
             self._shown[item] = Prediction(item, truth, prediction.cpu().numpy().astype(np.uint8))
 
-    def scores(self) -> SegmentationScores:
+    def scores(self, **details: Any) -> SegmentationScores:
         metrics = segmentation_metrics(self._confusion, self._data.class_names)
-        return SegmentationScores(metrics, [shown for shown in self._shown.values() if shown is not None])
+        return SegmentationScores(metrics, [shown for shown in self._shown.values() if shown is not None], details)
 
 
-@torch.no_grad()
 def evaluate_images(
     data: SegmentationData,
     backbone: Backbone,
@@ -62,22 +62,41 @@ def evaluate_images(
     predict_logits: Callable[[Float[Tensor, "3 H W"]], Float[Tensor, "C H W"]],
     context: Context,
 ) -> SegmentationScores:
-    """Every validation image, normalised, through `predict_logits`; bilinear to its own size, then argmax."""
-    scorer = ConfusionMeter(data, context.device)
+    """Scores of one model; see `evaluate_several`."""
+    (meter,) = evaluate_several(data, backbone, protocol, lambda image: [predict_logits(image)], 1, context)
+    return meter.scores()
+
+
+@torch.no_grad()
+def evaluate_several(
+    data: SegmentationData,
+    backbone: Backbone,
+    protocol: LinearSegmentation | DecoderTraining,
+    predict_logits: Callable[[Float[Tensor, "3 H W"]], Iterable[Float[Tensor, "C H W"]]],
+    num_models: int,
+    context: Context,
+) -> list[ConfusionMeter]:
+    """Each validation image, normalised, through every model; logits go bilinearly to its own size, then argmax.
+
+    Args:
+        predict_logits: the logits of every model, in one order.
+    """
+    meters = [ConfusionMeter(data, context.device) for _ in range(num_models)]
     samples = prefetch(lambda item: (data.read_image(item), data.read_mask(item)), ([item] for item in data.val))
     for i, (item, [(image, truth)]) in enumerate(zip(data.val, samples, strict=True), start=1):
         size = keep_ratio_size(truth.shape, protocol.image_size, protocol.long_side)
         resized = rescale(image, size, antialias=protocol.antialias)
         pixels = normalized(torch.from_numpy(resized)[None].to(context.device), backbone.mean, backbone.std)[0]
-        scorer.add(item, truth, upsampled_argmax(predict_logits(pixels), truth.shape))
+        for meter, logits in zip(meters, predict_logits(pixels), strict=True):
+            meter.add(item, truth, upsampled_argmax(logits, truth.shape))
         context.report(i, len(data.val))
-    return scorer.scores()
+    return meters
 
 
 def upsampled_argmax(maps: Float[Tensor, "C R S"], size: tuple[int, int]) -> Int[Tensor, "H W"]:
-    """The class of the highest value of every pixel, the first of equal ones; bilinear to (rows, columns).
+    """Class of the highest value of every pixel, the first of equal ones, after bilinear upsampling to (rows, columns).
 
-    A few classes at a time: 150 of a photograph of 12 megapixels would be 7 GB.
+    A few classes at a time: all 150 of a photograph of 12 megapixels would take 7 GB.
     """
     at_once = max(1, MAX_UPSAMPLED // (size[0] * size[1]))
     highest = maps.new_full(size, -torch.inf)
