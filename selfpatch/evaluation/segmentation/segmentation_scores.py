@@ -1,7 +1,7 @@
 """Scores of segmentation tasks: metrics over all validation images, and a few predictions to look at."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from selfpatch.evaluation.datasets.labeled_images import LabeledImage, spread
 from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.features import Backbone, normalized, prefetch
-from selfpatch.evaluation.metrics import confusion_matrix, segmentation_metrics
+from selfpatch.evaluation.metrics import IGNORED, confusion_matrix, segmentation_metrics
 from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.segmentation.training_crops import keep_ratio_size, rescale
@@ -23,7 +23,7 @@ MAX_UPSAMPLED = 2**27  # numbers that maps of classes hold at full size at once:
 
 
 class Prediction(NamedTuple):
-    """Classes, or IGNORED in the truth, at the image's own size."""
+    """Classes, or IGNORED, of every pixel."""
 
     item: LabeledImage
     truth: UInt8[np.ndarray, "H W"]
@@ -37,21 +37,35 @@ class SegmentationScores(NamedTuple):
 
 
 class ConfusionMeter:
-    """Confusion matrix, filled image by image."""
+    """Confusion matrix, filled image by image.
 
-    def __init__(self, data: SegmentationData, device: torch.device):
-        self._data = data
-        self._confusion = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=device)
+    Args:
+        more_classes: names of classes that can be predicted beside those of the data.
+        mean_over: see `segmentation_metrics`.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        device: torch.device,
+        *,
+        more_classes: Sequence[str] = (),
+        mean_over: Literal["occurring", "all"] = "occurring",
+    ):
+        self._num_classes, self._mean_over = data.num_classes, mean_over
+        self._names = [*data.class_names, *more_classes]
+        self._confusion = torch.zeros(len(self._names), len(self._names), dtype=torch.int64, device=device)
         self._shown: dict[LabeledImage, Prediction | None] = dict.fromkeys(spread(data.val, NUM_SHOWN))
 
     def add(self, item: LabeledImage, truth: UInt8[np.ndarray, "H W"], prediction: Int[Tensor, "H W"]) -> None:
         on_device = torch.from_numpy(truth).to(prediction.device)
-        self._confusion += confusion_matrix(prediction, on_device, self._data.num_classes)
+        self._confusion += confusion_matrix(prediction, on_device, len(self._names))
         if item in self._shown:
+            prediction = torch.where(prediction < self._num_classes, prediction, IGNORED)
             self._shown[item] = Prediction(item, truth, prediction.cpu().numpy().astype(np.uint8))
 
     def scores(self, **details: Any) -> SegmentationScores:
-        metrics = segmentation_metrics(self._confusion, self._data.class_names)
+        metrics = segmentation_metrics(self._confusion, self._names, mean_over=self._mean_over)
         return SegmentationScores(metrics, [shown for shown in self._shown.values() if shown is not None], details)
 
 
