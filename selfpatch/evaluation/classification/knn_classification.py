@@ -41,9 +41,7 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Co
             data are not complete.
 
     Source: facebookresearch/dino eval_knn.py: exact search over unit vectors, votes weighted by exp(cosine / 0.07).
-    Differs: neighbours are searched once for the largest k; a k above the number of training images is left out, where
-    the program stops; of classes with equal votes the first counts, and one without a vote never does, where its order
-    is arbitrary.
+    Differs: neighbors are searched once, for the largest k; see `KnnClassification.differs`.
     """
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
     data = ClassFolder(root, max_images=protocol.max_images, report=context.report)

@@ -40,8 +40,7 @@ def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Cont
         UserError: an image has too many patches to compare all; or the data are not complete and consistent.
 
     Source: valeoai/LOST main_lost.py. Images of their own size, with zeros on the right and below up to whole patches.
-    Differs: images without an object are left out of all data, not of some; boxes that touch half of each other to the
-    last bit count.
+    Differs: see `ObjectDiscovery.differs`.
     """
     data = BoxFolder(
         root, split=protocol.split, skip_hard=protocol.skip_hard, max_images=protocol.max_images, report=context.report

@@ -43,6 +43,28 @@ class InContextSegmentation(Config):
     # largest number of images of each split, spread evenly over it; None: all
     max_images: Annotated[int | None, Positive] = None
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        differs = [
+            "training images are not augmented; the program crops them at scales of 0.5 to 2 and jitters their colors, "
+            "twice for its table",
+            "neighbors are exact, where the program searches approximately",
+        ]
+        if self.void == "left_out":
+            differs.append(
+                "pixels without a class have no label in the memory, where the program takes them for class 0"
+            )
+        if self.headline == "direct":
+            differs.append("the headline is the direct mIoU; the program's is mIoU-matched, after a Hungarian matching")
+        if self.mean_over == "occurring":
+            differs.append("the mean is over classes that occur; the program counts the others as 0")
+        if self.score_size == "original":
+            differs.append("masks are scored at their own size, where the program scores at that of the input")
+        if self.std is None:
+            differs.append("images are normalised by the model's own numbers; the program divides blue by 0.255")
+        return tuple(differs)
+
 
 PRESETS = {
     "hummingbird": InContextSegmentation(),

@@ -63,6 +63,17 @@ class LinearClassification(Config):
             f"it must be at least image-size, the side of the center crop, which is {self.image_size}",
         )
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        differs = (
+            "vectors of the last block alone, 26 layers: the program's other 26 join the class tokens of the last four",
+            "the backbone runs in float32, not under float16 autocast",
+        )
+        if self.batch_size == PUBLISHED_BATCH:
+            return differs
+        return (*differs, f"{self.batch_size} images per step; published are 128 on each of 8 GPUs")
+
 
 DINOV2 = LinearClassification()
 PRESETS = {

@@ -74,6 +74,20 @@ class LinearSegmentation(Config):
         )
         self.require(self.warmup_steps < self.steps, "warmup_steps", f"it must be less than steps, {self.steps}")
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        differs = [
+            "a side shorter than the window is filled up with the mean color, where the program takes it as it is"
+        ]
+        if self.photometric_style == "mmseg":
+            differs.append(
+                "labels are resized about the centers of pixels, where OpenCV takes their upper left corners"
+            )
+        if self.patch_fit == "floor":
+            differs.append("at patch 14 crops and windows are rounded down to 504 px; DINOv3 has patches of 16 alone")
+        return tuple(differs)
+
 
 @dataclass(frozen=True)
 class LeopartSegmentation(Config):
@@ -103,6 +117,14 @@ class LeopartSegmentation(Config):
     seed: Annotated[int, Seed] = 0
     # largest number of images of each split, spread evenly over it; None: all
     max_images: Annotated[int | None, Positive] = None
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        return (
+            "the layer of the last epoch is scored, where the program leaves the choice among its three best",
+            "one batch of 120 is averaged as a whole, not as the mean of the means of two GPUs",
+        )
 
 
 PRESETS = {

@@ -38,6 +38,14 @@ class VideoSegmentation(Config):
     # None: all
     max_frames: Annotated[int | None, Range(at_least=3)] = None
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        return (
+            "void pixels of the first annotation are background to the propagation, not an object of their own",
+            "a decay that the official toolkit makes nan (above 256 frames) is left out",
+        )
+
 
 PRESETS = {
     # facebookresearch/dino eval_video_segmentation.py

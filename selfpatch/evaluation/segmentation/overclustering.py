@@ -47,9 +47,7 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Conte
     square; tokens through the final norm are standardised and reduced by PCA without whitening; plain (not spherical)
     k-means from random patches; cluster maps, as coarse as the patch grid, and masks are brought to mask_size with
     the nearest neighbour; pixels that are not scored are left out; IoU over all images together.
-    Differs: PCA sees all tokens, not a draw of them; empty clusters begin anew at the farthest patch instead of
-    splitting a large one; a class that is neither in the masks nor predicted is left out of the mean, not counted
-    as 0.
+    Differs: see `Overclustering.differs`.
     """
     data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)

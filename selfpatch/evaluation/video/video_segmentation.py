@@ -33,7 +33,7 @@ def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: Co
 
     Source: facebookresearch/dino eval_video_segmentation.py, and alinlab/SelfPatch's copy, which has no final norm;
     davisvideochallenge/davis2017-evaluation.
-    Differs: void pixels of the first annotation are background to the propagation too, not an object of their own.
+    Differs: see `VideoSegmentation.differs`.
     """
     # 1. All that can be wrong is known before anything is written.
     data = Davis(root, max_videos=protocol.max_videos, max_frames=protocol.max_frames)

@@ -245,6 +245,7 @@ def test_a_run_writes_masks_scores_pictures_and_its_result(tmp_path):
     written = json.loads((out / "result.json").read_text())
     assert written["protocol"]["num_frames"] == 12
     assert written["protocol"]["std"] == [0.228, 0.224, 0.225]
+    assert written["details"]["differs"] == list(SMALL.differs)
     assert sorted(path.name for path in out.iterdir()) == ["masks", "pictures", "result.json", "scores.json"]
 
     for video in Davis(root).videos:
