@@ -93,7 +93,7 @@ def whole_image_notes(num_whole: int, num_images: int, protocol: ObjectDiscovery
 
 
 def input_size(item: BoxImage, protocol: ObjectDiscovery) -> tuple[int, int]:
-    """(rows, columns) in pixels, before zeros are added."""
+    """(rows, columns) in pixels, before padding."""
     return item.size if protocol.image_size is None else keep_ratio_size(item.size, protocol.image_size)
 
 
@@ -107,7 +107,7 @@ def check_number_of_patches(item: BoxImage, size: tuple[int, int], patch_size: t
 
 
 def padded(image: Float[Tensor, "1 3 H W"], patch_size: tuple[int, int]) -> Float[Tensor, "1 3 H2 W2"]:
-    """Zeros on the right and below, up to whole patches."""
+    """Pad with zeros on the right and below, up to whole patches."""
     bottom, right = (-side % patch for side, patch in zip(image.shape[2:], patch_size, strict=True))
     return F.pad(image, (0, right, 0, bottom))
 
@@ -124,7 +124,7 @@ def features_of(
 def in_pixels(
     box: tuple[int, int, int, int], patch_size: tuple[int, int], size: tuple[int, int], image_size: tuple[int, int]
 ) -> Box:
-    """A box in patches of the input of `size` as one in pixels of the image, without the zeros that were added."""
+    """Convert a box from patches of the input of `size` to pixels of the image, clipped to what is not padding."""
     left, top, right, bottom = box
     scale_y, scale_x = (own / given for own, given in zip(image_size, size, strict=True))
     return (

@@ -52,7 +52,8 @@ class ConfusionMeter:
         more_classes: Sequence[str] = (),
         mean_over: Literal["occurring", "all"] = "occurring",
     ):
-        self._num_classes, self._mean_over = data.num_classes, mean_over
+        self._num_classes = data.num_classes
+        self._mean_over: Literal["occurring", "all"] = mean_over
         self._names = [*data.class_names, *more_classes]
         self._confusion = torch.zeros(len(self._names), len(self._names), dtype=torch.int64, device=device)
         self._shown: dict[LabeledImage, Prediction | None] = dict.fromkeys(spread(data.val, NUM_SHOWN))

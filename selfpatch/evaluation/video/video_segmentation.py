@@ -1,4 +1,4 @@
-"""Object masks of a video from those of its first frame, by frozen patches alone: nothing is trained."""
+"""Video object segmentation by label propagation from the first frame, on frozen patches: nothing is trained."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: Co
     davisvideochallenge/davis2017-evaluation.
     Differs: see `VideoSegmentation.differs`.
     """
-    # 1. All that can be wrong is known before anything is written.
+    # 1. Check everything before anything is written.
     data = Davis(root, max_videos=protocol.max_videos, max_frames=protocol.max_frames)
     for video in data.videos:
         frame_size(video, protocol, backbone.patch_size)
@@ -64,7 +64,7 @@ def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: Co
 
 
 def frame_size(video: Video, protocol: VideoSegmentation, patch_size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) in pixels that frames are resized to.
+    """Size (rows, columns) in pixels that frames are resized to.
 
     Raises:
         UserError: not one patch fits.
@@ -85,7 +85,7 @@ def frame_size(video: Video, protocol: VideoSegmentation, patch_size: tuple[int,
 def segment(
     backbone: Backbone, video: Video, protocol: VideoSegmentation, device: torch.device
 ) -> Iterator[UInt8[np.ndarray, "H W"]]:
-    """The mask of every frame, in the frame's own size; that of the first frame is the annotation."""
+    """Mask of every frame at the frame's own size; that of the first frame is the annotation."""
     annotation = read_annotation(video.frames[0])
     yield annotation
     rows, columns = frame_size(video, protocol, backbone.patch_size)
@@ -138,7 +138,7 @@ def last_block(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Float[Te
 
 
 def score_video(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]]) -> list[ObjectScores]:
-    """Every object over all frames but the first, which is given, and the last, which the toolkit leaves out."""
+    """Scores of each object over all frames but the first, which is given, and the last, as the toolkit does."""
     of_frames = [
         score_frame(read_annotation(frame), mask, video.num_objects)
         for frame, mask in zip(video.frames[1:-1], masks[1:-1], strict=True)
