@@ -39,8 +39,8 @@ class LinearSegmentation(Config):
     hflip_prob: Annotated[float, Probability] = 0.5
     # vary brightness, contrast, saturation and hue of training images (PhotoMetricDistortion)
     photometric_distortion: bool = True
-    # whose PhotoMetricDistortion: mmsegmentation's turns hue by up to a tenth of the circle and scales the saturation of
-    # HSV, DINOv3's turns hue by up to half the circle and blends with gray
+    # whose PhotoMetricDistortion: mmsegmentation's turns hue by up to a tenth of the circle and scales HSV saturation,
+    # DINOv3's turns hue by up to half the circle and blends with gray
     photometric_style: Literal["dinov3", "mmseg"] = "dinov3"
     # dropout rate of channels of the tokens (dropout2d)
     dropout: Annotated[float, DropProbability] = 0.1
@@ -84,8 +84,11 @@ class LinearSegmentation(Config):
             differs.append(
                 "labels are resized about the centers of pixels, where OpenCV takes their upper left corners"
             )
-        if self.patch_fit == "floor":
-            differs.append("at patch 14 crops and windows are rounded down to 504 px; DINOv3 has patches of 16 alone")
+        if self.patch_fit == "floor" and self.image_size % 14:
+            side = self.image_size // 14 * 14
+            differs.append(
+                f"at patch 14 crops and windows are rounded down to {side} px; DINOv3 has patches of 16 alone"
+            )
         return tuple(differs)
 
 
@@ -123,7 +126,7 @@ class LeopartSegmentation(Config):
         """Departures from the program of the presets; result.json lists them beside the numbers."""
         return (
             "the layer of the last epoch is scored, where the program leaves the choice among its three best",
-            "one batch of 120 is averaged as a whole, not as the mean of the means of two GPUs",
+            f"one batch of {self.batch_size} is averaged as a whole, not as the mean of the means of two GPUs",
         )
 
 
