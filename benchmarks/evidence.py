@@ -293,10 +293,18 @@ def summarize(out: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def linear_protocol(arguments: argparse.Namespace) -> LinearSegmentation:
-    """DINOv3's but for sizes and length: the scenes are small, and the layer is trained for half a minute."""
+    """DINOv3's but for sizes, length, colors and the choice of a step: the scenes are small, differ by color, and
+    the layer is trained for half a minute."""
     size = arguments.linear_size
     steps = arguments.linear_steps
-    return LinearSegmentation(image_size=size, stride=2 * size // 3, steps=steps, warmup_steps=steps // 20)
+    return LinearSegmentation(
+        image_size=size,
+        stride=2 * size // 3,
+        steps=steps,
+        warmup_steps=steps // 20,
+        photometric_style="mmseg",
+        eval_interval=None,
+    )
 
 
 def setting(text: str) -> tuple[str, Any]:

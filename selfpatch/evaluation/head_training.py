@@ -1,6 +1,6 @@
 """Training of evaluation heads, alone or with the backbone below them, in the package's own loop."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
@@ -52,6 +52,7 @@ def train_head(
     context: Context,
     precision: str = "auto",
     accumulate: int = 1,
+    callbacks: Sequence[PeriodicCallback] = (),
 ) -> None:
     """Train `model` in place, and leave it in eval mode; called again, it goes on where it was, bit for bit.
 
@@ -68,6 +69,7 @@ def train_head(
         identity: plain values that a checkpoint in OUT must agree in to be gone on from: settings, data, weights.
         precision: "auto" is bf16 on a GPU that has it, else float32.
         accumulate: parts a batch is cut into, one after another on the device; batch norm sees one at a time.
+        callbacks: called before the checkpoint of their step is saved, so that what they write is never behind it.
 
     Raises:
         OtherTrainingError: OUT holds the training of something else.
@@ -111,7 +113,7 @@ def train_head(
                     device=context.device,
                     logger=MetricLogger(context.out / "metrics.jsonl", first_step=first_step),
                     progress=progress,
-                    callbacks=[PeriodicCallback(min(max(steps // 10, 1), 1000), save, at_stop=True)],
+                    callbacks=[*callbacks, PeriodicCallback(min(max(steps // 10, 1), 1000), save, at_stop=True)],
                     should_stop=lambda done: signal.received is not None,
                 )
             if signal.received is not None and done < steps:

@@ -1,6 +1,7 @@
-"""Semantic segmentation: scores from one confusion matrix over the pixels of a split, and the loss beside them."""
+"""Semantic segmentation: scores from one confusion matrix over the pixels of a split, and losses."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,12 +26,17 @@ def confusion_matrix(
     return counts.reshape(num_classes + 1, num_classes)[:num_classes]
 
 
-def segmentation_metrics(confusion: Int64[Tensor, "C C"], class_names: Sequence[str]) -> dict[str, float]:
+def segmentation_metrics(
+    confusion: Int64[Tensor, "C C"], class_names: Sequence[str], *, mean_over: Literal["occurring", "all"] = "occurring"
+) -> dict[str, float]:
     """mIoU, aAcc and mAcc as mmsegmentation defines them, each class as "IoU/NAME", and the matched mIoU; in [0, 1].
 
     mIoU is the mean over classes that occur in truth or prediction, mAcc over those in truth; a class in neither has no
     "IoU/NAME". For mIoU-matched the predicted classes are first renamed one to one such that the sum of IoUs is largest
     (Hungarian method); it is a mean over as many classes as mIoU, so it can only be higher.
+
+    Args:
+        mean_over: "all" counts a class in neither as 0 in mIoU and mIoU-matched.
 
     Raises:
         UserError: no pixel is labelled.
@@ -42,12 +48,13 @@ def segmentation_metrics(confusion: Int64[Tensor, "C C"], class_names: Sequence[
         )
     correct, true, predicted = counts.diagonal(), counts.sum(axis=1), counts.sum(axis=0)
     occurs = true + predicted > 0
+    num_averaged = len(counts) if mean_over == "all" else occurs.sum()
     pair_iou = iou_of_pairs(counts)
     iou = pair_iou.diagonal()
     matched = pair_iou[linear_sum_assignment(pair_iou, maximize=True)]
     metrics = {
-        "mIoU": iou[occurs].mean(),
-        "mIoU-matched": matched.sum() / occurs.sum(),
+        "mIoU": iou.sum() / num_averaged,
+        "mIoU-matched": matched.sum() / num_averaged,
         "aAcc": correct.sum() / counts.sum(),
         "mAcc": (correct[true > 0] / true[true > 0]).mean(),
     }
@@ -61,7 +68,16 @@ def iou_of_pairs(counts: Float[np.ndarray, "C C"]) -> Float[np.ndarray, "C C"]:
     return counts / np.maximum(union, 1)
 
 
+def pixel_loss(logits: Float[Tensor, "B C R S"], masks: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
+    """Cross-entropy at the size of the masks: 0 for IGNORED pixels, and yet a mean over all of them.
+
+    Source: mmsegmentation's CrossEntropyLoss with avg_non_ignore=False, its default, which DINOv2 and DINOv3 use too.
+    """
+    logits = F.interpolate(logits.float(), size=masks.shape[1:], mode="bilinear")
+    return F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / masks.numel()
+
+
 def mean_cross_entropy(logits: Float[Tensor, "B C H W"], masks: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
-    """Over the scored pixels; 0 where a batch has none, for which torch's own mean is nan."""
+    """Mean over the scored pixels; 0 where a batch has none, for which torch's own mean is nan."""
     loss = F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum")
     return loss / (masks != IGNORED).sum().clamp(min=1)

@@ -70,7 +70,10 @@ def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: 
         data=str(data),
         seconds=time.monotonic() - start,
         versions=versions(),
-        details={"model": description(backbone), "device": str(context.device)} | non_result_settings | output.details,
+        details={"model": description(backbone), "device": str(context.device)}
+        | non_result_settings
+        | output.details
+        | {"differs": list(getattr(protocol, "differs", ()))},
         notes=[*backbone.notes, *output.dataset_info.get("notes", ())],
     )
     result.write(context.out / "result.json")

@@ -47,6 +47,19 @@ def write_ade20k(
     return root
 
 
+def write_stripes(
+    root: Path, stripes: list[tuple[int, int, int]], *, width: int = 16, num_train: int = 2, num_val: int = 1
+) -> Path:
+    """ADE20K's layout; every image has the same stripes of (rows, class, which of COLORS)."""
+    labels = np.concatenate([np.full((rows, width), label, np.uint8) for rows, label, _ in stripes])
+    colors = np.concatenate([np.full((rows, width), color, np.uint8) for rows, _, color in stripes])
+    for split, count in (("training", num_train), ("validation", num_val)):
+        for i in range(count):
+            name = f"{split}_{i}.png"
+            save_pair(root / f"images/{split}/{name}", root / f"annotations/{split}/{name}", labels + 1, COLORS[colors])
+    return root
+
+
 class ColorBackbone(Backbone):
     """A patch token is the mean colour of the patch."""
 

@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,6 +30,11 @@ def test_presets_differ_where_their_sources_do():
     assert (dinov3.dropout, dinov3.weight_decay, dinov3.schedule) == (0.1, 1e-3, "one_cycle")
     assert (dinov2.dropout, dinov2.weight_decay, dinov2.schedule) == (0.0, 1e-4, "poly")
     assert (dinov2.lr, dinov2.steps, dinov2.batch_size, dinov2.warmup_steps) == (1e-3, 40_000, 16, 1500)
+    # DINOv3's YAML sets the clipping to infinity, and reports the best of 40,000 / 5,000 validations.
+    assert dinov3.clip_norm == dinov2.clip_norm == 0
+    assert (dinov3.eval_interval, dinov2.eval_interval) == (5_000, None)
+    assert (dinov3.photometric_style, dinov2.photometric_style) == ("dinov3", "mmseg")
+    assert (dinov3.patch_fit, dinov2.patch_fit) == ("floor", "center_pad")
 
 
 def test_decoders_are_trained_as_published():
@@ -42,6 +48,24 @@ def test_decoders_are_trained_as_published():
     assert (fpn.fpn_channels, fpn.head_channels) == (256, 128)
     assert (uper.neck_scales, uper.head_channels, uper.pool_scales) == ((4, 2, 1, 0.5), 512, (1, 2, 3, 6))
     assert (uper.auxiliary_weight, uper.auxiliary_channels) == (0.4, 256)
+
+
+@pytest.mark.parametrize(
+    ("task", "preset"), [(task, preset) for task in TASKS for preset in TASKS[task].presets if task != "all-frozen"]
+)
+def test_departures_from_the_program_stand_in_the_documentation(task, preset):
+    documented = " ".join((Path(__file__).parents[2] / "docs/evaluation.md").read_text().split())
+    for sentence in getattr(TASKS[task].presets[preset], "differs", ()):
+        if preset != "quick" or not sentence[0].isdigit():  # its own batch
+            assert f"*{sentence}*" in documented
+
+
+def test_departures_follow_the_settings():
+    presets = TASKS["in-context-segmentation"].presets
+    assert [len(presets[name].differs) for name in ("hummingbird", "hummingbird-program")] == [7, 2]
+    presets = TASKS["linear-classification"].presets
+    assert presets["dinov2-one-gpu"].differs[-1] == "128 images per step; published are 128 on each of 8 GPUs"
+    assert len(presets["dinov2"].differs) == 2
 
 
 def test_what_changes_no_number_changes_no_name():

@@ -30,9 +30,10 @@ NAMES = {
     "mean": "mean",
     "std": "std",
 }
+# Whether the program propagates norm(x), as DINO's does, or the last block, as SelfPatch's copy does.
+FINAL_NORM = {"last block, no final norm, no CLS token": False, "last block, final norm, no CLS token": True}
 # What the program always does.
 FIXED = {
-    "features": "last block, no final norm, no CLS token",
     "position_embedding_interpolation": "bicubic, scale_factor with +0.1 offset (DINO)",
 }
 
@@ -51,7 +52,10 @@ def expected(kit) -> dict:
 def predicted(kit, expected, tmp_path_factory) -> tuple[EvalOutput, Path]:
     """What our evaluation makes of the kit, and the folder of its masks."""
     settings = dict(expected["settings"])
-    protocol = VideoSegmentation(**{ours: to_ours(settings.pop(theirs)) for theirs, ours in NAMES.items()})
+    protocol = VideoSegmentation(
+        final_norm=FINAL_NORM[settings.pop("features")],
+        **{ours: to_ours(settings.pop(theirs)) for theirs, ours in NAMES.items()},
+    )
     backbone = load_vit(
         kit / "backbone.safetensors", num_heads=settings.pop("num_heads"), pos_embed_interpolation="dino"
     )

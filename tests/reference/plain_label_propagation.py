@@ -19,6 +19,13 @@ def neighborhood(rows: int, columns: int, radius: int) -> torch.Tensor:
     return near.reshape(rows * columns, rows * columns)
 
 
+def layer_norm(feature: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
+    """DINO's features [D, R, S] out of those of the last block; SelfPatch's copy of the program has no such step."""
+    centered = feature - feature.mean(dim=0)
+    unit = centered / (centered.square().mean(dim=0) + norm.eps).sqrt()
+    return unit * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+
 def carry(
     feature: torch.Tensor,  # [D, N]
     features: list[torch.Tensor],  # of the context

@@ -1,4 +1,4 @@
-"""Pictures of classification: which classes are taken for which, and the training images that an answer came from."""
+"""Figures of classification: confusion matrix, and the nearest training images of validation images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ class Neighbor(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A validation image and its nearest training images, the nearest first."""
+    """Prediction for a validation image and its nearest training images, in descending order of similarity."""
 
     pixels: UInt8[np.ndarray, "H W 3"]
     class_name: str
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
 
 def draw_confusion(confusion: Int64[np.ndarray, "C C"], class_names: Sequence[str], path: Path) -> None:
-    """True classes in rows, predicted ones in columns; colour is the share of the true class, numbers are images."""
+    """True classes in rows, predicted ones in columns; color is the fraction of the true class, numbers are images."""
     num_classes = len(class_names)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     side = float(np.clip(2.5 + 0.32 * num_classes, 5, 16))
@@ -56,7 +56,7 @@ def draw_confusion(confusion: Int64[np.ndarray, "C C"], class_names: Sequence[st
 
 
 def draw_answers(answers: Sequence[Answer], path: Path) -> None:
-    """A row a validation image, its nearest training images beside it; green names are right, red ones are wrong."""
+    """One row per validation image with its nearest training images; correct class names are green, wrong ones red."""
     columns = 1 + max(len(answer.neighbors) for answer in answers)
     figure = Figure(figsize=(1.75 * columns, 2.15 * len(answers)), layout="constrained")
     FigureCanvasAgg(figure)

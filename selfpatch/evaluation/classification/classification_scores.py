@@ -1,4 +1,4 @@
-"""Scores of classification out of one rank an image."""
+"""Classification scores from the rank of the true class of each image."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def labels_of(items: Sequence[ClassImage], device: torch.device) -> Int64[Tensor
 
 
 def ranks(scores: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
-    """How many classes come before the true one: those with higher scores, and of equal ones those named earlier."""
+    """Number of classes before the true one: those with higher scores, and of equal ones those of lower index."""
     of_truth = scores.gather(1, labels[:, None])
     is_earlier = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
     return ((scores > of_truth) | ((scores == of_truth) & is_earlier)).sum(dim=1)

@@ -1,4 +1,4 @@
-"""One vector an image out of a frozen backbone's tokens, as the classification of whole images takes it."""
+"""Image-level vectors from the tokens of a frozen backbone, for classification."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,11 +16,13 @@ from selfpatch.errors import UserError
 from selfpatch.evaluation.features import Backbone, normalized, prefetch
 from selfpatch.evaluation.protocols.knn_classification import ImageVector
 
+ENCODED_AT_ONCE = 128  # images: a large batch takes no more memory than DINOv2's share per GPU
+
 
 def resize_and_center_crop(
     image: UInt8[np.ndarray, "H W 3"], resize_size: int, size: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The middle of (rows, columns) of an image whose short side becomes resize_size, bicubic and antialiased."""
+    """Center crop of (rows, columns) of the image resized to a short side of resize_size, bicubic and antialiased."""
     resized = resize(Image.fromarray(image), [resize_size], InterpolationMode.BICUBIC)
     return np.array(center_crop(resized, list(size)))
 
@@ -28,20 +30,21 @@ def resize_and_center_crop(
 # Not inference_mode: linear layers are trained on these vectors.
 @torch.no_grad()
 def encode(backbone: Backbone, pixels: UInt8[Tensor, "B H W 3"]) -> Tokens:
-    """The tokens in float32 whatever autocast says; call it within `eval_mode`."""
+    """Tokens in float32 whatever autocast says; call it within `eval_mode`."""
     with torch.autocast(pixels.device.type, enabled=False):
-        tokens = backbone(normalized(pixels, backbone.mean, backbone.std))
-    cls_token = None if tokens.cls_token is None else tokens.cls_token.float()
-    return tokens._replace(cls_token=cls_token, patch_tokens=tokens.patch_tokens.float())
+        parts = [backbone(normalized(part, backbone.mean, backbone.std)) for part in pixels.split(ENCODED_AT_ONCE)]
+    cls_tokens = [part.cls_token.float() for part in parts if part.cls_token is not None]
+    patch_tokens = torch.cat([part.patch_tokens.float() for part in parts])
+    return Tokens(torch.cat(cls_tokens) if cls_tokens else None, patch_tokens, parts[0].grid_size)
 
 
 def has_class_token(backbone: Backbone, size: tuple[int, int], device: torch.device) -> bool:
-    """As its tokens of an image of (rows, columns) show; call it within `eval_mode`."""
+    """Encodes a black image of (rows, columns) to find out; call it within `eval_mode`."""
     return encode(backbone, torch.zeros(1, *size, 3, dtype=torch.uint8, device=device)).cls_token is not None
 
 
 def choose_vector(wanted: ImageVector, *, has_class_token: bool) -> ImageVector:
-    """What stands for an image: as wanted, "auto" resolved.
+    """Resolves "auto": the class token of a model that has one, else the mean of its patch tokens.
 
     Raises:
         UserError: the class token is wanted of a model that has none.
@@ -54,7 +57,7 @@ def choose_vector(wanted: ImageVector, *, has_class_token: bool) -> ImageVector:
 
 
 def image_vector(tokens: Tokens, vector: ImageVector) -> Float[Tensor, "B D"]:
-    """Twice as wide for both side by side."""
+    """Vectors of one kind; "class_token_and_mean" is twice as wide, both concatenated."""
     mean = tokens.patch_tokens.mean(dim=1)
     if vector == "mean":
         return mean
@@ -70,7 +73,7 @@ def encode_images(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[Tokens]:
-    """The tokens of images that `read` gives in one size, batch by batch; call it within `eval_mode`."""
+    """Tokens of the images that `read` returns, all of one size, batch by batch; call it within `eval_mode`."""
     batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
     for images in prefetch(read, batches):
         yield encode(backbone, torch.from_numpy(np.stack(images)).to(device))

@@ -1,4 +1,4 @@
-"""Classes of images by their nearest training images: what a backbone's vector of a whole image is worth, untrained."""
+"""k-nearest-neighbor classification of images by frozen image-level vectors; nothing is trained."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,19 +31,17 @@ NUM_SHOWN, NEIGHBORS_SHOWN = 8, 6
 
 
 def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Context) -> EvalOutput:
-    """Every validation image gets the class that its k nearest training images vote for.
+    """Weighted vote of the k nearest training images for the class of every validation image.
 
-    "top-1" (and "top-5", where there are more than five classes) is that of the best k, which `dataset_info`
-    names; every k has its own, as "top-1/k=20".
+    "top-1" (and "top-5", where there are more than five classes) is that of the best k, which `details` names; each k
+    has its own numbers too, as "top-1/k=20".
 
     Raises:
         UserError: every k is larger than the training set; the class token is wanted of a model without one; or the
             data are not complete.
 
     Source: facebookresearch/dino eval_knn.py: exact search over unit vectors, votes weighted by exp(cosine / 0.07).
-    Differs: neighbours are searched once for the largest k; a k above the number of training images is left out, where
-    the program stops; of classes with equal votes the first counts, and one without a vote never does, where its order
-    is arbitrary.
+    Differs: neighbors are searched once, for the largest k; see `KnnClassification.differs`.
     """
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
     data = ClassFolder(root, max_images=protocol.max_images, report=context.report)
@@ -92,14 +90,14 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Co
 
 
 class Nearest(NamedTuple):
-    """The most similar training images of every validation image, the most similar first."""
+    """Most similar training images of each validation image, in descending order of similarity."""
 
     cosine: Float[Tensor, "B M"]
     index: Int64[Tensor, "B M"]
 
 
 def nearest_images(val: Float[Tensor, "B D"], train: Float[Tensor, "T D"], count: int) -> Nearest:
-    """Exact, by unit vectors."""
+    """Exact search over unit vectors."""
     chunks = val.split(max(1, MAX_CHUNK // len(train)))
     cosines, indices = zip(*((chunk @ train.T).topk(count, dim=-1) for chunk in chunks), strict=True)
     return Nearest(torch.cat(cosines), torch.cat(indices))
@@ -108,9 +106,9 @@ def nearest_images(val: Float[Tensor, "B D"], train: Float[Tensor, "T D"], count
 def class_votes(
     nearest: Nearest, train_labels: Int64[Tensor, " T"], k: int, num_classes: int, *, temperature: float
 ) -> Float[Tensor, "B C"]:
-    """The sum of exp((cosine - largest) / temperature) of the k nearest images of every class; -inf: there are none.
+    """Sum of exp((cosine - largest) / temperature) over the k nearest images, per class; -inf for a class without any.
 
-    Without the largest cosine, which changes no order, votes would overflow at low temperatures.
+    Subtracting the largest cosine changes no order and keeps votes from overflowing at low temperatures.
     """
     label = train_labels[nearest.index[:, :k]]
     weight = ((nearest.cosine[:, :k] - nearest.cosine[:, :1]) / temperature).exp()
@@ -120,7 +118,7 @@ def class_votes(
 
 
 def voted_ranks(votes: Float[Tensor, "B C"], labels: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
-    """`ranks`, and the last one where the true class has no vote."""
+    """Ranks of the true classes (see `ranks`); a class without a vote ranks last."""
     has_vote = votes.gather(1, labels[:, None])[:, 0] > -torch.inf
     return torch.where(has_vote, ranks(votes, labels), votes.shape[1])
 
@@ -131,7 +129,7 @@ def answers(
     predicted: list[int],
     read: Callable[[ClassImage], UInt8[np.ndarray, "H W 3"]],
 ) -> list[Answer]:
-    """Of NUM_SHOWN images, spread evenly over the split."""
+    """Nearest training images of NUM_SHOWN validation images, spread evenly over the split."""
     shown = []
     for i in spread(range(len(data.val)), NUM_SHOWN):
         item = data.val[i]

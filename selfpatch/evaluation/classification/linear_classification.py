@@ -1,4 +1,4 @@
-"""Classes of images by linear layers on frozen vectors: a grid of vectors and learning rates, all trained at once."""
+"""Linear classification of images on frozen vectors: a grid of vectors and learning rates, all trained at once."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.evaluation.classification.classification_pictures import draw_confusion
 from selfpatch.evaluation.classification.classification_scores import accuracies, class_confusion, labels_of, ranks
 from selfpatch.evaluation.classification.image_vectors import (
+    ENCODED_AT_ONCE,
     choose_vector,
     encode,
     encode_images,
@@ -30,14 +31,14 @@ from selfpatch.evaluation.protocols.linear_classification import LinearClassific
 from selfpatch.evaluation.task import Context, EvalOutput
 from selfpatch.optim.schedules import warmup_cosine
 
-LR_BATCH = 256  # the batch that learning rates are said for
+LR_BATCH = 256  # reference batch size of the learning rates
 INIT_STD = 0.01  # of the layers' weights
 
 
 def run(backbone: Backbone, root: Path, protocol: LinearClassification, context: Context) -> EvalOutput:
-    """Train a layer for every vector and learning rate; "top-1" is that of the best by the validation images.
+    """Train a layer per vector and learning rate; "top-1" is that of the best on the validation images.
 
-    `dataset_info` names the best one; all have their own numbers, as "top-1/class_token/lr=0.01".
+    `details` names the best one; each has its own numbers too, as "top-1/class_token/lr=0.01".
 
     Raises:
         UserError: the class token is wanted of a model without one; the data are not complete; or OUT holds the
@@ -45,8 +46,7 @@ def run(backbone: Backbone, root: Path, protocol: LinearClassification, context:
         StoppedError: a signal came; the training so far is saved.
 
     Source: facebookresearch/dinov2 dinov2/eval/linear.py.
-    Differs: of its vectors those of the last block are built, not those that join the class tokens of the last four;
-    backbone and layers run in float32; scored once, at the end.
+    Differs: see `LinearClassification.differs`.
     """
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
     data = ClassFolder(root, max_images=protocol.max_images, report=context.report)
@@ -59,44 +59,33 @@ def run(backbone: Backbone, root: Path, protocol: LinearClassification, context:
             layers = LinearLayers(sample_tokens, vectors, protocol.lrs, data.num_classes).to(context.device)
         train_layers(layers, backbone, data, protocol, context, size=size)
 
-        # 2. Scores of all layers.
-        def read(item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
-            return resize_and_center_crop(data.read_image(item), protocol.resize_size, size)
-
+        # 2. Predictions of all layers.
         labels = labels_of(data.val, context.device)
-        answers: list[list[Answers]] = [[] for _ in layers.grid]
-        done = 0
-        for tokens in encode_images(backbone, data.val, read, batch_size=protocol.batch_size, device=context.device):
-            of_batch = labels[done : done + len(tokens.patch_tokens)]
-            with torch.no_grad():
-                for of_layer, logits in zip(answers, layers(tokens), strict=True):
-                    of_layer.append(Answers(logits.argmax(dim=1), ranks(logits, of_batch)))
-            done += len(of_batch)
-            context.report(done, len(data.val))
+        predictions = predict(layers, backbone, data, labels, protocol, context, size=size)
 
-    # 3. The best of them.
-    joined = [Answers(*map(torch.cat, zip(*of_layer, strict=True))) for of_layer in answers]
-    top_1 = [accuracies(of_layer.rank, data.num_classes)["top-1"] for of_layer in joined]
-    best = int(np.argmax(top_1))  # the first of equal ones
-    metrics = accuracies(joined[best].rank, data.num_classes)
-    for (vector, lr), of_layer in zip(layers.grid, joined, strict=True):
-        metrics |= accuracies(of_layer.rank, data.num_classes, f"/{vector}/lr={lr:g}")
-    confusion = class_confusion(joined[best].predicted, labels, data.num_classes)
+    # 3. Scores, and the best of them.
+    metrics_of = [
+        accuracies(rank, data.num_classes, f"/{vector}/lr={lr:g}")
+        for rank, (vector, lr) in zip(predictions.rank, layers.grid, strict=True)
+    ]
+    best = int(np.argmax([next(iter(metrics.values())) for metrics in metrics_of]))  # the first of equal ones
+    metrics = accuracies(predictions.rank[best], data.num_classes)
+    for of_layer in metrics_of:
+        metrics |= of_layer
+    confusion = class_confusion(predictions.predicted[best], labels, data.num_classes)
     draw_confusion(confusion, data.class_names, context.pictures / "confusion_matrix.png")
     vector, lr = layers.grid[best]
-    return EvalOutput(metrics, data.facts(), {"vectors_scored": list(vectors), "best_vector": vector, "best_lr": lr})
-
-
-class Answers(NamedTuple):
-    predicted: Int64[Tensor, " B"]
-    rank: Int64[Tensor, " B"]  # of the true class, from 0
+    details = {
+        "num_layers": len(layers.grid), "vectors_scored": list(vectors), "best_vector": vector, "best_lr": lr,
+    }  # fmt: skip
+    return EvalOutput(metrics, data.facts(), details)
 
 
 class LinearLayers(nn.Module):
-    """One linear layer for every vector and learning rate; they share nothing but their input.
+    """One linear layer per vector and learning rate; they share nothing but their input.
 
     Args:
-        sample_tokens: of any image, for the widths of the vectors.
+        sample_tokens: tokens of any image, for the widths of the vectors.
     """
 
     def __init__(
@@ -108,7 +97,7 @@ class LinearLayers(nn.Module):
         self.layers = nn.ModuleList([linear_layer(widths[vector], num_classes) for vector, _ in self.grid])
 
     def forward(self, tokens: Tokens) -> list[Float[Tensor, "B C"]]:
-        """The logits of every layer, in the order of the grid."""
+        """Logits of every layer, in the order of the grid."""
         vectors = {vector: image_vector(tokens, vector) for vector, _ in self.grid}
         return [layer(vectors[vector]) for (vector, _), layer in zip(self.grid, self.layers, strict=True)]
 
@@ -120,8 +109,43 @@ def linear_layer(width: int, num_classes: int) -> nn.Linear:
     return layer
 
 
+class Predictions(NamedTuple):
+    """One row per layer, in the order of the grid; one column per image."""
+
+    predicted: Int64[Tensor, "L B"]
+    rank: Int64[Tensor, "L B"]  # of the true class, from 0
+
+
+@torch.no_grad()
+def predict(
+    layers: LinearLayers,
+    backbone: Backbone,
+    data: ClassFolder,
+    labels: Int64[Tensor, " B"],
+    protocol: LinearClassification,
+    context: Context,
+    *,
+    size: tuple[int, int],
+) -> Predictions:
+    """Predictions for all validation images; call it within `eval_mode`."""
+
+    def read(item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
+        return resize_and_center_crop(data.read_image(item), protocol.resize_size, size)
+
+    predictions = Predictions(*(labels.new_empty(len(layers.grid), len(labels)) for _ in range(2)))
+    done = 0
+    for tokens in encode_images(backbone, data.val, read, batch_size=ENCODED_AT_ONCE, device=context.device):
+        batch = slice(done, done + len(tokens.patch_tokens))
+        for i, logits in enumerate(layers(tokens)):
+            predictions.predicted[i, batch] = logits.argmax(dim=1)
+            predictions.rank[i, batch] = ranks(logits, labels[batch])
+        done = batch.stop
+        context.report(done, len(data.val))
+    return predictions
+
+
 def choose_vectors(wanted: tuple[ImageVector, ...], *, has_class_token: bool) -> tuple[ImageVector, ...]:
-    """As wanted, each once; "auto" are the two of DINOv2's grid, or the mean of a model without a class token."""
+    """Resolves "auto": the two vectors of DINOv2's grid, or the mean for a model without a class token."""
     chosen: list[ImageVector] = []
     for vector in wanted:
         if vector == "auto" and has_class_token:

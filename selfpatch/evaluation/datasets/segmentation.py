@@ -45,6 +45,11 @@ class SegmentationData:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def leaves_out_label_0(self) -> bool:
+        """Whether label 0 is not scored and label 1 is the first class, as in ADE20K."""
+        return bool(self._layout.class_of[0] == IGNORED and self._layout.class_of[1] == 0)
+
     def facts(self) -> dict[str, Any]:
         """What a protocol met here, for result.json."""
         return {

@@ -1,4 +1,4 @@
-"""A sheet of found objects: the box and the true ones on the image, the degrees of its patches beside it."""
+"""Figure of discovered objects: found and true boxes on the image, the degrees of its patches beside it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from selfpatch.evaluation.datasets.box_folder import Box
-from selfpatch.evaluation.discovery.lost import Found
+from selfpatch.evaluation.discovery.lost import LostResult
 from selfpatch.output.printable import printable
 
 FOUND, TRUE, SEED = "#ff3030", "#30e050", "#30e0ff"
@@ -24,7 +24,7 @@ class Discovery(NamedTuple):
     box: Box
     true_boxes: Sequence[Box]
     best_iou: float
-    found: Found
+    found: LostResult
 
 
 def draw_discoveries(discoveries: Sequence[Discovery], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One box an image by the similarities of its patches: whether objects stand out in what a backbone makes of them."""
+"""Object discovery: one box per image by the similarities of its patches, scored by CorLoc."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.box_folder import Box, BoxFolder, BoxImage
 from selfpatch.evaluation.datasets.labeled_images import spread
 from selfpatch.evaluation.discovery.discovery_pictures import Discovery, draw_discoveries
-from selfpatch.evaluation.discovery.lost import find_object
+from selfpatch.evaluation.discovery.lost import LostResult, find_object
 from selfpatch.evaluation.features import (
     eval_mode,
     normalized,
@@ -28,10 +28,11 @@ from selfpatch.evaluation.task import Context, EvalOutput
 
 MAX_PATCHES = 2**15  # of an image; every pair of them is compared, in 4 GiB
 NUM_SHOWN = 8
+NOTABLE_SHARE = 0.9  # of boxes that are the whole image
 
 
 def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Context) -> EvalOutput:
-    """Find one object an image by LOST; CorLoc is the share of images whose box overlaps a true one enough.
+    """Find one object per image by LOST; CorLoc is the fraction of images whose box overlaps a true one enough.
 
     Boxes are written to OUT/boxes.json.
 
@@ -39,8 +40,7 @@ def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Cont
         UserError: an image has too many patches to compare all; or the data are not complete and consistent.
 
     Source: valeoai/LOST main_lost.py. Images of their own size, with zeros on the right and below up to whole patches.
-    Differs: images without an object are left out of all data, not of some; boxes that touch half of each other to the
-    last bit count.
+    Differs: see `ObjectDiscovery.differs`.
     """
     data = BoxFolder(
         root, split=protocol.split, skip_hard=protocol.skip_hard, max_images=protocol.max_images, report=context.report
@@ -50,7 +50,7 @@ def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Cont
     shown = set(spread(data.images, NUM_SHOWN))
     boxes: dict[str, list[float]] = {}
     discoveries: list[Discovery] = []
-    num_hits = 0
+    num_hits = num_whole = 0
     with eval_mode(backbone), torch.no_grad():
         images = prefetch(data.read_image, ([item] for item in data.images))
         for done, (item, [pixels]) in enumerate(zip(data.images, images, strict=True), start=1):
@@ -61,17 +61,39 @@ def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Cont
             box = in_pixels(found.box, backbone.patch_size, size, item.size)
             iou = float(box_iou(torch.tensor([box]).double(), torch.tensor(item.boxes).double()).max())
             num_hits += iou >= protocol.min_iou
+            num_whole += is_whole_image(found)
             boxes[item.path.relative_to(root).as_posix()] = list(box)
             if item in shown:
                 discoveries.append(Discovery(item.path.name, pixels, box, item.boxes, iou, found))
             context.report(done, len(data.images))
     draw_discoveries(discoveries, context.pictures / "objects.png")
     (context.out / "boxes.json").write_text(json.dumps(boxes, indent=1) + "\n", encoding="utf-8")
-    return EvalOutput({"CorLoc": num_hits / len(data.images)}, data.facts())
+    return EvalOutput(
+        {"CorLoc": num_hits / len(data.images)},
+        data.facts() | {"notes": whole_image_notes(num_whole, len(data.images), protocol)},
+        {"num_boxes_of_whole_images": num_whole},
+    )
+
+
+def is_whole_image(found: LostResult) -> bool:
+    return found.box == (0, 0, found.degree.shape[1], found.degree.shape[0])
+
+
+def whole_image_notes(num_whole: int, num_images: int, protocol: ObjectDiscovery) -> list[str]:
+    """A warning where LOST, as the original does too, found nothing: a low CorLoc then says little of the backbone."""
+    if num_whole < NOTABLE_SHARE * num_images:
+        return []
+    other = "tokens" if protocol.features == "keys" else "keys"
+    boxes = "every box is" if num_whole == num_images else f"{num_whole} of {num_images} boxes are"
+    return [
+        f"{boxes} the whole image: LOST separates patches by the sign of the dot products of their "
+        f"{protocol.features}, and here almost all are positive (as with DINOv2's keys); try the {other} "
+        f"(--features {other})"
+    ]
 
 
 def input_size(item: BoxImage, protocol: ObjectDiscovery) -> tuple[int, int]:
-    """(rows, columns) in pixels, before zeros are added."""
+    """(rows, columns) in pixels, before padding."""
     return item.size if protocol.image_size is None else keep_ratio_size(item.size, protocol.image_size)
 
 
@@ -85,7 +107,7 @@ def check_number_of_patches(item: BoxImage, size: tuple[int, int], patch_size: t
 
 
 def padded(image: Float[Tensor, "1 3 H W"], patch_size: tuple[int, int]) -> Float[Tensor, "1 3 H2 W2"]:
-    """Zeros on the right and below, up to whole patches."""
+    """Pad with zeros on the right and below, up to whole patches."""
     bottom, right = (-side % patch for side, patch in zip(image.shape[2:], patch_size, strict=True))
     return F.pad(image, (0, right, 0, bottom))
 
@@ -102,7 +124,7 @@ def features_of(
 def in_pixels(
     box: tuple[int, int, int, int], patch_size: tuple[int, int], size: tuple[int, int], image_size: tuple[int, int]
 ) -> Box:
-    """A box in patches of the input of `size` as one in pixels of the image, without the zeros that were added."""
+    """Convert a box from patches of the input of `size` to pixels of the image, clipped to what is not padding."""
     left, top, right, bottom = box
     scale_y, scale_x = (own / given for own, given in zip(image_size, size, strict=True))
     return (

@@ -36,6 +36,15 @@ class KnnClassification(Config):
             f"it must be at least image-size, the side of the center crop, which is {self.image_size}",
         )
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        return (
+            "a k above the number of training images is left out, where the program stops",
+            "of classes with equal votes the first one counts, and one without a vote never does, where the program's "
+            "order is arbitrary",
+        )
+
 
 PRESETS = {
     "dino": KnnClassification(),

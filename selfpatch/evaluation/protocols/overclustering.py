@@ -36,6 +36,15 @@ class Overclustering(Config):
     # largest number of images of each split, spread evenly over it; None: all
     max_images: Annotated[int | None, Positive] = None
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        return (
+            "PCA sees all tokens, not a draw of them",
+            "an empty cluster begins anew at the farthest patch, instead of splitting a large one",
+            "a class that is neither in the masks nor predicted is left out of the mean, not counted as 0",
+        )
+
 
 PRESETS = {
     "leopart": Overclustering(),

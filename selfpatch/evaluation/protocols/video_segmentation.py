@@ -14,6 +14,9 @@ class VideoSegmentation(Config):
     image_size: Annotated[int, Positive] = 480
     # number of pixels to a multiple of which the long side, in proportion to the short one, is rounded down
     long_side_multiple: Annotated[int, Positive] = 64
+    # normalize patches by the backbone's own final norm, as DINO does; SelfPatch's copy of the program takes the last
+    # block as it is, and so does this task wherever that norm came from SelfPatch's aggregator
+    final_norm: bool = True
     # number of preceding frames that labels are propagated from, besides the first frame
     num_last_frames: Annotated[int, NonNegative] = 7
     # radius of the neighborhood that labels are propagated from, in patches; 0: unlimited
@@ -35,9 +38,20 @@ class VideoSegmentation(Config):
     # None: all
     max_frames: Annotated[int | None, Range(at_least=3)] = None
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        return (
+            "void pixels of the first annotation are background to the propagation, not an object of their own",
+            "a decay that the official toolkit makes nan (above 256 frames) is left out",
+        )
+
 
 PRESETS = {
+    # facebookresearch/dino eval_video_segmentation.py
     "dino": VideoSegmentation(),
+    # alinlab/SelfPatch eval_video_segmentation.py: its vision transformer returns the last block without a norm
+    "selfpatch": VideoSegmentation(final_norm=False),
     # nobody's protocol: for trials
     "quick": VideoSegmentation(image_size=240, max_videos=5, max_frames=20),
 }

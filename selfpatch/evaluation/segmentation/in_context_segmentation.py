@@ -1,4 +1,4 @@
-"""Segmentation by the nearest labelled patches: nothing is trained, so a score costs two passes over a few images."""
+"""In-context segmentation: labels by the nearest labeled patches; nothing is trained, so a score costs two passes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,25 +45,24 @@ def run(backbone: Backbone, root: Path, protocol: InContextSegmentation, context
 
 
 class MemoryEntry(NamedTuple):
-    """What the memory takes from one training image."""
+    """Patches of one training image that the memory holds."""
 
-    patches: Int[np.ndarray, "P"]  # places in the image's grid, row-major
-    labels: Float[np.ndarray, "P C"]  # share of each class among the scored pixels of a patch
+    patches: Int[np.ndarray, "P"]  # indices into the image's grid, row-major
+    labels: Float[np.ndarray, "P C"]  # fraction of each class among the labeled pixels of a patch
 
 
 class InContextEvaluator:
-    """Scores a backbone as often as one likes: which patches are remembered is settled once, from the masks alone.
+    """Evaluator for any number of backbones: the patches of the memory are chosen once, from the masks alone.
 
-    Every training image gives the same number of patches to the memory, patches of classes that are rare in the image
-    first. A validation patch gets the labels of its most similar patches in memory, weighted by a softmax over their
-    cosines; labels are upsampled bilinearly to the size of the mask.
+    Every training image contributes the same number of patches, those of classes that are rare in the image first. A
+    validation patch gets the labels of its most similar patches in memory, weighted by a softmax over their cosines;
+    labels are upsampled bilinearly to the size of the mask.
 
     Raises:
-        UserError: the memory has less than one patch for each training image, or fewer patches than num_neighbors.
+        UserError: the memory has less than one patch per training image, or fewer patches than num_neighbors.
 
     Source: Towards In-context Scene Understanding (NeurIPS 2023); vpariza/open-hummingbird-eval.
-    Differs: training images are not augmented; pixels that are not scored have no class instead of the first one;
-    neighbours are exact; scored at the original size of the masks.
+    Differs: see `InContextSegmentation.differs`.
     """
 
     def __init__(self, data: SegmentationData, protocol: InContextSegmentation, *, patch_size: tuple[int, int]):
@@ -74,9 +73,14 @@ class InContextEvaluator:
                 f"memory-size is {protocol.memory_size} for {len(data.train)} training images, less than a patch an "
                 "image; make it larger, or limit the images (max-images)"
             )
+        # The program's class 0: background or whatever comes first, but in ADE20K everything that is not scored.
+        has_own_class = protocol.void == "class_0" and data.leaves_out_label_0
+        self._more_classes = ["label 0"] if has_own_class else []
+        self._void_class = data.num_classes if has_own_class else 0
+        num_classes = data.num_classes + len(self._more_classes)
         self._remembered: dict[LabeledImage, MemoryEntry] = {}
         for index, (item, mask) in enumerate(zip(data.train, self._resized_masks(), strict=True)):
-            labels, is_scored = patch_label_distribution(mask, patch_size, data.num_classes)
+            labels, is_scored = patch_label_distribution(mask, patch_size, num_classes)
             rng = np.random.default_rng((protocol.seed, index))
             patches = sample_patches(labels, is_scored, per_image, rng)
             self._remembered[item] = MemoryEntry(patches, labels[patches])
@@ -87,7 +91,7 @@ class InContextEvaluator:
                 f"patches of {len(data.train)} training images; lower it, or enlarge memory-size or image-size"
             )
         self._read_image = Cached(lambda item: (resize_image(data.read_image(item), self._input_size(item)),))
-        self._read_mask = Cached(lambda item: (data.read_mask(item),))
+        self._read_mask = Cached(lambda item: (self._scored_mask(item),))
 
     def __call__(
         self, backbone: Backbone, *, device: torch.device | str = "cpu", report: Report = no_progress
@@ -109,7 +113,7 @@ class InContextEvaluator:
                 report(done, total)
 
             # 2. Every validation patch looks up its labels.
-            scorer = ConfusionMeter(data, device)
+            meter = ConfusionMeter(data, device, more_classes=self._more_classes, mean_over=protocol.mean_over)
             for items, maps in self._encode(backbone, data.val, device):
                 queries = F.normalize(maps.flatten(2).transpose(1, 2), dim=-1).flatten(0, 1)
                 labels = nearest_labels(
@@ -118,17 +122,24 @@ class InContextEvaluator:
                 label_maps = labels.unflatten(0, (len(items), -1)).transpose(1, 2).unflatten(2, maps.shape[2:])
                 for item, label_map in zip(items, label_maps, strict=True):
                     (truth,) = self._read_mask(item)
-                    scorer.add(item, truth, argmax_of_present_classes(label_map, truth.shape))
+                    meter.add(item, truth, argmax_of_present_classes(label_map, truth.shape))
                 done += len(items)
                 report(done, total)
-        return scorer.scores()
+        scores = meter.scores()
+        headline = "mIoU" if protocol.headline == "direct" else "mIoU-matched"
+        return scores._replace(metrics={headline: scores.metrics[headline]} | scores.metrics)
 
     def _input_size(self, item: LabeledImage) -> tuple[int, int]:
         return input_size(item.size, self.protocol.image_size, self.patch_size, resize=self.protocol.resize)
 
+    def _scored_mask(self, item: LabeledImage) -> UInt8[np.ndarray, "H W"]:
+        mask = self.data.read_mask(item)
+        return resize_mask(mask, self._input_size(item)) if self.protocol.score_size == "input" else mask
+
     def _resized_masks(self) -> Iterator[UInt8[np.ndarray, "H W"]]:
         def read(item: LabeledImage) -> UInt8[np.ndarray, "H W"]:
-            return resize_mask(self.data.read_mask(item), self._input_size(item))
+            mask = resize_mask(self.data.read_mask(item), self._input_size(item))
+            return mask if self.protocol.void == "left_out" else np.where(mask == IGNORED, self._void_class, mask)
 
         for masks in prefetch(read, batches(self.data.train, self.protocol.batch_size)):
             yield from masks
@@ -143,7 +154,8 @@ class InContextEvaluator:
         of_one_size = [batch for same in by_size.values() for batch in batches(same, self.protocol.batch_size)]
         for batch, images in zip(of_one_size, prefetch(self._read_image, iter(of_one_size)), strict=True):
             pixels = torch.from_numpy(np.stack([image for (image,) in images])).to(device)
-            yield batch, patch_features(backbone, normalized(pixels, backbone.mean, backbone.std))
+            mean, std = self.protocol.mean or backbone.mean, self.protocol.std or backbone.std
+            yield batch, patch_features(backbone, normalized(pixels, mean, std))
 
 
 def batches(items: list[LabeledImage], batch_size: int) -> Iterator[list[LabeledImage]]:
@@ -154,7 +166,7 @@ def batches(items: list[LabeledImage], batch_size: int) -> Iterator[list[Labeled
 def patch_label_distribution(
     mask: UInt8[np.ndarray, "H W"], patch_size: tuple[int, int], num_classes: int
 ) -> tuple[Float[np.ndarray, "N C"], np.ndarray]:
-    """Share of each class among the scored pixels of every patch, and whether a patch has any."""
+    """Fraction of each class among the labeled pixels of every patch, and whether a patch has any."""
     rows, columns = mask.shape[0] // patch_size[0], mask.shape[1] // patch_size[1]
     patch = np.arange(rows * columns).reshape(rows, columns).repeat(patch_size[0], axis=0).repeat(patch_size[1], axis=1)
     label = np.where(mask == IGNORED, num_classes, mask).astype(np.int64)  # an extra class, dropped
@@ -168,10 +180,10 @@ def patch_label_distribution(
 def sample_patches(
     labels: Float[np.ndarray, "N C"], is_scored: np.ndarray, num_patches: int, rng: np.random.Generator
 ) -> Int[np.ndarray, "P"]:
-    """At most so many of the scored patches of an image, drawn so that patches of rare classes come first.
+    """Importance sampling of at most num_patches labeled patches of an image: those of rare classes come first.
 
-    A patch scores the number of patches that share a class with it, summed over its classes, times a uniform random
-    number; the lowest scores win.
+    The score of a patch is the number of patches that share a class with it, summed over its classes, times a uniform
+    random number; the lowest scores are taken.
     """
     has_class = (labels > 0).astype(np.int64)
     frequency = has_class.sum(axis=0)
@@ -188,7 +200,11 @@ def nearest_labels(
     *,
     temperature: float,
 ) -> Float[Tensor, "Q C"]:
-    """Labels of the most similar entries of the memory, weighted by softmax(cosine / temperature); unit vectors in."""
+    """Labels of the most similar entries of the memory, weighted by softmax(cosine / temperature).
+
+    Args:
+        queries, memory: unit vectors.
+    """
     chunk_size = max(1, MAX_CHUNK // (len(memory) + num_neighbors * memory_labels.shape[1]))
     labels = []
     for chunk in queries.split(chunk_size):
@@ -199,7 +215,7 @@ def nearest_labels(
 
 
 def argmax_of_present_classes(label_map: Float[Tensor, "C R S"], size: tuple[int, int]) -> Int[Tensor, "H W"]:
-    """The likeliest class of every pixel, after bilinear upsampling to (rows, columns)."""
+    """Most likely class of every pixel, after bilinear upsampling to (rows, columns)."""
     # A class that no patch of the image has cannot win, and most of 150 classes are such.
     (present,) = label_map.amax(dim=(1, 2)).nonzero(as_tuple=True)
     return present[upsampled_argmax(label_map[present], size)]

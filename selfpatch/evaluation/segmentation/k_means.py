@@ -1,7 +1,7 @@
-"""Plain k-means in torch, on any device: the same result for the same seed, several starts, no cluster left empty.
+"""Plain k-means in torch, on any device: deterministic per seed, several restarts, no empty clusters.
 
-Lloyd's iterations on a device are a matrix product and a sum; scipy's kmeans2 knows one start and one core, and faiss
-and scikit-learn would be large dependencies for this one use.
+Lloyd's iterations are a matrix product and a sum; scipy's kmeans2 has one start and one core, and faiss or scikit-learn
+would be a large dependency for this one use.
 """
 
 import torch
@@ -23,9 +23,9 @@ def k_means(
     max_points: int,
     seed: int,
 ) -> Float[Tensor, "K D"]:
-    """The centres with the smallest sum of squared distances of all starts.
+    """Centers with the smallest sum of squared distances over all restarts.
 
-    A start takes points at random for its centres. At most max_points points, drawn at random, are looked at.
+    A restart takes random points as its centers. At most max_points points, drawn at random, are used.
 
     Raises:
         UserError: fewer points than clusters.
@@ -51,7 +51,7 @@ def draw(num_points: int, count: int, generator: torch.Generator) -> Int64[Tenso
 def iterate(
     points: Float[Tensor, "N D"], centers: Float[Tensor, "K D"], num_iterations: int
 ) -> tuple[Float[Tensor, "K D"], float]:
-    """Lloyd's iterations until nothing moves, and the sum of squared distances before the last of them."""
+    """Lloyd's iterations until no label changes; returns the centers and the sum of squared distances to them."""
     labels, distance = nearest_center(points, centers)
     for _ in range(num_iterations):
         centers = means(points, labels, distance, len(centers))
@@ -65,11 +65,11 @@ def iterate(
 def nearest_center(
     points: Float[Tensor, "N D"], centers: Float[Tensor, "K D"]
 ) -> tuple[Int64[Tensor, " N"], Float[Tensor, " N"]]:
-    """The nearest centre of every point, the first of equally near ones, and the squared distance to it."""
+    """Nearest center of each point, the first of equally near ones, and the squared distance to it."""
     center_norm = centers.square().sum(dim=-1)
     labels, distances = [], []
     for chunk in points.split(max(1, MAX_CHUNK // len(centers))):
-        # |p - c|^2 without |p|^2, which does not tell the centres apart.
+        # |p - c|^2 without |p|^2, which is the same for all centers.
         partial = torch.addmm(center_norm, chunk, centers.T, alpha=-2)  # [n, K]
         distance, label = partial.min(dim=-1)
         labels.append(label)
@@ -80,7 +80,7 @@ def nearest_center(
 def means(
     points: Float[Tensor, "N D"], labels: Int64[Tensor, " N"], distance: Float[Tensor, " N"], num_clusters: int
 ) -> Float[Tensor, "K D"]:
-    """The mean of every cluster; empty ones begin anew at the points that are farthest from their centres."""
+    """Mean of each cluster; empty clusters restart at the points farthest from their centers."""
     counts = torch.bincount(labels, minlength=num_clusters)
     centers = sums_by_label(points, labels, num_clusters) / counts.clamp(min=1)[:, None]
     (empty,) = (counts == 0).nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""Linear segmentation as Leopart and its followers score it: on 100 x 100 maps of square images."""
+"""Linear segmentation by Leopart's protocol: square images, trained on maps of 100 x 100, scored at 448 x 448."""
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from selfpatch.evaluation.features import (
 from selfpatch.evaluation.head_training import resume_key, seeded, train_head
 from selfpatch.evaluation.metrics import mean_cross_entropy
 from selfpatch.evaluation.protocols.linear_segmentation import LeopartSegmentation
-from selfpatch.evaluation.segmentation.segmentation_scores import ConfusionMeter, SegmentationScores
+from selfpatch.evaluation.segmentation.segmentation_scores import ConfusionMeter, SegmentationScores, upsampled_argmax
 from selfpatch.evaluation.task import Context
 
 Sample = tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]  # image and mask
@@ -35,21 +35,17 @@ def evaluate_leopart(
 ) -> SegmentationScores:
     """Train the layer, and score it on all validation images.
 
-    Numbers are far above or below those of other protocols: compare them with their like only.
+    Numbers are not comparable with those of other protocols.
 
-    Source: MkuuWaUjinga/leopart experiments/linear_probing.
-    Differs: all validation images are scored, not the first eight batches.
+    Source: MkuuWaUjinga/leopart experiments/linear_probing, linear_finetune.py and eval_linear.py.
+    Differs: see `LeopartSegmentation.differs`.
     """
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
-    mask_size = (protocol.mask_size, protocol.mask_size)
 
-    def to_batch(samples: list[Sample]) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B m m"]]:
+    def to_batch(samples: list[Sample], mask_side: int) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B m m"]]:
         images, masks = (torch.from_numpy(np.stack(arrays)).to(context.device) for arrays in zip(*samples, strict=True))
-        small_masks = F.interpolate(masks[:, None].float(), size=mask_size, mode="nearest")[:, 0].long()
-        return normalized(images, backbone.mean, backbone.std), small_masks
-
-    def predict_logits(backbone: Backbone, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B C m m"]:
-        return layer(F.interpolate(patch_features(backbone, images), size=mask_size, mode="bilinear"))
+        resized = F.interpolate(masks[:, None].float(), size=(mask_side, mask_side), mode="nearest")[:, 0].long()
+        return normalized(images, backbone.mean, backbone.std), resized
 
     with eval_mode(backbone):
         # 1. Train on crops.
@@ -66,12 +62,16 @@ def evaluate_leopart(
             return image, mask
 
         def losses(samples: list[Sample]) -> dict[str, Float[Tensor, ""]]:
-            images, masks = to_batch(samples)
-            return {"segmentation": mean_cross_entropy(predict_logits(unwrap_cache(backbone), images), masks)}
+            images, masks = to_batch(samples, protocol.mask_size)
+            features = patch_features(unwrap_cache(backbone), images)
+            logits = layer(F.interpolate(features, size=masks.shape[1:], mode="bilinear"))
+            return {"segmentation": mean_cross_entropy(logits, masks)}
 
         with seeded(protocol.seed, context.device):
             layer = nn.Conv2d(backbone.embed_dim, data.num_classes, kernel_size=1).to(context.device)
-        steps_per_epoch = max(len(data.train) // protocol.batch_size, 1)
+        identity = resume_key("linear-segmentation", protocol, data.training_fingerprint(), backbone)
+        del identity["protocol"]["eval_mask_size"]  # of the test alone
+        steps_per_epoch = num_steps_per_epoch(len(data.train), protocol)
         train_head(
             layer,
             torch.optim.SGD(layer.parameters(), lr=protocol.lr, momentum=0.9, weight_decay=protocol.weight_decay),
@@ -82,7 +82,7 @@ def evaluate_leopart(
             steps=protocol.epochs * steps_per_epoch,
             lr=lambda step: protocol.lr * 0.1 ** (step // steps_per_epoch // protocol.drop_at),
             seed=protocol.seed,
-            identity=resume_key("linear-segmentation", protocol, data.training_fingerprint(), backbone),
+            identity=identity,
             context=context,
             precision="float32",
         )
@@ -94,9 +94,17 @@ def evaluate_leopart(
         scorer = ConfusionMeter(data, context.device)
         samples = prefetch(read_square, ([item] for item in data.val))
         for done, (item, read_samples) in enumerate(zip(data.val, samples, strict=True), start=1):
-            images, masks = to_batch(read_samples)
+            images, masks = to_batch(read_samples, protocol.eval_mask_size)
             with torch.no_grad():
-                prediction = predict_logits(backbone, images)[0].argmax(dim=0)
+                # The program resizes tokens, whose logits are the same: both steps are linear, weights of the first sum
+                # to 1.
+                logits = layer(patch_features(backbone, images))[0]
+            prediction = upsampled_argmax(logits, (protocol.eval_mask_size, protocol.eval_mask_size))
             scorer.add(item, masks[0].cpu().numpy().astype(np.uint8), prediction)
             context.report(done, len(data.val))
     return scorer.scores()
+
+
+def num_steps_per_epoch(num_images: int, protocol: LeopartSegmentation) -> int:
+    """Whole batches of an epoch, without the smaller rest (drop_last); fewer images than a batch are one."""
+    return max(num_images // protocol.batch_size, 1)

@@ -1,4 +1,4 @@
-"""Classes by clustering patch tokens: how well the groups that a backbone makes by itself fit what people named."""
+"""Overclustering: k-means of patch tokens, whose clusters are matched to classes and scored."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +36,9 @@ PROJECTED_AT_ONCE = 2**16  # tokens
 
 
 def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Context) -> EvalOutput:
-    """Cluster the patches of all validation images together, name the clusters by their pixels, score the names.
+    """Cluster the patches of all validation images together, match clusters to classes, and score the matches.
 
-    Of each K the metrics hold the mean ("mIoU/K=500") and the standard deviation ("spread/K=500") over the seeds.
+    For each K the metrics hold the mean ("mIoU/K=500") and the standard deviation ("spread/K=500") over the seeds.
 
     Raises:
         UserError: more clusters than patches; or the data are not complete and consistent.
@@ -47,9 +47,7 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Conte
     square; tokens through the final norm are standardised and reduced by PCA without whitening; plain (not spherical)
     k-means from random patches; cluster maps, as coarse as the patch grid, and masks are brought to mask_size with
     the nearest neighbour; pixels that are not scored are left out; IoU over all images together.
-    Differs: PCA sees all tokens, not a draw of them; empty clusters begin anew at the farthest patch instead of
-    splitting a large one; a class that is neither in the masks nor predicted is left out of the mean, not counted
-    as 0.
+    Differs: see `Overclustering.differs`.
     """
     data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
@@ -78,7 +76,7 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Conte
     del tokens
     truth = torch.cat(masks)
 
-    # 2. Clusters, and what they are worth as classes.
+    # 2. Clusters, and their scores as classes.
     metrics: dict[str, float] = {}
     for name, num_clusters in zip(protocol.num_clusters, counts_of_clusters, strict=True):
         scores = []
@@ -112,7 +110,7 @@ class Batch(NamedTuple):
 
 
 def read_images(data: SegmentationData, size: tuple[int, int], protocol: Overclustering) -> Iterator[Batch]:
-    """Images of (rows, columns) pixels and masks of mask_size, which go through the size of the images on their way."""
+    """Images of (rows, columns) pixels, and masks resized to the size of the images and then to mask_size."""
 
     def read(item: LabeledImage) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
         return resize_image(data.read_image(item), size), resize_mask(data.read_mask(item), size)
@@ -123,7 +121,7 @@ def read_images(data: SegmentationData, size: tuple[int, int], protocol: Overclu
 
 
 def resize_maps(maps: Integer[Tensor, "B H W"], side: int) -> Integer[Tensor, "B M M"]:
-    """Nearest value, to a square: place i of M is place floor(i * H / M) of H."""
+    """Resize to a square by the nearest value: index i of M takes index floor(i * H / M) of H."""
     rows, columns = (torch.arange(side) * length // side for length in maps.shape[1:])
     return maps[:, rows[:, None], columns]
 
@@ -131,11 +129,11 @@ def resize_maps(maps: Integer[Tensor, "B H W"], side: int) -> Integer[Tensor, "B
 def principal_components(
     tokens: Float[Tensor, "N D"], num_components: int, *, device: torch.device
 ) -> Float[Tensor, "N P"]:
-    """The tokens, every number of them standardised, along the directions in which they vary most.
+    """Principal components of the standardised tokens; D of them at most.
 
-    At most D components there are. A number that is the same in all tokens says nothing and becomes 0.
+    A dimension that is constant over all tokens becomes 0.
     """
-    # Standardising and turning are one affine map: z = (x - mean) / std, and the directions are eigenvectors of z's
+    # Standardising and projecting are one affine map: z = (x - mean) / std, and the directions are eigenvectors of z's
     # covariance, which is (E[x x^T] - mean mean^T) / (std std^T).
     chunks = tokens.split(PROJECTED_AT_ONCE)  # never all of them in float64
     mean = torch.stack([chunk.sum(dim=0, dtype=torch.float64) for chunk in chunks]).sum(dim=0) / len(tokens)
@@ -154,25 +152,25 @@ def principal_components(
 def count_pairs(
     clusters: Int64[Tensor, "*S"], truth: UInt8[Tensor, "*S"], num_clusters: int, num_classes: int
 ) -> Int64[np.ndarray, "K C"]:
-    """Pixels by cluster and true class; those labelled IGNORED are left out."""
+    """Number of pixels per cluster and true class, without those labeled IGNORED."""
     scored = truth != IGNORED
     pairs = clusters[scored] * num_classes + truth[scored]
     return torch.bincount(pairs, minlength=num_clusters * num_classes).reshape(num_clusters, num_classes).numpy()
 
 
 def one_to_one(counts: Int64[np.ndarray, "C C"]) -> Int[np.ndarray, " C"]:
-    """The class of every cluster such that each class is taken once and the sum of IoUs is largest (Hungarian)."""
+    """Class of each cluster, every class once, with the largest sum of IoUs (Hungarian matching)."""
     _, class_of = linear_sum_assignment(iou_of_pairs(counts.astype(np.float64)), maximize=True)
     return class_of
 
 
 def many_to_one(counts: Int64[np.ndarray, "K C"]) -> Int[np.ndarray, " K"]:
-    """The class of every cluster that has the largest share in it (precision), the first of equal ones."""
+    """Class of each cluster with the largest fraction of its pixels (precision), the first of equal ones."""
     return counts.argmax(axis=1)
 
 
 def confusion_by_class(counts: Int64[np.ndarray, "K C"], class_of: Int[np.ndarray, " K"]) -> Int64[Tensor, "C C"]:
-    """Pixels by true class (rows) and by the class of their cluster (columns)."""
+    """Number of pixels per true class (rows) and class of their cluster (columns)."""
     confusion = np.zeros((counts.shape[1], counts.shape[1]), np.int64)
     np.add.at(confusion.T, class_of, counts)
     return torch.from_numpy(confusion)
@@ -181,7 +179,7 @@ def confusion_by_class(counts: Int64[np.ndarray, "K C"], class_of: Int[np.ndarra
 def named_maps(
     data: SegmentationData, clusters: Int64[Tensor, "B R S"], class_of: Int[np.ndarray, " K"]
 ) -> list[Prediction]:
-    """The classes of clusters over a few images, at their own size."""
+    """Predictions of a few images at their own size: the class of each pixel's cluster."""
     map_of = dict(zip(data.val, clusters.numpy(), strict=True))
     named = {item: class_of[map_of[item]].astype(np.uint8) for item in spread(data.val, NUM_SHOWN)}
     return [Prediction(item, data.read_mask(item), resize_mask(classes, item.size)) for item, classes in named.items()]

@@ -1,4 +1,4 @@
-"""Sheets of predictions: image, truth and prediction side by side in fixed colours, with the classes' names below."""
+"""Figures of predictions: image, truth and prediction side by side in fixed colors, with a legend of classes below."""
 
 import colorsys
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ MARGIN = 12
 INK, FAINT_INK, PAPER, NOT_SCORED = (32, 32, 32), (110, 110, 110), (255, 255, 255), (225, 225, 225)
 FONT_SIZE = 15
 
-# Far apart in hue or lightness: most data sets of one's own have no more classes.
+# Far apart in hue or lightness; most custom data sets have no more classes.
 PALETTE = [
     (78, 121, 167),
     (242, 142, 43),
@@ -42,10 +42,10 @@ PALETTE = [
 
 
 def class_color(index: int) -> tuple[int, int, int]:
-    """RGB of a class, the same in every picture."""
+    """RGB of a class, the same in all figures."""
     if index < len(PALETTE):
         return PALETTE[index]
-    # Steps of the golden ratio around the colour wheel never meet; lightness takes turns.
+    # Hues at steps of the golden ratio never repeat; lightness cycles through three values.
     lightness = (0.35, 0.55, 0.75)[index % 3]
     red, green, blue = colorsys.hls_to_rgb(index * 0.618034 % 1, lightness, 0.65)
     return round(255 * red), round(255 * green), round(255 * blue)
@@ -73,7 +73,7 @@ def prediction_sheet(predictions: Sequence[Prediction], data: SegmentationData) 
 
     colors = label_colors()
 
-    # 1. How much room it takes.
+    # 1. Size of the figure.
     width = 3 * PANEL_WIDTH + 4 * MARGIN
     entries = layout_legend([font.getlength(name) for name in names], width)
     legend_rows = entries[-1][1] + 1
@@ -100,7 +100,7 @@ def prediction_sheet(predictions: Sequence[Prediction], data: SegmentationData) 
 
 
 def panels(prediction: Prediction, data: SegmentationData) -> list[Image.Image]:
-    """Image, truth and prediction, of one size that fits into a panel."""
+    """Image, truth and prediction, resized to fit into a panel."""
     height, width = prediction.truth.shape
     scale = min(PANEL_WIDTH / width, MAX_PANEL_HEIGHT / height)
     size = max(1, round(height * scale)), max(1, round(width * scale))
@@ -117,12 +117,12 @@ def pixel_accuracy(prediction: Prediction) -> str:
 
 
 def label_colors() -> UInt8[np.ndarray, "256 3"]:
-    """The colour of every label, IGNORED included."""
+    """RGB of each label, IGNORED included."""
     return np.array([class_color(label) for label in range(IGNORED)] + [NOT_SCORED], np.uint8)
 
 
 def layout_legend(text_widths: Sequence[float], width: int) -> list[tuple[int, int]]:
-    """(left end in pixels, row) of every entry, set like words of a paragraph."""
+    """(left edge in pixels, row) of each entry, wrapped like the words of a paragraph."""
     places, x, row = [], MARGIN, 0
     for text_width in text_widths:
         entry_width = round(FONT_SIZE + 6 + text_width)

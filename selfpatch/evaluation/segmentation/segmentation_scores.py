@@ -1,7 +1,7 @@
-"""What segmentation tasks come to: numbers over all validation images, and a few predictions to look at."""
+"""Scores of segmentation tasks: metrics over all validation images, and a few predictions to look at."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from selfpatch.evaluation.datasets.labeled_images import LabeledImage, spread
 from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.features import Backbone, normalized, prefetch
-from selfpatch.evaluation.metrics import confusion_matrix, segmentation_metrics
+from selfpatch.evaluation.metrics import IGNORED, confusion_matrix, segmentation_metrics
 from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.segmentation.training_crops import keep_ratio_size, rescale
@@ -23,7 +23,7 @@ MAX_UPSAMPLED = 2**27  # numbers that maps of classes hold at full size at once:
 
 
 class Prediction(NamedTuple):
-    """Classes, or IGNORED in the truth, at the image's own size."""
+    """Classes, or IGNORED, of every pixel."""
 
     item: LabeledImage
     truth: UInt8[np.ndarray, "H W"]
@@ -33,28 +33,43 @@ class Prediction(NamedTuple):
 class SegmentationScores(NamedTuple):
     metrics: dict[str, float]
     predictions: list[Prediction]  # of NUM_SHOWN images, spread evenly over the split
+    details: dict[str, Any]  # for result.json
 
 
 class ConfusionMeter:
-    """Counts pixels image by image."""
+    """Confusion matrix, filled image by image.
 
-    def __init__(self, data: SegmentationData, device: torch.device):
-        self._data = data
-        self._confusion = torch.zeros(data.num_classes, data.num_classes, dtype=torch.int64, device=device)
+    Args:
+        more_classes: names of classes that can be predicted beside those of the data.
+        mean_over: see `segmentation_metrics`.
+    """
+
+    def __init__(
+        self,
+        data: SegmentationData,
+        device: torch.device,
+        *,
+        more_classes: Sequence[str] = (),
+        mean_over: Literal["occurring", "all"] = "occurring",
+    ):
+        self._num_classes = data.num_classes
+        self._mean_over: Literal["occurring", "all"] = mean_over
+        self._names = [*data.class_names, *more_classes]
+        self._confusion = torch.zeros(len(self._names), len(self._names), dtype=torch.int64, device=device)
         self._shown: dict[LabeledImage, Prediction | None] = dict.fromkeys(spread(data.val, NUM_SHOWN))
 
     def add(self, item: LabeledImage, truth: UInt8[np.ndarray, "H W"], prediction: Int[Tensor, "H W"]) -> None:
         on_device = torch.from_numpy(truth).to(prediction.device)
-        self._confusion += confusion_matrix(prediction, on_device, self._data.num_classes)
+        self._confusion += confusion_matrix(prediction, on_device, len(self._names))
         if item in self._shown:
+            prediction = torch.where(prediction < self._num_classes, prediction, IGNORED)
             self._shown[item] = Prediction(item, truth, prediction.cpu().numpy().astype(np.uint8))
 
-    def scores(self) -> SegmentationScores:
-        metrics = segmentation_metrics(self._confusion, self._data.class_names)
-        return SegmentationScores(metrics, [shown for shown in self._shown.values() if shown is not None])
+    def scores(self, **details: Any) -> SegmentationScores:
+        metrics = segmentation_metrics(self._confusion, self._names, mean_over=self._mean_over)
+        return SegmentationScores(metrics, [shown for shown in self._shown.values() if shown is not None], details)
 
 
-@torch.no_grad()
 def evaluate_images(
     data: SegmentationData,
     backbone: Backbone,
@@ -62,22 +77,41 @@ def evaluate_images(
     predict_logits: Callable[[Float[Tensor, "3 H W"]], Float[Tensor, "C H W"]],
     context: Context,
 ) -> SegmentationScores:
-    """Every validation image, normalised, through `predict_logits`; bilinear to its own size, then argmax."""
-    scorer = ConfusionMeter(data, context.device)
+    """Scores of one model; see `evaluate_several`."""
+    (meter,) = evaluate_several(data, backbone, protocol, lambda image: [predict_logits(image)], 1, context)
+    return meter.scores()
+
+
+@torch.no_grad()
+def evaluate_several(
+    data: SegmentationData,
+    backbone: Backbone,
+    protocol: LinearSegmentation | DecoderTraining,
+    predict_logits: Callable[[Float[Tensor, "3 H W"]], Iterable[Float[Tensor, "C H W"]]],
+    num_models: int,
+    context: Context,
+) -> list[ConfusionMeter]:
+    """Each validation image, normalised, through every model; logits go bilinearly to its own size, then argmax.
+
+    Args:
+        predict_logits: the logits of every model, in one order.
+    """
+    meters = [ConfusionMeter(data, context.device) for _ in range(num_models)]
     samples = prefetch(lambda item: (data.read_image(item), data.read_mask(item)), ([item] for item in data.val))
     for i, (item, [(image, truth)]) in enumerate(zip(data.val, samples, strict=True), start=1):
         size = keep_ratio_size(truth.shape, protocol.image_size, protocol.long_side)
         resized = rescale(image, size, antialias=protocol.antialias)
         pixels = normalized(torch.from_numpy(resized)[None].to(context.device), backbone.mean, backbone.std)[0]
-        scorer.add(item, truth, upsampled_argmax(predict_logits(pixels), truth.shape))
+        for meter, logits in zip(meters, predict_logits(pixels), strict=True):
+            meter.add(item, truth, upsampled_argmax(logits, truth.shape))
         context.report(i, len(data.val))
-    return scorer.scores()
+    return meters
 
 
 def upsampled_argmax(maps: Float[Tensor, "C R S"], size: tuple[int, int]) -> Int[Tensor, "H W"]:
-    """The class of the highest value of every pixel, the first of equal ones; bilinear to (rows, columns).
+    """Class of the highest value of every pixel, the first of equal ones, after bilinear upsampling to (rows, columns).
 
-    A few classes at a time: 150 of a photograph of 12 megapixels would be 7 GB.
+    A few classes at a time: all 150 of a photograph of 12 megapixels would take 7 GB.
     """
     at_once = max(1, MAX_UPSAMPLED // (size[0] * size[1]))
     highest = maps.new_full(size, -torch.inf)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Backbone
@@ -19,7 +19,7 @@ from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_se
 from selfpatch.evaluation.feature_cache import unwrap_cache
 from selfpatch.evaluation.features import Cached, floor_to_patch_multiple
 from selfpatch.evaluation.head_training import resume_key, seeded, train_head
-from selfpatch.evaluation.metrics import IGNORED
+from selfpatch.evaluation.metrics import pixel_loss
 from selfpatch.evaluation.protocols.decoder_training import BLOCKS, DecoderTraining
 from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
 from selfpatch.evaluation.protocols.upernet import UPerNet
@@ -199,15 +199,6 @@ def train(
         context=context,
         precision=protocol.precision,
     )
-
-
-def pixel_loss(logits: Float[Tensor, "B C r s"], masks: Int64[Tensor, "B H W"]) -> Float[Tensor, ""]:
-    """Cross-entropy at the size of the masks: 0 for pixels that are not scored, and yet a mean over all of them.
-
-    Source: mmsegmentation's CrossEntropyLoss with avg_non_ignore=False, its default.
-    """
-    logits = F.interpolate(logits.float(), size=masks.shape[1:], mode="bilinear")
-    return F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / masks.numel()
 
 
 def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTraining, context: Context) -> Any:

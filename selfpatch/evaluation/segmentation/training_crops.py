@@ -1,16 +1,18 @@
-"""How labelled images are varied while a segmentation head trains, scale, crop, flip and colours, and made a batch.
+"""Training augmentation of labeled images for segmentation heads (scale, crop, flip, colors), and their batches.
 
-Source: mmsegmentation's pipeline for ADE20K, which DINOv2 and DINOv3 use for their linear layers too.
+Source: mmsegmentation's pipeline for ADE20K, which DINOv2 uses for its linear layer too, and DINOv3 with other colors.
 Differs: labels are resized about the middles of pixels, where OpenCV takes their upper left corners.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
+from torchvision.transforms.functional import adjust_hue, adjust_saturation
 
 from selfpatch.evaluation.features import normalized, resize_image, resize_mask
 from selfpatch.evaluation.metrics import IGNORED
@@ -21,6 +23,7 @@ CROP_TRIES = 10  # to find a crop in which no class has more than cat_max_ratio;
 MAX_BRIGHTNESS = 32  # added to or taken from the 256 levels
 CONTRAST = SATURATION = (0.5, 1.5)  # factors
 MAX_HUE = 18  # added or taken, of OpenCV's 180
+MAX_HUE_DINOV3 = 0.5  # added or taken, of a full turn
 
 
 def keep_ratio_size(image_size: tuple[int, int], short_side: int, long_side: int | None = None) -> tuple[int, int]:
@@ -47,7 +50,7 @@ def random_crop(
     *,
     size: tuple[int, int],
 ) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
-    """A part of at most `size`, of the image made as large as the protocol says, times a random factor."""
+    """A crop of at most `size` of the image resized to the protocol's size times a random factor."""
     factor = rng.uniform(*protocol.scale)
     long_side = None if protocol.long_side is None else max(1, int(protocol.long_side * factor))
     scaled = keep_ratio_size(mask.shape, max(1, int(protocol.image_size * factor)), long_side)
@@ -69,23 +72,56 @@ def random_crop(
     return np.ascontiguousarray(image), np.ascontiguousarray(mask)
 
 
-def photometric_distortion(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    """Brightness, contrast, saturation and hue, each with probability 1/2; contrast comes second or last."""
+def photometric_distortion(
+    image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator, *, style: Literal["dinov3", "mmseg"] = "mmseg"
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Brightness, contrast, saturation and hue, each with probability 1/2; contrast comes second or last.
+
+    Source: mmsegmentation's PhotoMetricDistortion; DINOv3's class of the same name.
+    """
     if rng.random() < 0.5:
         image = as_levels(image + rng.uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS))
     contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
     contrast_comes_last = rng.random() < 0.5
     if not contrast_comes_last:
         image = as_levels(image * contrast)
+    change_saturation, change_hue = STYLES[style]
     if rng.random() < 0.5:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 1] = as_levels(hsv[..., 1] * rng.uniform(*SATURATION))
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        image = change_saturation(image, rng)
     if rng.random() < 0.5:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 0] = (hsv[..., 0].astype(np.int16) + rng.integers(-MAX_HUE, MAX_HUE)) % 180
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+        image = change_hue(image, rng)
     return as_levels(image * contrast) if contrast_comes_last else image
+
+
+def scale_saturation(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 1] = as_levels(hsv[..., 1] * rng.uniform(*SATURATION))
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def turn_hue(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0].astype(np.int16) + rng.integers(-MAX_HUE, MAX_HUE)) % 180
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
+def blend_with_gray(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    return from_chw(adjust_saturation(to_chw(image), rng.uniform(*SATURATION)))
+
+
+def turn_hue_fully(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+    return from_chw(adjust_hue(to_chw(image), rng.uniform(-MAX_HUE_DINOV3, MAX_HUE_DINOV3)))
+
+
+STYLES = {"mmseg": (scale_saturation, turn_hue), "dinov3": (blend_with_gray, turn_hue_fully)}
+
+
+def to_chw(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "3 H W"]:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+def from_chw(image: UInt8[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
 def as_levels(values: np.ndarray) -> np.ndarray:

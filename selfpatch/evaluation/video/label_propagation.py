@@ -1,10 +1,11 @@
-"""Labels of a video's first frame carried on from frame to frame by the similarity of patches.
+"""Label propagation: labels of a video's first frame, passed from frame to frame by the similarity of patches.
 
 Axis letters of this file: T context frames, C labels (with background), Q queries of a tile, K keys of its window.
 """
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from selfpatch.evaluation.features import resize_mask
 
-TILE = (10, 13)  # rows and columns of queries that share one window of keys: small copies, little work outside
-MAX_SIMILARITIES = 2**23  # that are held at once: 32 MiB, and a few times that for what is made of them
-MAX_LABELS = 16  # that are upsampled at once
+TILE = (10, 13)  # rows and columns of queries that share one window of keys: small copies, few keys outside the radius
+MAX_SIMILARITIES = 2**23  # held at once: 32 MiB, and a few times that for intermediate results
+MAX_LABELS = 16  # upsampled at once
 
 
 def propagate(
@@ -28,10 +29,10 @@ def propagate(
     num_neighbors: int,
     temperature: float,
 ) -> Iterator[Float[Tensor, "C R S"]]:
-    """The soft labels of every frame after the first, from those of the first and of the last ones before it.
+    """Soft labels of every frame after the first, from those of the first frame and of the num_last_frames before it.
 
     Args:
-        features: of all frames, the first one too.
+        features: features of all frames, the first one included.
         radius: see `propagate_labels`.
 
     Source: DINO (ICCV 2021), appendix; facebookresearch/dino eval_video_segmentation.py.
@@ -61,49 +62,63 @@ def propagate_labels(
     num_neighbors: int,
     temperature: float,
 ) -> Float[Tensor, "R S C"]:
-    """Every patch takes the labels of its most similar patches in the context, weighted by exp(cosine / temperature).
+    """Labels of the most similar patches of the context, weighted by exp(cosine / temperature).
 
-    These are sought in all context frames together; patches as similar as the last of them count too. A tile of queries
-    is compared with the window that its own neighborhoods cover: patches farther away cost nothing.
+    The num_neighbors most similar patches are searched over all context frames together; patches as similar as the last
+    of them count too. A tile of queries is compared only with the window that its neighborhoods cover.
 
     Args:
         queries, keys: unit vectors.
-        radius: neighbours are at most so many rows and columns away; 0: anywhere.
+        radius: largest distance of neighbors in rows and in columns; 0: no limit.
     """
     rows, columns, _ = queries.shape
     queries = queries / temperature
     labels = queries.new_empty((rows, columns, key_labels.shape[-1]))
-    for left in range(0, columns, TILE[1]):
-        across = slice(left, min(left + TILE[1], columns))
-        near_across = expand_window(across, radius, columns)
-        # Rows come first, so that the window of every tile below is one piece of memory and no copy.
-        strip, strip_labels = (x[:, :, near_across].transpose(0, 1).contiguous() for x in (keys, key_labels))
-        for top in range(0, rows, TILE[0]):
-            down = slice(top, min(top + TILE[0], rows))
-            near_down = expand_window(down, radius, rows)
-            window, window_labels = (x[near_down].flatten(0, 2) for x in (strip, strip_labels))  # [K, D], [K, C]
-            masked_out = outside_radius(down, near_down, radius)[:, None, :, None, None]
-            masked_out = masked_out | outside_radius(across, near_across, radius)[None, :, None, None, :]
-            masked_out = (
-                masked_out.expand(-1, -1, -1, len(keys), -1).flatten(2).flatten(0, 1).to(queries.device)
-            )  # [Q, K]
-            chunks = queries[down, across].flatten(0, 1), masked_out
-            chunk_size = max(1, MAX_SIMILARITIES // len(window))
-            tile_labels = [
-                nearest_labels(q, window, window_labels, is_far_from_q, num_neighbors)
-                for q, is_far_from_q in zip(*(x.split(chunk_size) for x in chunks), strict=True)
-            ]
-            labels[down, across] = torch.cat(tile_labels).unflatten(0, labels[down, across].shape[:2])
+    for tile in tiles((rows, columns), radius):
+        window, window_labels = (x[:, tile.near_down, tile.near_across].flatten(0, 2) for x in (keys, key_labels))
+        masked_out = tile.masked_out(len(keys), radius).to(queries.device)
+        chunk_size = max(1, MAX_SIMILARITIES // len(window))
+        chunks = (x.split(chunk_size) for x in (queries[tile.down, tile.across].flatten(0, 1), masked_out))
+        tile_labels = torch.cat(
+            [nearest_labels(q, window, window_labels, mask, num_neighbors) for q, mask in zip(*chunks, strict=True)]
+        )
+        labels[tile.down, tile.across] = tile_labels.unflatten(0, labels[tile.down, tile.across].shape[:2])
     return labels
 
 
+class Tile(NamedTuple):
+    """Rows and columns of a tile of queries, and those of the window of keys that it is compared with."""
+
+    down: slice
+    across: slice
+    near_down: slice
+    near_across: slice
+
+    def masked_out(self, num_frames: int, radius: int) -> Bool[Tensor, "Q K"]:
+        """Keys of the window, over all context frames, that are outside the radius of a query."""
+        rows = outside_radius(self.down, self.near_down, radius)[:, None, None, :, None]
+        columns = outside_radius(self.across, self.near_across, radius)[None, :, None, None, :]
+        return (rows | columns).expand(-1, -1, num_frames, -1, -1).flatten(2).flatten(0, 1)
+
+
+def tiles(grid_size: tuple[int, int], radius: int) -> Iterator[Tile]:
+    """Tiles that cover the grid of queries."""
+    for left in range(0, grid_size[1], TILE[1]):
+        across = slice(left, min(left + TILE[1], grid_size[1]))
+        for top in range(0, grid_size[0], TILE[0]):
+            down = slice(top, min(top + TILE[0], grid_size[0]))
+            yield Tile(
+                down, across, expand_window(down, radius, grid_size[0]), expand_window(across, radius, grid_size[1])
+            )
+
+
 def expand_window(side: slice, radius: int, size: int) -> slice:
-    """A side of a tile with its neighborhoods; 0 reaches everywhere."""
+    """Side of a tile extended by the radius, within the grid; 0: the whole grid."""
     return slice(max(side.start - radius, 0), min(side.stop + radius, size)) if radius else slice(0, size)
 
 
 def outside_radius(queries: slice, keys: slice, radius: int) -> Bool[Tensor, "A B"]:
-    """Which rows (or columns) of keys are too far from which rows of queries."""
+    """Mask of the rows (or columns) of keys that are farther than the radius from rows (or columns) of queries."""
     distance = torch.arange(queries.start, queries.stop)[:, None] - torch.arange(keys.start, keys.stop)
     return distance.abs() > radius if radius else torch.zeros_like(distance, dtype=torch.bool)
 
@@ -115,7 +130,7 @@ def nearest_labels(
     masked_out: Bool[Tensor, "Q K"],
     num_neighbors: int,
 ) -> Float[Tensor, "Q C"]:
-    """Labels of the nearest keys, weighted by the softmax over their products with the query."""
+    """Labels of the nearest keys, weighted by the softmax over their dot products with the query."""
     similarity = torch.zeros_like(masked_out, dtype=queries.dtype).masked_fill_(masked_out, -torch.inf)
     similarity.addmm_(queries, keys.T)
     # One more than asked for shows whether there is a tie for the last place.
@@ -130,16 +145,16 @@ def nearest_labels(
 def first_labels(
     annotation: UInt8[np.ndarray, "H W"], grid_size: tuple[int, int], num_objects: int
 ) -> Float[Tensor, "C R S"]:
-    """One map a label, background first: 1 where the patch grid, laid over the annotation, meets the label."""
+    """One-hot maps of the annotation at the patch grid (nearest), background first."""
     nearest = torch.from_numpy(resize_mask(annotation, grid_size)).long()
     return F.one_hot(nearest, num_objects + 1).permute(2, 0, 1).float()
 
 
 def labels_to_mask(labels: Float[Tensor, "C R S"], patch_size: tuple[int, int]) -> UInt8[Tensor, "H W"]:
-    """The label of every pixel: upsampled bilinearly, each label stretched to [0, 1] over the frame, the highest wins.
+    """Label of every pixel: maps are upsampled bilinearly and min-max normalised over the frame; the highest wins.
 
-    A label that is everywhere the same and not 0 wins everywhere, since the original divides 0 by 0 there and takes
-    nan for the highest; of equals the first wins.
+    A map that is constant and not 0 wins everywhere, since the original divides 0 by 0 there and takes nan for the
+    highest; of equal ones the first wins.
     """
     size = labels.shape[1] * patch_size[0], labels.shape[2] * patch_size[1]
     highest, winner = labels.new_full(size, -torch.inf), labels.new_zeros(size, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""Segmented videos to look at: indexed masks, a sheet of frames, and an animation."""
+"""Pictures of segmented videos: indexed masks, a grid of frames, and an animation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +13,16 @@ from selfpatch.output.printable import printable
 
 FRAMES_PER_SHEET, FRAMES_PER_ANIMATION = 6, 40
 PANEL_SIDE, ANIMATED_SIDE = 420, 320  # of the longer side, in pixels, at most
-SECONDS = 4  # that an animation takes
+SECONDS = 4  # duration of an animation
 MARGIN, LINE, FONT_SIZE = 12, 24, 15
 INK, FAINT_INK, PAPER = (32, 32, 32), (110, 110, 110), (255, 255, 255)
-OPACITY = 0.55  # of an object's colour over the frame
+OPACITY = 0.55  # of an object's color over the frame
 
 
 def davis_palette() -> UInt8[np.ndarray, "256 3"]:
-    """The colours of DAVIS's objects: black, dark red, dark green, ...
+    """DAVIS's color map of objects: black, dark red, dark green, ...
 
-    Every third bit of the number, from the lowest, goes to one colour, from its highest bit down (as in Pascal VOC).
+    Every third bit of the index, from the lowest, goes to one channel, from its highest bit down (as in Pascal VOC).
     """
     numbers = np.arange(256)[:, None]
     channels = np.arange(3)
@@ -34,7 +34,7 @@ PALETTE = davis_palette()
 
 
 def write_mask(mask: UInt8[np.ndarray, "H W"], path: Path) -> None:
-    """An indexed PNG: its numbers are the objects, its colours DAVIS's."""
+    """Indexed PNG: its values are object numbers, its palette is DAVIS's."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(mask)
     image.putpalette(PALETTE.tobytes())
@@ -42,7 +42,7 @@ def write_mask(mask: UInt8[np.ndarray, "H W"], path: Path) -> None:
 
 
 def write_video_pictures(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]], out_dir: Path) -> None:
-    """OUT_DIR/VIDEO.png and OUT_DIR/VIDEO.gif: truth beside prediction, over the frames; one mask a frame."""
+    """OUT_DIR/VIDEO.png and OUT_DIR/VIDEO.gif: truth beside prediction; one mask per frame."""
     out_dir.mkdir(parents=True, exist_ok=True)
     video_sheet(video, masks).save(out_dir / f"{video.name}.png")
     shown = evenly_spaced(len(video.frames), FRAMES_PER_ANIMATION)
@@ -52,7 +52,7 @@ def write_video_pictures(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]]
 
 
 def video_sheet(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]]) -> Image.Image:
-    """A row a frame: truth and prediction; frames at even distances, the first and the last among them."""
+    """One row per frame: truth and prediction; evenly spaced frames, with the first and the last."""
     font, small_font = ImageFont.load_default(FONT_SIZE), ImageFont.load_default(FONT_SIZE - 3)
     shown = evenly_spaced(len(video.frames), FRAMES_PER_SHEET)
     height, width = fitted(video.size, PANEL_SIDE)
@@ -72,7 +72,7 @@ def video_sheet(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]]) -> Imag
 
 
 def animated_frame(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]], index: int) -> Image.Image:
-    """Truth beside prediction, in the colours that a GIF can have."""
+    """Truth beside prediction, quantized to the 256 colors of a GIF."""
     height, width = fitted(video.size, ANIMATED_SIDE)
     picture = Image.new("RGB", (2 * width + MARGIN // 2, height + LINE), PAPER)
     draw = ImageDraw.Draw(picture)
@@ -87,14 +87,14 @@ def animated_frame(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]], inde
 def panels(
     video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]], index: int, size: tuple[int, int]
 ) -> list[UInt8[np.ndarray, "H2 W2 3"]]:
-    """The frame with its true objects, and with the predicted ones."""
+    """Frame with its true objects, and with the predicted ones."""
     frame = video.frames[index]
     image = resize_image(read_frame(frame), size)
     return [overlaid(image, resize_mask(mask, size)) for mask in (read_annotation(frame), masks[index])]
 
 
 def overlaid(image: UInt8[np.ndarray, "H W 3"], mask: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W 3"]:
-    """Objects in their colours, see-through, within a light outline; the background as it is."""
+    """Objects in translucent colors with a light outline; the background unchanged."""
     tinted = (1 - OPACITY) * image + OPACITY * (PALETTE[mask] + 64.0).clip(0, 255)
     inside = mask > 0
     rim = np.zeros_like(inside)
@@ -105,12 +105,12 @@ def overlaid(image: UInt8[np.ndarray, "H W 3"], mask: UInt8[np.ndarray, "H W"]) 
 
 
 def evenly_spaced(count: int, at_most: int) -> list[int]:
-    """Places 0 to count - 1, the first and the last among them."""
+    """Evenly spaced indices from 0 to count - 1, both included."""
     return np.linspace(0, count - 1, min(count, at_most)).round().astype(int).tolist()
 
 
 def fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(rows, columns), made smaller where the longer side is above `side`."""
+    """(rows, columns) scaled down so that the longer side is at most `side`."""
     scale = min(1, side / max(size))
     rows, columns = (max(1, round(length * scale)) for length in size)
     return rows, columns

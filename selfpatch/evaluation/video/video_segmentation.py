@@ -1,4 +1,4 @@
-"""Object masks of a video from those of its first frame, by frozen patches alone: nothing is trained."""
+"""Video object segmentation by label propagation from the first frame, on frozen patches: nothing is trained."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,14 @@ from torch import Tensor
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.davis import Davis, Frame, Video, read_annotation, read_frame
-from selfpatch.evaluation.features import eval_mode, normalized, prefetch, resize_mask
+from selfpatch.evaluation.feature_cache import unwrap_cache
+from selfpatch.evaluation.features import (
+    eval_mode,
+    normalized,
+    patch_features,
+    prefetch,
+    resize_mask,
+)
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
 from selfpatch.evaluation.task import Context, EvalOutput
 from selfpatch.evaluation.video.davis_measures import ObjectScores, global_measures, score_frame
@@ -24,10 +31,11 @@ from selfpatch.evaluation.video.video_pictures import write_mask, write_video_pi
 def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: Context) -> EvalOutput:
     """Writes OUT/masks/VIDEO/FRAME.png, OUT/scores.json (J and F by video, object and frame), and pictures.
 
-    Source: facebookresearch/dino eval_video_segmentation.py; davisvideochallenge/davis2017-evaluation.
-    Differs: void pixels of the first annotation are background to the propagation too, not an object of their own.
+    Source: facebookresearch/dino eval_video_segmentation.py, and alinlab/SelfPatch's copy, which has no final norm;
+    davisvideochallenge/davis2017-evaluation.
+    Differs: see `VideoSegmentation.differs`.
     """
-    # 1. All that can be wrong is known before anything is written.
+    # 1. Check everything before anything is written.
     data = Davis(root, max_videos=protocol.max_videos, max_frames=protocol.max_frames)
     for video in data.videos:
         frame_size(video, protocol, backbone.patch_size)
@@ -51,11 +59,12 @@ def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: Co
     named = {f"{name}_{i}": of_object for name, objects in scores.items() for i, of_object in enumerate(objects, 1)}
     metrics = global_measures(list(named.values()))
     metrics |= {f"J&F/{name}": float(of_object.J.mean() + of_object.F.mean()) / 2 for name, of_object in named.items()}
-    return EvalOutput(metrics, data.facts())
+    features = "output of the backbone" if uses_final_norm(backbone, protocol) else "last block, without a final norm"
+    return EvalOutput(metrics, data.facts(), {"features": features})
 
 
 def frame_size(video: Video, protocol: VideoSegmentation, patch_size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) in pixels that frames are resized to.
+    """Size (rows, columns) in pixels that frames are resized to.
 
     Raises:
         UserError: not one patch fits.
@@ -76,7 +85,7 @@ def frame_size(video: Video, protocol: VideoSegmentation, patch_size: tuple[int,
 def segment(
     backbone: Backbone, video: Video, protocol: VideoSegmentation, device: torch.device
 ) -> Iterator[UInt8[np.ndarray, "H W"]]:
-    """The mask of every frame, in the frame's own size; that of the first frame is the annotation."""
+    """Mask of every frame at the frame's own size; that of the first frame is the annotation."""
     annotation = read_annotation(video.frames[0])
     yield annotation
     rows, columns = frame_size(video, protocol, backbone.patch_size)
@@ -96,13 +105,14 @@ def segment(
 def encode(
     backbone: Backbone, video: Video, protocol: VideoSegmentation, device: torch.device
 ) -> Iterator[Float[Tensor, "D R S"]]:
-    """The features of every frame: what the last stage gives, before the final norm."""
+    """Features of every frame, from the last block."""
     rows, columns = frame_size(video, protocol, backbone.patch_size)
     patch_rows, patch_columns = backbone.patch_size
+    normed = uses_final_norm(backbone, protocol)
 
     def read(frame: Frame) -> UInt8[np.ndarray, "H W 3"]:
         image = cv2.resize(read_frame(frame), (columns, rows), interpolation=cv2.INTER_LINEAR)  # not antialiased
-        # What is no whole patch at the lower and right edge goes unseen, as in the original's patch embedding.
+        # Rows and columns beyond the last whole patch are dropped, as the original's patch embedding drops them.
         return image[: rows // patch_rows * patch_rows, : columns // patch_columns * patch_columns]
 
     batches = (
@@ -110,19 +120,25 @@ def encode(
     )
     for frames in prefetch(read, batches):
         pixels = torch.from_numpy(np.stack(frames)).to(device)
-        yield from last_stage(backbone, normalized(pixels, protocol.mean, protocol.std))
+        images = normalized(pixels, protocol.mean, protocol.std)
+        yield from patch_features(backbone, images) if normed else last_block(backbone, images)
+
+
+def uses_final_norm(backbone: Backbone, protocol: VideoSegmentation) -> bool:
+    """A norm that SelfPatch's aggregator lent to the backbone is not its own: DINO's program would not see it."""
+    return protocol.final_norm and not getattr(unwrap_cache(backbone), "final_norm_from_aggregator", False)
 
 
 @torch.no_grad()
-def last_stage(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
-    """In float32 whatever autocast says; call it within `eval_mode`."""
+def last_block(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+    """Features before the final norm, in float32 whatever autocast says; call it within `eval_mode`."""
     with torch.autocast(images.device.type, enabled=False):
         (features,) = backbone.forward_intermediates(images, [-1])
     return features.float()
 
 
 def score_video(video: Video, masks: Sequence[UInt8[np.ndarray, "H W"]]) -> list[ObjectScores]:
-    """Every object over all frames but the first, which is given, and the last, which the toolkit leaves out."""
+    """Scores of each object over all frames but the first, which is given, and the last, as the toolkit does."""
     of_frames = [
         score_frame(read_annotation(frame), mask, video.num_objects)
         for frame, mask in zip(video.frames[1:-1], masks[1:-1], strict=True)

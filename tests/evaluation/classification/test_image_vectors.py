@@ -5,6 +5,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from selfpatch.backbones.backbone import Tokens
+from selfpatch.evaluation.classification import image_vectors
 from selfpatch.evaluation.classification.image_vectors import (
     choose_vector,
     encode,
@@ -53,3 +54,19 @@ def test_tokens_are_float32_whatever_the_model_gives():
     assert tokens.cls_token.dtype == tokens.patch_tokens.dtype == torch.float32
     assert tokens.patch_tokens.flatten().tolist() == [1] * 6
     assert not has_class_token(ColorBackbone(), (8, 8), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("backbone", [WithClassToken(), ColorBackbone()])
+def test_a_large_batch_is_encoded_in_parts(backbone, monkeypatch):
+    pixels = torch.randint(0, 256, (7, 8, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sizes = []
+    backbone.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    with eval_mode(backbone):
+        whole = encode(backbone, pixels)
+        monkeypatch.setattr(image_vectors, "ENCODED_AT_ONCE", 3)
+        in_parts = encode(backbone, pixels)
+    assert sizes == [7, 3, 3, 1]
+    assert torch.equal(in_parts.patch_tokens, whole.patch_tokens) and in_parts.grid_size == (1, 2)
+    assert (in_parts.cls_token is None) == (whole.cls_token is None)
+    if whole.cls_token is not None:
+        assert torch.equal(in_parts.cls_token, whole.cls_token)

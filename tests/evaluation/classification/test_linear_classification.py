@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,10 +7,15 @@ from PIL import Image
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.data.loading.sampler import EpochSampler
+from selfpatch.evaluation import all_frozen
 from selfpatch.evaluation.classification.linear_classification import LinearLayers, choose_vectors, run, train_layers
 from selfpatch.evaluation.datasets.class_folder import ClassFolder
+from selfpatch.evaluation.protocols import TASKS, protocol_name
+from selfpatch.evaluation.protocols.all_frozen import AllFrozen
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
+from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import Context
+from tests.evaluation.boxed_scenes import ContrastBackbone
 from tests.evaluation.labeled_classes import COLORS, write_class, write_classes
 from tests.evaluation.labeled_scenes import BlindBackbone, ColorBackbone
 from tests.reference import plain_linear_classification as plain
@@ -76,6 +83,33 @@ def test_vectors_of_the_grid():
     assert [logits.shape for logits in layers(tokens)] == [(2, 5)] * 4
 
 
+def test_the_default_is_the_published_protocol():
+    presets = TASKS["linear-classification"].presets
+    default = next(iter(presets.values()))
+    assert protocol_name("linear-classification", default) == "dinov2"
+    # DINOv2: 12,500 iterations of 128 images on each of 8 GPUs are 12.8 million, 10 epochs of ImageNet.
+    assert default.batch_size * default.steps == 12_800_000
+    assert presets["dinov2-one-gpu"] == replace(default, batch_size=128)
+    # 13 learning rates of 2 vectors, as the last block's share of its grid; the mean alone without a class token.
+    for cls_token, num_layers in ((torch.zeros(1, 3), 26), (None, 13)):
+        tokens = TOKENS._replace(cls_token=cls_token)
+        vectors = choose_vectors(default.vectors, has_class_token=cls_token is not None)
+        assert len(LinearLayers(tokens, vectors, default.lrs, 2).layers) == num_layers
+
+
+def test_all_frozen_takes_the_published_protocol(tmp_path):
+    seen = {}
+
+    def run_task(task, backbone, data, protocol, context):
+        seen[task] = protocol
+        return Result(task, {"name": ""}, {"top-1": 1.0}, "", "", 0.0, {})
+
+    root = write_classes(tmp_path / "data", num_classes=2)
+    tasks = ("linear-classification",)
+    all_frozen.run(ContrastBackbone(), root, AllFrozen(tasks=tasks), Context(tmp_path / "out"), run_task=run_task)
+    assert seen["linear-classification"].batch_size == 1024
+
+
 # 2. The whole
 
 
@@ -88,7 +122,7 @@ def test_a_backbone_that_sees_the_classes_scores_1_and_a_blind_one_does_not(tmp_
     ]  # fmt: skip
     assert outcome.metrics["top-1"] == outcome.metrics["top-1/mean/lr=1"] == 1
     assert outcome.metrics["top-1/mean/lr=0.01"] < 1
-    assert outcome.details == {"vectors_scored": ["mean"], "best_vector": "mean", "best_lr": 1}
+    assert outcome.details == {"num_layers": 2, "vectors_scored": ["mean"], "best_vector": "mean", "best_lr": 1}
     assert calls == [(35, 35), (14, 14)]  # checked, scored
     with Image.open(tmp_path / "seeing/pictures/confusion_matrix.png") as picture:
         assert min(picture.size) > 300

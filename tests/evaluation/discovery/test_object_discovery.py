@@ -6,10 +6,11 @@ import torch
 from PIL import Image
 
 from selfpatch.evaluation.discovery.lost import find_object
-from selfpatch.evaluation.discovery.object_discovery import in_pixels, padded, run
+from selfpatch.evaluation.discovery.object_discovery import in_pixels, padded, run, whole_image_notes
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
 from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.tasks import run_task
 from tests.evaluation.boxed_scenes import ContrastBackbone, annotation, write_plain, write_voc
 from tests.reference import plain_lost as plain
 
@@ -39,6 +40,28 @@ def test_a_corner_does_not_connect_and_zeros_are_a_box_of_one_patch():
     assert find_object(features, num_candidates=100).box == (0, 0, 2, 2)
     nothing = find_object(torch.zeros(2, 3, 4), num_candidates=100)
     assert (nothing.box, nothing.seed) == ((0, 0, 1, 1), (0, 0)) and not nothing.degree.any()
+
+
+def test_a_made_map_of_a_known_box():
+    """Background b = (1, 0), an object of 2 x 2 patches o = (-0.2, 1), and one patch between them, m = (1, 1).
+
+    b.b = 1, o.o = 1.04, b.o = -0.2, m.b = 1, m.o = 0.8: degrees are 14 + 1 for b, 3 + 1 for o and 19 for m, so that the
+    first patch of the object is the seed. Among the four patches of lowest degree are those of the object alone, whose
+    sums with o and m are positive and with b -0.8. Among all patches m is a candidate too, and the sum with b is 0.2.
+    """
+    features = torch.zeros(2, 4, 5)
+    features[0] = 1.0
+    features[:, 1:3, 2:4] = torch.tensor([-0.2, 1.0])[:, None, None]
+    features[:, 1, 4] = 1.0
+    found = find_object(features, num_candidates=4)
+    assert (found.seed, found.box) == ((1, 2), (2, 1, 5, 3))
+    assert found.degree.tolist() == [[15] * 5, [15, 15, 4, 4, 19], [15, 15, 4, 4, 15], [15] * 5]
+    assert find_object(features, num_candidates=100).box == (0, 0, 5, 4)
+    # Alone, and out of reach of a like patch in the corner.
+    features[:, 1, 4] = torch.tensor([1.0, 0.0])
+    features[:, 3, 0] = torch.tensor([-0.2, 1.0])
+    found = find_object(features, num_candidates=100)
+    assert (found.seed, found.box) == ((1, 2), (2, 1, 4, 3))
 
 
 # 2. From patches to pixels
@@ -88,6 +111,31 @@ def test_finds_what_stands_out_and_a_blind_backbone_does_not(tmp_path):
     )
     assert discover(root, tmp_path, features="tokens", max_images=3).metrics == {"CorLoc": 1.0}
     assert discover(root, tmp_path, Blind()).metrics["CorLoc"] < 0.5
+
+
+class Positive(ContrastBackbone):
+    """Keys as DINOv2's: with one large component in common."""
+
+    def last_attention_keys(self, images):
+        keys = super().last_attention_keys(images)
+        return torch.cat([keys, torch.full_like(keys[:, :1], 10.0)], dim=1)
+
+
+def test_says_so_when_boxes_are_whole_images_and_names_the_other_features(tmp_path):
+    root = write_voc(tmp_path / "data", count=6)
+    context = Context(tmp_path / "out")
+    result = run_task("object-discovery", Positive(), root, ObjectDiscovery(), context)
+    assert result.details["num_boxes_of_whole_images"] == 6
+    (note,) = result.notes
+    assert note.startswith("every box is the whole image") and note.endswith("try the tokens (--features tokens)")
+    assert json.loads((tmp_path / "out/result.json").read_text())["notes"] == [note]
+    result = run_task("object-discovery", Positive(), root, ObjectDiscovery(features="tokens"), context)
+    assert result.notes == []
+    result = run_task("object-discovery", ContrastBackbone(), root, ObjectDiscovery(), context)
+    assert (result.metrics["CorLoc"], result.notes, result.details["num_boxes_of_whole_images"]) == (1.0, [], 0)
+    (note,) = whole_image_notes(19, 20, ObjectDiscovery(features="tokens"))
+    assert note.startswith("19 of 20 boxes are the whole image") and note.endswith("(--features keys)")
+    assert whole_image_notes(17, 20, ObjectDiscovery()) == []
 
 
 def test_counts_boxes_from_the_overlap_on(tmp_path):

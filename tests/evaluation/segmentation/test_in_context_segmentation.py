@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ import torch
 from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.features import resize_image, resize_mask
 from selfpatch.evaluation.metrics import IGNORED
+from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.segmentation import in_context_segmentation
 from selfpatch.evaluation.segmentation.in_context_segmentation import (
@@ -14,7 +17,8 @@ from selfpatch.evaluation.segmentation.in_context_segmentation import (
     patch_label_distribution,
     sample_patches,
 )
-from tests.evaluation.labeled_scenes import BlindBackbone, ColorBackbone, random_mask, save_pair, write_ade20k
+from selfpatch.evaluation.task import Context
+from tests.evaluation.labeled_scenes import COLORS, BlindBackbone, ColorBackbone, random_mask, save_pair, write_ade20k
 from tests.reference import plain_in_context as plain
 from tests.reference import plain_segmentation_metrics as plain_metrics
 
@@ -22,6 +26,87 @@ from tests.reference import plain_segmentation_metrics as plain_metrics
 def evaluator(root, **settings) -> InContextEvaluator:
     protocol = InContextSegmentation(**{"image_size": 32, "memory_size": 10_000, "num_neighbors": 3, **settings})
     return InContextEvaluator(read_segmentation(root), protocol, patch_size=(8, 8))
+
+
+def write_pair(root, split: str, stripes: list[tuple[int, int, int]]) -> None:
+    """One image of stripes of (rows, label, which of COLORS), 16 pixels wide."""
+    labels = np.concatenate([np.full((rows, 16), label, np.uint8) for rows, label, _ in stripes])
+    colors = np.concatenate([np.full((rows, 16), color, np.uint8) for rows, _, color in stripes])
+    save_pair(root / f"images/{split}/0.png", root / f"masks/{split}/0.png", labels, COLORS[colors])
+
+
+# Patches of one pixel, of which the nearest one decides: scores can be said beforehand.
+EXACT = {"image_size": 16, "num_neighbors": 1, "memory_size": 1000}
+
+
+def exact(root, preset: str, **settings):
+    protocol = replace(TASKS["in-context-segmentation"].presets[preset], **EXACT, **settings)
+    return InContextEvaluator(read_segmentation(root), protocol, patch_size=(1, 1))(ColorBackbone((1, 1))).metrics
+
+
+# 0. The program open-hummingbird-eval
+
+
+def test_the_program_takes_pixels_without_a_class_for_class_0(tmp_path):
+    """The third color is void in training: the program predicts background there, in 4 rows that are class 1.
+
+    Of 16 rows 8 are class 0 and 8 class 1; IoU 8/12 and 4/8. The default does not remember such patches: their nearest
+    ones are of class 1.
+    """
+    write_pair(tmp_path, "training", [(6, 0, 0), (6, 1, 2), (4, 255, 1)])
+    write_pair(tmp_path, "validation", [(8, 0, 0), (4, 1, 2), (4, 1, 1)])
+    metrics = exact(tmp_path, "hummingbird-program")
+    assert metrics["mIoU"] == metrics["mIoU-matched"] == pytest.approx((8 / 12 + 4 / 8) / 2)
+    assert exact(tmp_path, "hummingbird")["mIoU"] == 1.0
+
+
+def test_in_ade20k_the_programs_class_0_is_one_of_its_own_and_counts(tmp_path):
+    """Label 0 is the third color; it is predicted in 2 scored rows of class 1: IoU 8/8, 4/6, and 0 for label 0."""
+    write_pair(tmp_path, "training", [(6, 1, 0), (6, 2, 2), (4, 0, 1)])
+    write_pair(tmp_path, "validation", [(8, 1, 0), (4, 2, 2), (2, 2, 1), (2, 0, 1)])
+    (tmp_path / "masks").rename(tmp_path / "annotations")
+    metrics = exact(tmp_path, "hummingbird-program")
+    assert metrics["mIoU"] == pytest.approx((1 + 4 / 6 + 0) / 3)
+    assert (metrics["IoU/1"], metrics["IoU/2"], metrics["IoU/label 0"]) == pytest.approx((1, 4 / 6, 0))
+    data = read_segmentation(tmp_path)
+    protocol = replace(TASKS["in-context-segmentation"].presets["hummingbird-program"], **EXACT)
+    output = in_context_segmentation.run(ColorBackbone((1, 1)), tmp_path, protocol, Context(tmp_path / "out"))
+    assert output.metrics == metrics and output.dataset_info["num_classes"] == data.num_classes == 2
+    assert (tmp_path / "out/pictures/predictions_1.png").is_file()
+
+
+def test_the_programs_headline_is_the_matched_mean_over_all_classes(tmp_path):
+    """The labels of validation are exchanged: 0 directly, 1 when matched; and of three classes one never occurs."""
+    write_pair(tmp_path, "training", [(8, 0, 0), (8, 1, 2)])
+    write_pair(tmp_path, "validation", [(8, 1, 0), (8, 0, 2)])
+    (tmp_path / "classes.txt").write_text("sky\ngrass\nnever\n")
+    metrics = exact(tmp_path, "hummingbird-program")
+    assert next(iter(metrics)) == "mIoU-matched"
+    assert (metrics["mIoU-matched"], metrics["mIoU"]) == (pytest.approx(2 / 3), 0)
+    metrics = exact(tmp_path, "hummingbird")
+    assert next(iter(metrics)) == "mIoU"
+    assert (metrics["mIoU-matched"], metrics["mIoU"]) == (1, 0)
+
+
+def test_the_program_normalises_by_its_own_numbers_and_scores_at_the_size_of_the_input(tmp_path):
+    write_pair(tmp_path, "training", [(8, 0, 0), (8, 1, 2)])
+    write_pair(tmp_path, "validation", [(12, 0, 0), (12, 1, 2)])
+    seen = []
+
+    class Watching(ColorBackbone):
+        def forward(self, images):
+            seen.append(images)
+            return super().forward(images)
+
+    protocol = replace(TASKS["in-context-segmentation"].presets["hummingbird-program"], **EXACT)
+    scores = InContextEvaluator(read_segmentation(tmp_path), protocol, patch_size=(1, 1))(Watching((1, 1)))
+    expected = (COLORS[0] / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.255)
+    assert seen[0][0, :, 0, 0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [shown.truth.shape for shown in scores.predictions] == [(16, 16)]
+    default = replace(TASKS["in-context-segmentation"].presets["hummingbird"], **EXACT)
+    scores = InContextEvaluator(read_segmentation(tmp_path), default, patch_size=(1, 1))(Watching((1, 1)))
+    assert seen[-1][0, :, 0, 0].tolist() == pytest.approx((COLORS[0] / 255 * 2 - 1).tolist(), abs=1e-6)
+    assert [shown.truth.shape for shown in scores.predictions] == [(24, 16)]
 
 
 # 1. The whole against a restatement with loops.

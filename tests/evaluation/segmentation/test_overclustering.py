@@ -16,7 +16,7 @@ from selfpatch.evaluation.segmentation.overclustering import (
     run,
 )
 from selfpatch.evaluation.task import Context
-from tests.evaluation.labeled_scenes import BlindBackbone, ColorBackbone, write_ade20k
+from tests.evaluation.labeled_scenes import BlindBackbone, ColorBackbone, write_ade20k, write_stripes
 from tests.reference import plain_overclustering as plain
 
 SMALL = {"image_size": 32, "mask_size": 16, "num_clusters": ("classes", 8), "num_seeds": 2, "batch_size": 2}
@@ -98,6 +98,26 @@ def test_a_backbone_that_sees_the_classes_scores_1_and_a_blind_one_does_not(tmp_
     assert overcluster(root, tmp_path, BlindBackbone()).metrics["mIoU/K=8"] < 0.2
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["K_8", "K_classes"]
     assert (tmp_path / "pictures/K_8/predictions_1.png").is_file()
+
+
+def test_known_clusters_score_what_can_be_said_beforehand(tmp_path):
+    """Of 16 rows 8 are class 0 and 2 are class 1, of one color; class 2 has 4 rows of one color and 2 of another.
+
+    K = 3, one to one: the cluster of 10 rows is class 0 (IoU 8/10), that of 4 class 2 (4/6), and that of 2 is left for
+    class 1 (0).
+    """
+    root = write_stripes(tmp_path / "data", [(8, 0, 0), (2, 1, 0), (4, 2, 1), (2, 2, 2)], num_val=2)
+    settings = {"image_size": 16, "num_clusters": ("classes",), "num_seeds": 3}
+    output = overcluster(root, tmp_path, ColorBackbone((1, 1)), **settings)
+    assert output.metrics == pytest.approx({"mIoU/K=classes": (8 / 10 + 4 / 6 + 0) / 3, "spread/K=classes": 0})
+
+
+def test_many_clusters_to_one_class_score_what_can_be_said_beforehand(tmp_path):
+    """As above with a fourth color in class 0: K = 4 is many to one, so both clusters of class 2 are class 2."""
+    root = write_stripes(tmp_path / "data", [(5, 0, 0), (2, 1, 0), (3, 0, 3), (4, 2, 1), (2, 2, 2)], num_val=2)
+    output = overcluster(root, tmp_path, ColorBackbone((1, 1)), image_size=16, num_clusters=(4,), num_seeds=3)
+    # Class 0 is predicted in 5 + 2 + 3 rows and true in 8 of them; class 1 is never predicted; class 2 is found.
+    assert output.metrics == pytest.approx({"mIoU/K=4": (8 / 10 + 0 + 1) / 3, "spread/K=4": 0})
 
 
 class Mixing(ColorBackbone):

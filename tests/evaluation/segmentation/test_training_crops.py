@@ -1,3 +1,5 @@
+import colorsys
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +8,13 @@ from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.segmentation.training_crops import (
     assemble,
+    blend_with_gray,
     keep_ratio_size,
     photometric_distortion,
     random_crop,
     rescale,
+    scale_saturation,
+    turn_hue_fully,
 )
 from tests.evaluation.labeled_scenes import COLORS, random_mask
 
@@ -138,3 +143,49 @@ def test_colours_vary_as_said():
     assert (colors[:, 1] > colors[:, 2] + 5).any() and (colors[:, 2] > colors[:, 1] + 5).any()  # hue, both ways
     assert (colors[:, 0] >= colors[:, 1:].max(axis=1) - 1).all()  # but never far
     assert image.tolist() == np.full((1, 2, 3), 128).tolist()  # the original is left alone
+
+
+class Drawing(np.random.Generator):
+    """Every draw of a range is `value`."""
+
+    def __init__(self, value: float):
+        super().__init__(np.random.PCG64())
+        self.value = value
+
+    def uniform(self, low, high):
+        assert low <= self.value <= high
+        return self.value
+
+
+@pytest.mark.parametrize("turn", [-0.5, -0.2, 0.1, 0.5])
+def test_dinov3_turns_hue_by_up_to_half_a_circle(turn):
+    colors = np.random.default_rng(0).integers(0, 256, (1, 50, 3), np.uint8)
+    turned = turn_hue_fully(colors, Drawing(turn))
+    for before, after in zip(colors[0] / 255, turned[0] / 255, strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*before)
+        assert np.abs(np.array(colorsys.hsv_to_rgb((hue + turn) % 1, saturation, value)) - after).max() < 2 / 255
+
+
+def test_dinov3_blends_with_gray():
+    colors = np.random.default_rng(0).integers(0, 256, (1, 50, 3), np.uint8)
+    for factor in (0.5, 1.5):
+        gray = (colors @ np.array([0.299, 0.587, 0.114]))[..., None]
+        expected = (gray + factor * (colors - gray)).clip(0, 255)
+        assert np.abs(expected - blend_with_gray(colors, Drawing(factor))).max() < 2
+    color = np.array([[[200, 60, 60]]], np.uint8)
+    # In HSV half the saturation keeps the brightest channel; the blend does not.
+    assert scale_saturation(color, Drawing(0.5)).tolist() == [[[200, 130, 130]]]
+    assert blend_with_gray(color, Drawing(0.5)).tolist() == [[[150, 80, 80]]]
+
+
+def test_the_style_decides_how_far_colours_go():
+    color = np.full((1, 1, 3), (200, 60, 60), np.uint8)
+    far = {}
+    for style in ("dinov3", "mmseg"):
+        drawn = [photometric_distortion(color, np.random.default_rng(s), style=style)[0, 0] for s in range(300)]
+        far[style] = np.mean([drawn_color.argmax() != 0 for drawn_color in drawn])
+    # A half of the images, and of these the two thirds that are turned by more than a sixth of the circle.
+    assert far["mmseg"] < 0.01 and far["dinov3"] == pytest.approx(1 / 3, abs=0.07)
+    assert (
+        photometric_distortion(np.full((1, 2, 3), 9, np.uint8), np.random.default_rng(0), style="dinov3")
+    ).std() == 0

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.evaluation.datasets.davis import Davis, Video, read_annotation, read_frame
+from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
 from selfpatch.evaluation.task import Context
 from selfpatch.evaluation.tasks import run_task
@@ -66,13 +68,59 @@ def test_equals_a_restatement(tmp_path, size):
     assert outcome.metrics["J&F-Mean"] == (outcome.metrics["J-Mean"] + outcome.metrics["F-Mean"]) / 2
 
 
+@pytest.mark.parametrize(
+    ("preset", "norm", "normed"),
+    [
+        ("dino", "its own", True),
+        ("dino", "the aggregator's", False),  # as SelfPatch's checkpoints are read
+        ("dino", "none", True),
+        ("selfpatch", "its own", False),
+    ],
+)
+def test_dino_propagates_normed_patches_and_selfpatch_the_last_block(tmp_path, preset, norm, normed):
+    root = write_davis(tmp_path / "data", videos=("ball",), num_frames=4, size=(48, 80), num_objects=3)
+    protocol = replace(
+        TASKS["video-segmentation"].presets[preset], image_size=48, long_side_multiple=8, radius=2, num_last_frames=2
+    )
+    backbone = small_vit("no final norm" if norm == "none" else "class token", patch_size=8)
+    backbone.final_norm_from_aggregator = norm == "the aggregator's"
+    output = video_segmentation.run(backbone, root, protocol, Context(tmp_path / "out"))
+    assert output.details == {"features": "output of the backbone" if normed else "last block, without a final norm"}
+
+    (video,) = Davis(root).videos
+    by_hand, other = [], []
+    for frame in video.frames:
+        pixels = cv2.resize(read_frame(frame), (80, 48)).astype(np.float32) / 255
+        image = torch.from_numpy((pixels - protocol.mean) / protocol.std).permute(2, 0, 1)[None].float()
+        with torch.no_grad():
+            feature = backbone.forward_intermediates(image, [-1])[0][0]
+            through_norm = (
+                feature if norm == "none" else plain_label_propagation.layer_norm(feature, backbone.model.norm)
+            )
+        by_hand.append(through_norm if normed else feature)
+        other.append(feature if normed else through_norm)
+    truth = read_annotation(video.frames[0])
+    small = np.array(Image.fromarray(truth).resize((10, 6), Image.Resampling.NEAREST))
+    first = torch.from_numpy(np.stack([small == label for label in range(4)])).float()
+
+    def masks(features):
+        labels = plain_label_propagation.propagate(features, first, 2, 2, protocol.num_neighbors, 0.1)
+        return np.stack([plain_label_propagation.mask(of_frame, (8, 8)).numpy() for of_frame in labels])
+
+    found = np.stack(masks_of(tmp_path / "out", "ball")[1:])
+    assert np.mean(found != masks(by_hand)) < 1e-3
+    if norm != "none":
+        assert np.mean(found != masks(other)) > 0.01
+
+
 # 2. What a backbone is worth, and what must not matter.
 
 
 def test_a_backbone_that_sees_colours_follows_objects_and_a_blind_one_does_not(tmp_path):
     class Blind(ColorStages):
-        def forward_intermediates(self, images, indices):
-            return [torch.ones_like(maps) for maps in super().forward_intermediates(images, indices)]
+        def forward(self, images):
+            tokens = super().forward(images)
+            return tokens._replace(patch_tokens=torch.ones_like(tokens.patch_tokens))
 
     root = write_davis(tmp_path / "data", num_frames=6, size=(96, 160))
     protocol = VideoSegmentation(image_size=96, long_side_multiple=8)
@@ -97,10 +145,9 @@ def test_frames_are_normalised_with_the_protocols_numbers(tmp_path):
     seen = []
 
     class Watching(ColorStages):
-        def forward_intermediates(self, images, indices):
-            assert list(indices) == [-1]
+        def forward(self, images):
             seen.append(images)
-            return super().forward_intermediates(images, indices)
+            return super().forward(images)
 
     root = write_davis(tmp_path / "data", videos=("ball",), num_frames=3)
     video_segmentation.run(Watching(), root, SMALL, Context(tmp_path / "out"))
@@ -198,6 +245,7 @@ def test_a_run_writes_masks_scores_pictures_and_its_result(tmp_path):
     written = json.loads((out / "result.json").read_text())
     assert written["protocol"]["num_frames"] == 12
     assert written["protocol"]["std"] == [0.228, 0.224, 0.225]
+    assert written["details"]["differs"] == list(SMALL.differs)
     assert sorted(path.name for path in out.iterdir()) == ["masks", "pictures", "result.json", "scores.json"]
 
     for video in Davis(root).videos:
