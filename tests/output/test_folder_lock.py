@@ -49,6 +49,10 @@ from selfpatch.output.folder_lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 lock.take()
 workers = OrderedWorkers(time.sleep, 2, timeout_s=60)
+for _ in range(2):
+    workers.submit(0)
+for _ in range(2):  # they have begun
+    workers.next_result()
 for process in multiprocessing.active_children():
     os.kill(process.pid, signal.SIGSTOP)
     print(process.pid)

@@ -16,7 +16,7 @@ from selfpatch.data.loading.sampler import EpochSampler, sample_rng
 from selfpatch.data.loading.shared_buffer import SharedCropBuffer
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.data.source import ImageSource
-from selfpatch.errors import UserError
+from selfpatch.errors import RunFailedError, UserError
 
 # Images per task: few, so that all workers share a large batch and little waits in shared memory.
 _IMAGES_PER_TASK = 8
@@ -59,7 +59,7 @@ def training_batches(
     Raises:
         UserError: the ranks cannot share a batch equally, or the shared memory for the workers' crops is not there.
         UnreadableImage: while iterating, image after image cannot be read.
-        RuntimeError: while iterating, a worker died or hung.
+        RunFailedError: while iterating, a worker died or hung.
     """
     if sampler.batch_size % world_size:
         raise UserError(
@@ -150,7 +150,7 @@ def _next_result(
     try:
         return workers.next_result()
     except WorkerError as error:
-        raise RuntimeError(
+        raise RunFailedError(
             f"of the processes that read images, {error}. Images of step {task.step} were due, the first of them "
             f"{source.name(task.indices[0])}. See whether the disk answers, whether memory or /dev/shm is full and "
             "whether something stopped or killed it; then start the same command again, which goes on from the last "

@@ -20,6 +20,7 @@ from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.loader import Batch, training_batches
 from selfpatch.data.loading.sampler import EpochSampler, sample_rng
 from selfpatch.data.reading.decode import UnreadableImage
+from selfpatch.errors import RunFailedError
 
 SMALL = CropsConfig(global_size=32, local_size=16, num_local=3)
 
@@ -228,13 +229,13 @@ def test_a_killed_worker(folder):
     killed = workers()[0].pid
     os.kill(killed, signal.SIGKILL)
     time.sleep(0.5)
-    with pytest.raises(RuntimeError, match=rf"process {killed} died \(SIGKILL\).*start the same command again"):
+    with pytest.raises(RunFailedError, match=rf"process {killed} died \(SIGKILL\).*start the same command again"):
         list(batches)
     assert not workers()
 
 
 def test_a_hung_worker(folder):
-    with pytest.raises(RuntimeError, match="no result for 1 s. Images of step 0 were due, the first of them "):
+    with pytest.raises(RunFailedError, match="no result for 1 s. Images of step 0 were due, the first of them "):
         next(start(folder, Stuck, num_workers=1, timeout_s=1))
     assert not workers()
 
@@ -245,7 +246,7 @@ def test_a_stopped_worker(folder):
     next(batches)
     stopped = workers()[0].pid
     os.kill(stopped, signal.SIGSTOP)
-    with pytest.raises(RuntimeError, match=f"process {stopped} has given no result for 1 s. Images of step"):
+    with pytest.raises(RunFailedError, match=f"process {stopped} has given no result for 1 s. Images of step"):
         list(batches)
     assert not workers()
 
