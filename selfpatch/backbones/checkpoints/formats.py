@@ -88,10 +88,10 @@ def convert_checkpoint(
     hints, encoder, model = found.network.hints, Encoder({}), None
     is_open = hints.is_certain or format_ in OPEN or (hints.tag is not None and format_ is dinov2.DINOV2)
     if hints.architecture and is_open and "patch_embed.proj.weight" in found.network.tensors:
-        model = timm_files.fit_named(found.network)
+        model = timm_files.fit_named(found.network, num_heads)
     pos_embed_interpolation = "timm"
     if model is not None:
-        notes.append(f"read as timm's {model.name}")
+        notes += [f"read as timm's {model.name}", *timm_files.timm_notes(hints)]
     else:
         if format_ is not dino.UNKNOWN:
             notes.append(f"read as {format_.name}")
@@ -106,14 +106,16 @@ def convert_checkpoint(
         notes.append(f"no final norm in the file: patch tokens come without one{pooled}")
 
     # 3. Normalization.
-    known = normalization or hints.normalization or format_.normalization
+    # A name that was found in a path is a weaker sign than the program that made the file.
+    stated = hints.normalization if hints.is_stated else None
+    known = normalization or stated or format_.normalization or hints.normalization
     if known is None:
         notes.append(
             "how its images were normalized is not in the file: ImageNet's mean and std are assumed (--mean and --std "
             "say otherwise)"
         )
     elif normalization is None and known != IMAGENET:
-        source = hints.normalization_source or format_.name
+        source = hints.normalization_source if known == hints.normalization else format_.name
         notes.append(f"images are normalized by mean {known.mean}, std {known.std} ({source})")
     return ConvertedCheckpoint(
         model.name,

@@ -30,7 +30,7 @@ class Hints(NamedTuple):
         config: of a Hugging Face model; that of its vision part, if it has two.
         architecture, tag: timm's name of the model and of its weights.
         is_certain: whether `architecture` was written there by timm, and not found in the name of a file.
-        normalization: with `normalization_source`, where it was found.
+        normalization: with `normalization_source`, where it was found; `is_stated`: not only by a name in a path.
     """
 
     config: dict[str, Any] = {}  # noqa: RUF012
@@ -40,6 +40,7 @@ class Hints(NamedTuple):
     is_certain: bool = False
     normalization: Normalization | None = None
     normalization_source: str = ""
+    is_stated: bool = False
 
 
 def read_hints(file: Path, values: dict[str, Any]) -> Hints:
@@ -65,14 +66,14 @@ def read_hints(file: Path, values: dict[str, Any]) -> Hints:
     ):
         if where.get(mean) is not None and where.get(std) is not None:
             normalization = check_normalization(where[mean], where[std], source=f"{source} of {file}")
-            return hints._replace(normalization=normalization, normalization_source=source)
+            return hints._replace(normalization=normalization, normalization_source=source, is_stated=True)
 
     # 2. By timm's name.
     if hints.architecture is not None:
         known = normalization_by_name(hints)
         if known is not None:
             source = f"timm's {hints.architecture}{f'.{hints.tag}' if hints.tag else ''}"
-            return hints._replace(normalization=known, normalization_source=source)
+            return hints._replace(normalization=known, normalization_source=source, is_stated=hints.is_certain)
     return hints
 
 

@@ -3,14 +3,17 @@
 import math
 from typing import Any
 
+import timm
 import torch
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from selfpatch.backbones.build import create_timm
-from selfpatch.backbones.checkpoints.checkpoint_format import CheckpointFormat, Encoder, Network, TimmModel
-from selfpatch.backbones.checkpoints.exported import ARCHITECTURE_ARGUMENTS, check_arguments
-from selfpatch.backbones.checkpoints.match import match_tensors
-from selfpatch.backbones.checkpoints.vit_structure import infer_vit
+from selfpatch.backbones.checkpoints.checkpoint_format import NUM_HEADS, CheckpointFormat, Encoder, Network, TimmModel
+from selfpatch.backbones.checkpoints.exported import check_arguments
+from selfpatch.backbones.checkpoints.match import Match, match_tensors
+from selfpatch.backbones.checkpoints.sidecar import Hints
+from selfpatch.backbones.checkpoints.vit_structure import PATCH_WEIGHT, choose_num_heads, infer_vit
 from selfpatch.errors import UserError
 
 # Only timm's models have these: norm before the blocks, a classifier, a norm after pooling, pooling by attention, ...
@@ -44,8 +47,8 @@ def read_timm(network: Network) -> Encoder:
     return Encoder({n: t for n, t in network.tensors.items() if not n.startswith("rope.") or n == "rope.freqs"})
 
 
-def fit_named(network: Network) -> TimmModel | None:
-    """The model that the hints name, if the tensors are exactly its own; None: they are not, and the name is a guess.
+def fit_named(network: Network, num_heads: int | None) -> TimmModel | None:
+    """The model that the hints name, of any size, if the tensors are exactly its own; None: the name was a wrong guess.
 
     Raises:
         UserError: timm itself wrote the name, and the tensors are another model's.
@@ -53,22 +56,22 @@ def fit_named(network: Network) -> TimmModel | None:
     hints = network.hints
     assert hints.architecture is not None
     tensors = read_timm(network).tensors
-    arguments = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True}
     own = {name: value for name, value in hints.model_args.items() if name not in IGNORED_ARGUMENTS}
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
+    arguments = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True, **own}
     try:
         check_arguments(own)
-        with torch.device("meta"):
-            arguments |= own
-            model = _create(hints.architecture, arguments, tensors)
-            arguments |= _fitting(model, tensors)
-            match = match_tensors(tensors, create_timm(hints.architecture, **arguments))
+        fitted, match = _fit(hints.architecture, arguments, tensors)
+        for sizes in [] if match.is_whole else _sizes(network, tensors, own, num_heads):
+            fitted, match = _fit(hints.architecture, arguments | sizes, tensors)
+            if match.is_whole:
+                break
     except UserError as error:
         if hints.is_certain:
-            raise UserError(f"{network.file} is timm's {hints.architecture}: {error}") from error
+            raise UserError(f"{network.file}, timm's {hints.architecture} by its own account: {error}") from error
         return None
     if match.is_whole:
-        return TimmModel(hints.architecture, arguments, tensors)
+        return TimmModel(hints.architecture, fitted, tensors)
     if hints.is_certain:
         raise UserError(
             f"{network.file} is not the {hints.architecture} that its config.json or checkpoint names: {match}. Take "
@@ -77,26 +80,50 @@ def fit_named(network: Network) -> TimmModel | None:
     return None
 
 
-def _create(name: str, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
-    if not arguments.keys() <= ARCHITECTURE_ARGUMENTS:
-        raise UserError(f"model_args {sorted(arguments.keys() - ARCHITECTURE_ARGUMENTS)} cannot be built")
-    return create_timm(name, **arguments)
+def timm_notes(hints: Hints) -> tuple[str, ...]:
+    """What timm notes of these weights: CLIP's, say, under a name whose activation they were not trained with."""
+    config = timm.get_pretrained_cfg(f"{hints.architecture}.{hints.tag}") if hints.tag else None
+    is_other = config is not None and "quickgelu" not in str(hints.architecture)
+    return tuple(f"timm notes of {hints.architecture}.{hints.tag}: {n}" for n in config.notes or ()) if is_other else ()
 
 
-def _fitting(model: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments for the file's own image size, and for the norm that its head took along."""
-    arguments: dict[str, Any] = {}
+def _fit(name: str, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Match]:
+    """Arguments for the file's own image size, and for a norm that went into the head; how its tensors match then."""
+    with torch.device("meta"):
+        model: Any = create_timm(name, **arguments)
     positions, own = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
     if own is not None and positions is not None and positions.ndim == 3:
         num_prefix = own.shape[1] - model.patch_embed.num_patches
         side = math.isqrt(max(positions.shape[1] - num_prefix, 0))
         if positions.shape[1] != own.shape[1] and side:
             rows, columns = model.patch_embed.patch_size
-            arguments["img_size"] = (side * rows, side * columns)
+            arguments = arguments | {"img_size": (side * rows, side * columns)}
     if "norm.weight" not in tensors and not isinstance(model.norm, nn.Identity):
-        is_eva = type(model).__name__ == "Eva"
-        arguments |= {"use_post_transformer_norm": False, "use_fc_norm": False} if is_eva else {"final_norm": False}
-    return arguments
+        without = {"use_post_transformer_norm": False, "use_fc_norm": False}
+        arguments = arguments | (without if isinstance(model, Eva) else {"final_norm": False})
+    with torch.device("meta"):
+        return arguments, match_tensors(tensors, create_timm(name, **arguments))
+
+
+def _sizes(
+    network: Network, tensors: dict[str, Tensor], own: dict[str, Any], num_heads: int | None
+) -> list[dict[str, Any]]:
+    """Width, depth and patches of the file, where they are not those of the name; several, for gated feed-forwards."""
+    weight, fc2 = tensors[PATCH_WEIGHT], tensors.get("blocks.0.mlp.fc2.weight")
+    if weight.ndim != 4 or not weight.numel():
+        raise UserError(f"patches of {tuple(weight.shape)} are none")
+    sizes = {
+        "embed_dim": len(weight),
+        "patch_size": tuple(weight.shape[2:]),
+        "depth": len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+        "num_heads": choose_num_heads(network.file, len(weight), own.get("num_heads"), NUM_HEADS, num_heads),
+    }
+    check_arguments(sizes)
+    # The ratio of the name, else that of one of the two layers; timm rounds down.
+    fc1 = tensors.get("blocks.0.mlp.fc1.weight")
+    widths = [len(fc1)] if fc1 is not None else []
+    widths += [fc2.shape[1]] if fc2 is not None and fc2.ndim == 2 else []
+    return [sizes, *(sizes | {"mlp_ratio": (width + 0.5) / len(weight)} for width in widths)]
 
 
 TIMM = CheckpointFormat("timm", is_timm_vit, read_timm, infer_vit)

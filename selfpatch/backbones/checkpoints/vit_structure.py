@@ -43,13 +43,13 @@ def infer_vit(file: Path, encoder: Encoder, heads_of_width: Mapping[int, int], n
         UserError: not the structure of a `VisionTransformer`, or one that its tensors leave open.
     """
     tensors = dict(encoder.tensors)
+    _refuse_foreign(file, tensors)
     weight, positions = tensors.get(PATCH_WEIGHT, torch.empty(0)), tensors.get("pos_embed")
     if positions is None or weight.ndim != 4 or positions.ndim != 3 or not weight.numel() or not positions.numel():
         raise UserError(
             f"{file} holds no vision transformer of a known layout: {PATCH_WEIGHT} of four axes and pos_embed of three "
             f"are sought; it has {tuple(weight.shape)} and {'none' if positions is None else tuple(positions.shape)}"
         )
-    _refuse_foreign(file, tensors)
     embed_dim, num_channels, *patch_size = weight.shape
     if num_channels != 3:
         raise UserError(f"{file} is made for images of {num_channels} channels; only RGB images, of 3, can be read")
@@ -169,8 +169,8 @@ def _infer_tokens(file: Path, tensors: dict[str, Tensor], embed_dim: int) -> tup
 
 
 def _refuse_foreign(file: Path, tensors: dict[str, Tensor]) -> None:
-    for name in tensors:
-        for sign, meaning in FOREIGN.items():
+    for sign, meaning in FOREIGN.items():
+        for name in tensors:
             if name.startswith(("blocks.0.", "rel_pos_bias.", "rope.")) and (f".{sign}" in name or name.endswith(sign)):
                 raise UserError(
                     f"{file} has {meaning} ({name}), which no plain vision transformer has; {NAME_IT}"
