@@ -26,7 +26,7 @@ INERT = (
     "types.SimpleNamespace",
     *(f"pathlib.{local}{kind}Path" for local in ("", "_local.") for kind in ("", "Posix", "Windows", "PurePosix")),
     "collections.defaultdict",
-    "builtins.dict",
+    *(f"builtins.{kind}" for kind in ("dict", "list", "tuple", "int", "float", "str", "bool")),
     "datetime.datetime",
     "datetime.timedelta",
     "easydict.EasyDict",
