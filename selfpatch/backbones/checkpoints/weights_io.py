@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,18 +26,20 @@ INERT = (
     "argparse.Namespace",
     "types.SimpleNamespace",
     *(f"pathlib.{local}{kind}Path" for local in ("", "_local.") for kind in ("", "Posix", "Windows", "PurePosix")),
-    "collections.defaultdict",
     *(f"builtins.{kind}" for kind in ("dict", "list", "tuple", "int", "float", "str", "bool")),
     "datetime.datetime",
     "datetime.timedelta",
-    "easydict.EasyDict",
-    "yacs.config.CfgNode",
     "typing.Any",
     "omegaconf.dictconfig.DictConfig",
     "omegaconf.listconfig.ListConfig",
     "omegaconf.base.ContainerMetadata",
     "omegaconf.base.Metadata",
     "omegaconf.nodes.AnyNode",
+)
+# Dictionaries with more abilities, read as ordered ones.
+MAPPINGS = (
+    "easydict.EasyDict",
+    "yacs.config.CfgNode",
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
     "lightning.fabric.utilities.data.AttributeDict",
@@ -52,6 +55,11 @@ class Inert(dict):
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             self.update(state)
+
+
+def _default_dict(*_: Any) -> OrderedDict:
+    """A defaultdict, without the function that makes its defaults."""
+    return OrderedDict()
 
 
 class Checkpoint(NamedTuple):
@@ -86,7 +94,8 @@ def read_checkpoint(file: Path) -> Checkpoint:
     if file.suffix == ".safetensors":
         read_metadata(file)  # refuses what is damaged
         return Checkpoint(load_file(file))
-    inert: list[Any] = [(Inert, name) for name in INERT]
+    inert: list[Any] = [(Inert, name) for name in INERT] + [(OrderedDict, name) for name in MAPPINGS]
+    inert += [(_default_dict, "collections.defaultdict")]
     with file.open("rb") as stream, torch.serialization.safe_globals(inert):
         try:
             checkpoint = torch.load(stream, map_location="cpu", weights_only=True)

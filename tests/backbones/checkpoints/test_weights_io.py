@@ -4,6 +4,7 @@ import argparse
 import collections
 import datetime
 import pathlib
+import sys
 import types
 
 import numpy as np
@@ -58,6 +59,19 @@ def test_best_score_of_a_training_loop(tmp_path):
         checkpoint = read_checkpoint(file)
         assert isinstance(checkpoint.values["best"], Inert)
         assert torch.equal(checkpoint.tensors["state_dict.norm.bias"], encoder()["norm.bias"])
+
+
+def test_dictionaries_of_other_packages(tmp_path):
+    """EasyDict and Lightning's AttributeDict are subclasses of dict, whose weights are found like others."""
+    module = types.ModuleType("easydict")
+    module.EasyDict = type("EasyDict", (dict,), {"__module__": "easydict"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "easydict", module)
+        held = module.EasyDict(encoder())
+        held.note = "an attribute"
+        path = save(tmp_path / "model.pth", {"model": held, "config": module.EasyDict(lr=0.1)})
+    assert torch.equal(load_backbone(path, num_heads=3).model.norm.bias, encoder()["norm.bias"])
+    assert read_checkpoint(path).values["config"] == {"lr": 0.1}
 
 
 def test_arguments_are_kept_by_name(tmp_path):
