@@ -25,12 +25,13 @@ def is_dinov2(network: Network) -> bool:
         return True
     if not network.has(r"blocks\.\d+\.ls1\..*"):
         return False
+    if network.has(r"mask_token"):
+        return True
     # timm's copy has no mask token; other models with layer scale have other patches, or positions for patches alone.
     weight, positions = network.tensors.get(PATCH_WEIGHT), network.tensors.get("pos_embed")
-    is_timms = weight is not None and weight.shape[-1] == 14 and positions is not None and positions.ndim == 3
-    return network.has(r"mask_token") or (
-        is_timms and ("reg_token" in network.tensors or math.isqrt(positions.shape[1]) ** 2 != positions.shape[1])
-    )
+    if weight is None or positions is None or positions.ndim != 3 or weight.shape[-1] != 14:
+        return False
+    return "reg_token" in network.tensors or math.isqrt(positions.shape[1]) ** 2 != positions.shape[1]
 
 
 def read_dinov2(network: Network) -> Encoder:

@@ -13,7 +13,7 @@ FORMAT_KEY, FORMAT_VERSION = "selfpatch_format", "1"
 # Bounds of whole numbers; far beyond any backbone, and small enough to be built, or refused, quickly.
 WHOLE = {
     "num_classes": (0, 0),
-    "img_size": (1, 65_536),
+    "img_size": (1, 8192),
     "patch_size": (1, 1024),
     "embed_dim": (1, 65_536),
     "depth": (1, 1024),
@@ -22,6 +22,7 @@ WHOLE = {
     "num_reg_tokens": (0, 1024),
     "swiglu_align_to": (0, 1024),
 }
+MAX_PATCHES = 1_100_000
 REAL = {"mlp_ratio": (1e-3, 64.0), "init_values": (0.0, 10.0)}
 SWITCHES = {
     "dynamic_img_size", "class_token", "final_norm", "no_embed_class", "pre_norm", "qkv_bias", "qk_norm", "proj_bias",
@@ -103,3 +104,10 @@ def check_arguments(arguments: dict[str, Any]) -> None:
             is_fine, allowed = False, f"nothing: known are {', '.join(sorted(ARCHITECTURE_ARGUMENTS))}"
         if not is_fine:
             raise UserError(f"argument {name} is {str(value)[:100]}, allowed is {allowed}")
+    images, patches = (_sides(arguments.get(name, default)) for name, default in (("img_size", 224), ("patch_size", 8)))
+    if math.prod(images) > MAX_PATCHES * math.prod(patches):
+        raise UserError(f"images of {images} in patches of {patches} pixels are more than {MAX_PATCHES:,} patches")
+
+
+def _sides(value: Any) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value, value)

@@ -59,10 +59,14 @@ def read_hints(file: Path, values: dict[str, Any]) -> Hints:
     preprocessor = read_json(file.parent / "preprocessor_config.json")
     pretrained_cfg = config.get("pretrained_cfg")
     arguments = values.get("args")
+    if not isinstance(arguments, dict) or not all(
+        isinstance(arguments.get(key), list | tuple) for key in ("mean", "std")
+    ):
+        arguments = {}  # another program's, whose `mean` may be anything
     for source, where, mean, std in (
         ("preprocessor_config.json", preprocessor, "image_mean", "image_std"),
         ("config.json", pretrained_cfg if isinstance(pretrained_cfg, dict) else {}, "mean", "std"),
-        ("the checkpoint's args", arguments if isinstance(arguments, dict) else {}, "mean", "std"),
+        ("the checkpoint's args", arguments, "mean", "std"),
     ):
         if where.get(mean) is not None and where.get(std) is not None:
             normalization = check_normalization(where[mean], where[std], source=f"{source} of {file}")
@@ -145,8 +149,8 @@ def _timm_name(file: Path, values: dict[str, Any], config: dict[str, Any]) -> Hi
                 is_certain=True,
             )
     # 2. The name of the file or its folder, or in Hugging Face's cache (models--timm--NAME/snapshots/HASH).
-    names = [file.stem, *(parent.name for parent in file.absolute().parents[:3])]
-    for name in names:
+    folder, *above = (parent.name for parent in file.absolute().parents[:3])
+    for name in (file.stem, folder, *(name for name in above if name.startswith("models--"))):
         if found := find_timm_name(name):
             return hints._replace(architecture=found[0], tag=found[1])
     return hints

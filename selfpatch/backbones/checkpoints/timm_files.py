@@ -44,7 +44,12 @@ def is_timm_vit(network: Network) -> bool:
 
 def read_timm(network: Network) -> Encoder:
     # Buffers of rotary positions follow from the architecture; `rope.freqs` are learned (RoPE-mixed).
-    return Encoder({n: t for n, t in network.tensors.items() if not n.startswith("rope.") or n == "rope.freqs"})
+    tensors = {n: t for n, t in network.tensors.items() if not n.startswith("rope.") or n == "rope.freqs"}
+    notes = (
+        "GELU is assumed: SigLIP's so400m and its second version have an approximation of it by tanh, 5e-4 apart; "
+        "timm's name of the model as the name of the file says which",
+    )
+    return Encoder(tensors, notes=notes if network.has(r"attn_pool\.latent") else ())
 
 
 def fit_named(network: Network, num_heads: int | None) -> TimmModel | None:
@@ -83,8 +88,9 @@ def fit_named(network: Network, num_heads: int | None) -> TimmModel | None:
 def timm_notes(hints: Hints) -> tuple[str, ...]:
     """What timm notes of these weights: CLIP's, say, under a name whose activation they were not trained with."""
     config = timm.get_pretrained_cfg(f"{hints.architecture}.{hints.tag}") if hints.tag else None
-    is_other = config is not None and "quickgelu" not in str(hints.architecture)
-    return tuple(f"timm notes of {hints.architecture}.{hints.tag}: {n}" for n in config.notes or ()) if is_other else ()
+    if config is None or "quickgelu" in str(hints.architecture):
+        return ()
+    return tuple(f"timm notes of {hints.architecture}.{hints.tag}: {note}" for note in config.notes or ())
 
 
 def _fit(name: str, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Match]:

@@ -79,6 +79,7 @@ def fits(**changes: object) -> str:
         {"arguments": fits(img_size=-32)},
         {"arguments": fits(img_size=10**9)},
         {"arguments": fits(embed_dim=600_000_000)},
+        {"arguments": fits(img_size=8192, patch_size=1)},
         {"arguments": fits(embed_dim=[24, 24])},
         {"arguments": fits(num_classes=10**9)},
         {"arguments": fits(reg_tokens=10**12)},
@@ -100,7 +101,7 @@ def fits(**changes: object) -> str:
         {"norm_eps": "-1.0"},
         {"norm_eps": '"x"'},
     ],
-    ids=range(32),
+    ids=range(33),
 )
 def test_crafted_metadata_is_refused_quickly(changes, tmp_path):
     file = changed_metadata(tmp_path, **changes)

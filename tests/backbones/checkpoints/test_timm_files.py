@@ -216,3 +216,15 @@ def test_wrapped_names(tmp_path):
     state = prefixed("_orig_mod.module.", state)
     backbone = load_backbone(save(tmp_path / "model.pth", state), num_heads=3)
     assert torch.equal(backbone.model.blocks[0].attn.qkv.bias, model.blocks[0].attn.qkv.bias)
+
+
+def test_approximated_gelu_of_siglip(tmp_path):
+    """Weights do not show it: it is assumed not to be one, said, and by name it is read."""
+    name = "vit_so400m_patch14_siglip_224"
+    model, image = tiny(name, img_size=56), torch.randn(1, 3, 56, 56)
+    alone = load_backbone(write(tmp_path, model, name="weights.safetensors"), num_heads=3)
+    assert any("GELU is assumed" in note for note in alone.notes)
+    named = load_backbone(write(tmp_path, model, name=f"{name}.safetensors"), num_heads=3)
+    assert not any("assumed" in note for note in named.notes)
+    with torch.no_grad():
+        torch.testing.assert_close(named(image).patch_tokens, features(model, image), rtol=1e-5, atol=1e-5)
