@@ -32,7 +32,8 @@ def export_timm(backbone: Backbone, path: Path, *, metadata: Mapping[str, str] |
     if isinstance(backbone.final_norm, nn.Identity):
         if is_swin(name):
             raise UserError(f"this {name} has no final norm, which timm's always has; export it with its norm")
-        arguments = arguments | {"final_norm": False}
+        if arguments.get("use_post_transformer_norm") is not False:  # Eva's word for it
+            arguments = arguments | {"final_norm": False}
     assert arguments.keys() <= ARCHITECTURE_ARGUMENTS, arguments
     description = {
         "format": "pt",  # as Hugging Face's readers expect

@@ -249,7 +249,7 @@ def _load_checkpoint(
     pos_embed_interpolation: str | None,
     network: str | None,
     normalization: Normalization | None,
-) -> ViT:
+) -> Backbone:
     converted = convert_checkpoint(
         file, read_checkpoint(file), num_heads=num_heads, network=network, normalization=normalization
     )
@@ -262,7 +262,7 @@ def _load_checkpoint(
     load_matching(tensors, model, match)
     set_norm_eps(model, converted.norm_eps)
     mean, std = converted.normalization
-    backbone = ViT(
+    backbone = wrap_timm(
         model,
         Architecture(name, arguments),
         pos_embed_interpolation=pos_embed_interpolation or converted.pos_embed_interpolation,
@@ -278,9 +278,10 @@ def _load_checkpoint(
 
 
 def set_norm_eps(model: nn.Module, eps: float | None) -> None:
-    """Give every layer norm the epsilon that its program has; None: as timm builds them."""
+    """Give layer norms the epsilon that their program has, but for those that timm builds unlike the first; None: all."""
+    built = norm_eps(model)
     for module in model.modules():
-        if isinstance(module, nn.LayerNorm) and eps is not None:
+        if eps is not None and isinstance(module, nn.LayerNorm) and module.eps == built:
             module.eps = eps
 
 

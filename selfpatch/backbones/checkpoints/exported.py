@@ -17,7 +17,6 @@ WHOLE = {
     "patch_size": (1, 1024),
     "embed_dim": (1, 65_536),
     "depth": (1, 1024),
-    "num_heads": (1, 1024),
     "reg_tokens": (0, 1024),
     "num_reg_tokens": (0, 1024),
     "swiglu_align_to": (0, 1024),
@@ -29,7 +28,7 @@ SWITCHES = {
     "scale_attn_norm", "scale_mlp_norm", "swiglu_mlp", "use_fc_norm", "use_post_transformer_norm",
     "strict_img_size",
 }  # fmt: skip
-SEQUENCES = {"depths": (1, 1024), "window_size": (1, 1024)}
+SEQUENCES = {"num_heads": (1, 1024), "depths": (1, 1024), "window_size": (1, 1024)}
 WORDS = {"global_pool": ("", "avg", "token", "map"), "act_layer": ("gelu", "gelu_tanh", "quick_gelu", "silu", "relu")}
 # All that a file may hand to timm; with others it could make timm fetch or unpickle something.
 ARCHITECTURE_ARGUMENTS = {*WHOLE, *REAL, *SEQUENCES, *SWITCHES, *WORDS}

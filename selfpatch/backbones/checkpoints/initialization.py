@@ -4,6 +4,7 @@ import re
 from typing import Any, NamedTuple
 
 import torch
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from selfpatch.backbones.checkpoints.match import Match, load_matching, match_tensors
@@ -81,9 +82,9 @@ def _refuse_other(source: ViT, target: ViT, origin: str) -> None:
                 f"{origin} has a {what} of {theirs}, and the backbone to start has {ours}; set {option} {theirs} (or "
                 "--backbone.name to a model of that size), or start from weights that fit"
             )
-    if type(source.model) is not type(target.model):
-        kinds = {"Eva": "rotary positions (timm's Eva)", "VisionTransformer": "no rotary positions"}
-        theirs, ours = (kinds.get(type(m).__name__, type(m).__name__) for m in (source.model, target.model))
+    if isinstance(source.model, Eva) != isinstance(target.model, Eva):
+        kinds = {True: "rotary positions (timm's Eva)", False: "no rotary positions"}
+        theirs, ours = (kinds[isinstance(m, Eva)] for m in (source.model, target.model))
         raise UserError(
             f"{origin} has {theirs}, and the backbone to start has {ours}; set --backbone.name "
             f"{source.architecture.name}, or start from weights that fit"

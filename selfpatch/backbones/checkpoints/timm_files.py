@@ -8,7 +8,7 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from selfpatch.backbones.build import create_timm
+from selfpatch.backbones.build import any_size_arguments, create_timm, is_swin
 from selfpatch.backbones.checkpoints.checkpoint_format import NUM_HEADS, CheckpointFormat, Encoder, Network, TimmModel
 from selfpatch.backbones.checkpoints.exported import check_arguments
 from selfpatch.backbones.checkpoints.match import Match, match_tensors
@@ -63,7 +63,7 @@ def fit_named(network: Network, num_heads: int | None) -> TimmModel | None:
     tensors = read_timm(network).tensors
     own = {name: value for name, value in hints.model_args.items() if name not in IGNORED_ARGUMENTS}
     own = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
-    arguments = {"num_classes": 0, "global_pool": "", "dynamic_img_size": True, **own}
+    arguments = any_size_arguments(hints.architecture) | own
     try:
         check_arguments(own)
         fitted, match = _fit(hints.architecture, arguments, tensors)
@@ -104,7 +104,7 @@ def _fit(name: str, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> tu
         if positions.shape[1] != own.shape[1] and side:
             rows, columns = model.patch_embed.patch_size
             arguments = arguments | {"img_size": (side * rows, side * columns)}
-    if "norm.weight" not in tensors and not isinstance(model.norm, nn.Identity):
+    if "norm.weight" not in tensors and not isinstance(model.norm, nn.Identity) and not is_swin(name):
         without = {"use_post_transformer_norm": False, "use_fc_norm": False}
         arguments = arguments | (without if isinstance(model, Eva) else {"final_norm": False})
     with torch.device("meta"):

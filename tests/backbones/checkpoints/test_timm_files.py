@@ -39,6 +39,9 @@ MODELS = {
     "vit_small_patch16_dinov3": None,
     "vit_small_patch16_dinov3_qkvb": None,
     "vit_small_plus_patch16_dinov3": None,
+    "vit_small_patch16_18x2_224": "parallel blocks",
+    "vit_base_patch16_xp_224": "parallel blocks",
+    "aimv2_large_patch14_224": "gated feed-forward in two layers|RMS",
     "vit_pe_core_tiny_patch16_384": "rotary|qk|known layout|RMS|missing|GELU",
 }
 SIZES: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 3, "img_size": 64}
@@ -194,14 +197,17 @@ def test_other_families_are_refused(name, message, tmp_path):
         "vit_base_patch16_rpn_224",
         "vit_medium_patch16_gap_240",
         "vit_small_plus_patch16_dinov3",
+        "eva02_tiny_patch14_224",
     ],
 )
 def test_what_was_read_can_be_exported(name, tmp_path):
     """Plain timm loads it by the line that the export prints."""
-    write(tmp_path / "model", tiny(name), config_of(name))
+    config = config_of(name)
+    config["model_args"]["img_size"] = [side(name)] * 2
+    write(tmp_path / "model", tiny(name, img_size=side(name)), config)
     backbone = load_backbone(tmp_path / "model")
     line = export_timm(backbone, tmp_path / "backbone.safetensors")
-    image = torch.randn(1, 3, 64, 64)
+    image = torch.randn(1, 3, side(name), side(name))
     plain = eval(line, {"timm": timm}).eval()
     with torch.no_grad():
         tokens = backbone(image).patch_tokens
@@ -228,3 +234,15 @@ def test_approximated_gelu_of_siglip(tmp_path):
     assert not any("assumed" in note for note in named.notes)
     with torch.no_grad():
         torch.testing.assert_close(named(image).patch_tokens, features(model, image), rtol=1e-5, atol=1e-5)
+
+
+def test_swin(tmp_path):
+    """The first version of Swin is read where its name is known."""
+    sizes = {"embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "img_size": [64, 64], "window_size": 4}
+    torch.manual_seed(0)
+    model: Any = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **sizes).eval()
+    write(tmp_path, model, {"architecture": "swin_tiny_patch4_window7_224", "model_args": sizes})
+    backbone, image = load_backbone(tmp_path), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = model.forward_features(image).flatten(1, 2)
+        torch.testing.assert_close(backbone(image).patch_tokens, expected, rtol=1e-5, atol=1e-5)
