@@ -278,7 +278,7 @@ def _load_checkpoint(
 
 
 def set_norm_eps(model: nn.Module, eps: float | None) -> None:
-    """Give layer norms the epsilon that their program has, but for those that timm builds unlike the first; None: all."""
+    """Give layer norms their program's epsilon, but for those that timm builds unlike the first; None: as built."""
     built = norm_eps(model)
     for module in model.modules():
         if eps is not None and isinstance(module, nn.LayerNorm) and module.eps == built:
