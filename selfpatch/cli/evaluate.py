@@ -36,11 +36,18 @@ def options(arguments: Sequence[str]) -> type:
         preset: Annotated[str, arg(help=f"named settings of the task: {', '.join(presets)}")] = given_preset
         num_heads: NumHeads = None
         network: Network = None
-        mean: Mean = None
-        std: Std = None
         device: Device = "auto"
 
-    return Evaluate
+    if hasattr(start, "mean"):  # the protocol normalizes images itself, by settings of these names
+        return Evaluate
+
+    @dataclass(frozen=True)
+    class EvaluateNormalized(Evaluate):
+        mean: Mean = None
+        std: Std = None
+
+    EvaluateNormalized.__doc__ = Evaluate.__doc__
+    return EvaluateNormalized
 
 
 def keywords(given: Any) -> dict[str, Any]:

@@ -56,8 +56,10 @@ def test_network_and_normalization(refused, scenes, finished_run, tmp_path):
     for command in commands_with_a_model(tmp_path / "two.pth", scenes, out):
         refused([*command, "--num-heads", 2], "first, second", "--network", out=out)
         refused([*command, "--num-heads", 2, "--network", "third"], "third", "first, second", out=out)
-        refused([*command, "--num-heads", 2, "--mean", 0.5, 0.5, 0.5], "--std", out=out)
-        refused([*command, "--mean", 0, 0, 0, "--std", 1, 1, 0], "above 0", out=out)
+        # In-context segmentation has settings of its own by these names.
+        task = ["--task", "knn-classification"] if command[0] == "evaluate" else []
+        refused([*command, *task, "--num-heads", 2, "--mean", 0.5, 0.5, 0.5], "--std", out=out)
+        refused([*command, *task, "--mean", 0, 0, 0, "--std", 1, 1, 0], "above 0", out=out)
     options = ["--num-heads", "2", "--network", "second", "--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.5", "0.5"]
     assert cli.main(["export", str(tmp_path / "two.pth"), str(out), *options]) == 0
     with safe_open(out / "backbone.safetensors", "pt") as content:
