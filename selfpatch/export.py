@@ -9,7 +9,7 @@ from torch import nn
 
 from selfpatch.backbones.backbone import Architecture, Backbone
 from selfpatch.backbones.build import is_swin
-from selfpatch.backbones.pretrained import ARCHITECTURE_ARGUMENTS, FORMAT_KEY, FORMAT_VERSION
+from selfpatch.backbones.pretrained import ARCHITECTURE_ARGUMENTS, FORMAT_KEY, FORMAT_VERSION, norm_eps
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.versions import installed_version
@@ -32,7 +32,8 @@ def export_timm(backbone: Backbone, path: Path, *, metadata: Mapping[str, str] |
     if isinstance(backbone.final_norm, nn.Identity):
         if is_swin(name):
             raise UserError(f"this {name} has no final norm, which timm's always has; export it with its norm")
-        arguments = arguments | {"final_norm": False}
+        if arguments.get("use_post_transformer_norm") is not False:  # Eva's word for it
+            arguments = arguments | {"final_norm": False}
     assert arguments.keys() <= ARCHITECTURE_ARGUMENTS, arguments
     description = {
         "format": "pt",  # as Hugging Face's readers expect
@@ -43,6 +44,7 @@ def export_timm(backbone: Backbone, path: Path, *, metadata: Mapping[str, str] |
         "patch_size": json.dumps(backbone.patch_size),
         "mean": json.dumps(backbone.mean),
         "std": json.dumps(backbone.std),
+        "norm_eps": json.dumps(norm_eps(backbone.model)),
         "final_norm_from_aggregator": json.dumps(backbone.final_norm_from_aggregator),
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}

@@ -1,8 +1,7 @@
-"""A backbone out of whatever holds one: a run, an exported file, a checkpoint of the original programs, or timm."""
+"""A backbone out of whatever holds one: a run, an exported file, a checkpoint of another program, or timm."""
 
 import difflib
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,40 @@ from torch import nn
 
 from selfpatch.backbones.backbone import Architecture, Backbone
 from selfpatch.backbones.build import any_size_arguments, create_timm, wrap_timm
-from selfpatch.backbones.checkpoints.formats import convert_original
-from selfpatch.backbones.checkpoints.match import Match, check_match, load_matching, match_tensors
-from selfpatch.backbones.checkpoints.weights_io import check_weights, read_metadata, read_tensors
+from selfpatch.backbones.checkpoints.exported import (
+    ARCHITECTURE_ARGUMENTS,
+    FORMAT_KEY,
+    FORMAT_VERSION,
+    read_description,
+)
+from selfpatch.backbones.checkpoints.formats import convert_checkpoint
+from selfpatch.backbones.checkpoints.initialization import LoadedWeights, initialize
+from selfpatch.backbones.checkpoints.match import check_match, load_matching, match_tensors
+from selfpatch.backbones.checkpoints.sidecar import Normalization, check_normalization
+from selfpatch.backbones.checkpoints.vit_structure import UnknownHeadsError
+from selfpatch.backbones.checkpoints.weights_io import check_weights, read_checkpoint, read_metadata
 from selfpatch.backbones.swin import Swin
 from selfpatch.backbones.vit import ViT
 from selfpatch.errors import UserError
+
+__all__ = [
+    "ARCHITECTURE_ARGUMENTS", "FORMAT_KEY", "FORMAT_VERSION", "LoadedWeights", "load_backbone", "load_vit",
+    "load_weights",
+]  # fmt: skip
 
 # How the names of models begin that are no plain vision transformers.
 SWIN = "timm:swin_"
 # What a run writes its backbone to, in its folder.
 RUN_FILE = "backbone.safetensors"
-# The metadata of an exported file, besides "architecture", "arguments", "mean" and "std".
-FORMAT_KEY, FORMAT_VERSION = "selfpatch_format", "1"
-# All that an exported file may hand to timm; with others it could make timm fetch or unpickle something.
-ARCHITECTURE_ARGUMENTS = {
-    "num_classes", "global_pool", "dynamic_img_size", "img_size", "patch_size", "embed_dim", "depth", "num_heads",
-    "class_token", "final_norm", "reg_tokens", "depths", "window_size", "strict_img_size",
-}  # fmt: skip
+# Weights in folders of Hugging Face, timm and OpenCLIP, in order of preference.
+FOLDER_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
 
 
 def load_backbone(
@@ -38,48 +53,57 @@ def load_backbone(
     device: str | torch.device = "cpu",
     pos_embed_interpolation: str | None = None,
     num_heads: int | None = None,
+    network: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Backbone:
-    """A backbone in evaluation mode; its `notes` say what should be known of its weights.
+    """A backbone in evaluation mode, with the `mean` and `std` of its images; its `notes` are for the user.
 
     Args:
-        model: a run folder, an exported file, a checkpoint (`.pth`, or safetensors) of the original SelfPatch, DINO,
-            iBOT, MoCo-v3 or DINOv2, `timm:NAME.TAG` for weights that timm may download, or `timm:NAME` for random
+        model: a run folder, an exported file, a checkpoint of another program (docs/models.md lists them) or the folder
+            that Hugging Face keeps it in, `timm:NAME.TAG` for weights that timm may download, or `timm:NAME` for random
             ones, always the same.
         pos_embed_interpolation: None is what the original program does for its checkpoints, else "timm".
-        num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
+        num_heads: of a checkpoint whose width is unusual; else it is known.
+        network: prefix of the network to read, in a checkpoint of several.
+        mean, std: what images are normalized with, for values in [0, 1], by channel; None: as the file, its name or a
+            config.json beside it says.
 
     Raises:
-        UserError: nothing there, not a backbone, damaged, not finite, or a checkpoint that fits in less than 90 % of
-            its tensors.
+        UserError: nothing there, not a backbone, damaged, not finite, a checkpoint that lacks tensors or has unknown
+            ones, or leaves open what is needed.
     """
+    if (mean is None) != (std is None):
+        raise UserError("mean and std go together (--mean and --std): give both, or neither")
+    normalization = None if mean is None else check_normalization(mean, std, source="as given")
+    if network is not None and str(model).startswith("timm:"):
+        raise UserError(f"{model} is one network; leave out network, which chooses among those of a checkpoint")
     if str(model).startswith(SWIN):
         if (num_heads, pos_embed_interpolation) != (None, None):
             raise UserError(
                 f"{model} has attention heads by stage and no position embeddings to resample; leave out num-heads and "
                 "pos-embed-interpolation, which are for plain vision transformers"
             )
-        return _load_swin(str(model).removeprefix("timm:")).to(device).eval()
-    if str(model).startswith("timm:"):
+        backbone = _load_swin(str(model).removeprefix("timm:"))
+    elif str(model).startswith("timm:"):
         backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "timm")
     else:
         file = _find_file(Path(model))
         metadata = read_metadata(file)
-        if FORMAT_KEY in metadata:
+        if FORMAT_KEY not in metadata:
+            backbone = _load_checkpoint(file, num_heads, pos_embed_interpolation, network, normalization)
+        elif network is None:
             backbone = _load_exported(file, metadata, pos_embed_interpolation or "timm")
         else:
-            backbone = _load_original(file, num_heads, pos_embed_interpolation)
-    if num_heads not in (None, backbone.num_heads):
+            raise UserError(f"{file} is one network; leave out network, which chooses among those of a checkpoint")
+    if isinstance(backbone, ViT) and num_heads not in (None, backbone.num_heads):
         raise UserError(f"{model} has {backbone.num_heads} attention heads, not {num_heads}; use that number")
+    if normalization is not None:
+        backbone.mean, backbone.std = normalization
     return backbone.to(device).eval()
 
 
-def load_vit(
-    model: str | Path,
-    *,
-    device: str | torch.device = "cpu",
-    pos_embed_interpolation: str | None = None,
-    num_heads: int | None = None,
-) -> ViT:
+def load_vit(model: str | Path, **settings: Any) -> ViT:
     """As `load_backbone`, for what only plain vision transformers can do.
 
     Raises:
@@ -87,34 +111,31 @@ def load_vit(
     """
     if str(model).startswith(SWIN):
         raise UserError(f"{model} is a Swin; this needs a plain vision transformer")
-    backbone = load_backbone(model, device=device, pos_embed_interpolation=pos_embed_interpolation, num_heads=num_heads)
+    backbone = load_backbone(model, **settings)
     if not isinstance(backbone, ViT):
         raise UserError(f"{model} is a {type(backbone).__name__}; this needs a plain vision transformer")
     return backbone
 
 
-def load_weights(backbone: ViT, model: str | Path, *, num_heads: int | None = None) -> Match:
-    """Copy into `backbone` every tensor of `model` (as in `load_backbone`) that fits.
+def load_weights(
+    backbone: ViT, model: str | Path, *, num_heads: int | None = None, network: str | None = None
+) -> LoadedWeights:
+    """Copy into `backbone` every tensor of `model` (as in `load_backbone`).
 
     Position embeddings and the patch embedding are resampled to the image and patch size of `backbone`.
 
+    Args:
+        num_heads: for a checkpoint whose width is unusual; else it is known.
+        network: as in `load_backbone`.
+
     Raises:
-        UserError: as `load_backbone`; or they fit in less than 90 % of their tensors.
+        UserError: as `load_backbone`; or another width, depth, number of heads or structure: nothing is copied.
     """
-    source: Any = load_vit(model, num_heads=num_heads).model
-    target: Any = backbone.model
-    source.set_input_size(img_size=target.patch_embed.img_size, patch_size=backbone.patch_size)
-    tensors = source.state_dict()
-    if (
-        source.pos_embed is not None
-        and target.pos_embed is not None
-        and source.num_prefix_tokens != target.num_prefix_tokens
-    ):
-        # Positions of a class token or registers come first; where the two have other ones, those of patches are taken.
-        num_patches = target.patch_embed.num_patches
-        own = target.pos_embed.detach().cpu()[:, :-num_patches]
-        tensors["pos_embed"] = torch.cat([own, tensors["pos_embed"][:, -num_patches:]], dim=1)
-    return load_matching(tensors, target, origin=str(model))
+    try:
+        source = load_vit(model, network=network)
+    except UnknownHeadsError:
+        source = load_vit(model, num_heads=num_heads, network=network)
+    return initialize(backbone, source, origin=str(model))
 
 
 def _find_file(path: Path) -> Path:
@@ -132,7 +153,22 @@ def _find_file(path: Path) -> Path:
         return path / RUN_FILE
     if (path / "config.yaml").is_file():
         raise UserError(f"the run {path} has saved no backbone yet; wait for its first checkpoint ({path / RUN_FILE})")
-    raise UserError(f"the folder {path} is no run: it has no {RUN_FILE}; give a run folder or the file itself")
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    # Hugging Face's cache: models--OWNER--NAME/snapshots/HASH.
+    snapshots = [entry for entry in (path / "snapshots").glob("*") if entry.is_dir()]
+    if len(snapshots) == 1:
+        return _find_file(snapshots[0])
+    if (path / "config.json").is_file():
+        raise UserError(
+            f"the folder {path} has a config.json and no weights beside it; {FOLDER_FILES[0]} or {FOLDER_FILES[1]} is "
+            "needed: copy it there, or give the file itself"
+        )
+    raise UserError(
+        f"the folder {path} is no run: it has no {RUN_FILE}, nor a {FOLDER_FILES[0]}; give a run folder, a folder of "
+        "Hugging Face, or the file itself"
+    )
 
 
 def _load_timm(name: str, pos_embed_interpolation: str) -> ViT:
@@ -188,54 +224,70 @@ def _with_fixed_seed(create: Callable[..., nn.Module], name: str, arguments: dic
 
 
 def _load_exported(file: Path, metadata: dict[str, str], pos_embed_interpolation: str) -> Backbone:
-    if metadata[FORMAT_KEY] != FORMAT_VERSION:
-        raise UserError(
-            f"{file} has format {metadata[FORMAT_KEY]!r}, and this version reads {FORMAT_VERSION!r}; use the version "
-            f"of selfpatch that wrote it ({metadata.get('selfpatch_version', 'not named')})"
-        )
-    try:
-        name, arguments = metadata["architecture"], json.loads(metadata["arguments"])
-        mean, std = (tuple(map(float, json.loads(metadata[key]))) for key in ("mean", "std"))
-        arguments = {key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()}
-        if len(mean) != 3 or len(std) != 3 or not arguments.keys() <= ARCHITECTURE_ARGUMENTS:
-            raise UserError(f"mean {mean}, std {std}, arguments {arguments}")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} has metadata that no export wrote ({error!r}); export the backbone again") from error
-    tensors = read_tensors(file)
+    description = read_description(file, metadata)
+    name, arguments = description.architecture, description.arguments
+    tensors = read_checkpoint(file).tensors
     with torch.device("meta"):  # shapes first: no memory is taken for a network that the file cannot fill
         match = match_tensors(tensors, create_timm(name, **arguments))
     if len(match.matched) < len(tensors) or match.missing:
         raise UserError(f"{file} does not hold the {name} that it says it does: {match}. Export the backbone again")
     check_weights(file, tensors)
-    model = create_timm(name, **arguments)
+    model = _with_fixed_seed(create_timm, name, arguments)
     model.load_state_dict(tensors)
+    set_norm_eps(model, description.norm_eps)
+    mean, std = description.normalization
     backbone = wrap_timm(
         model, Architecture(name, arguments), pos_embed_interpolation=pos_embed_interpolation, mean=mean, std=std
     )
-    backbone.final_norm_from_aggregator = metadata.get("final_norm_from_aggregator") == "true"
+    backbone.final_norm_from_aggregator = description.final_norm_from_aggregator
     return backbone
 
 
-def _load_original(file: Path, num_heads: int | None, pos_embed_interpolation: str | None) -> ViT:
-    original = convert_original(file, read_tensors(file), num_heads)
-    name, arguments, tensors = original.name, original.arguments, original.tensors
+def _load_checkpoint(
+    file: Path,
+    num_heads: int | None,
+    pos_embed_interpolation: str | None,
+    network: str | None,
+    normalization: Normalization | None,
+) -> Backbone:
+    converted = convert_checkpoint(
+        file, read_checkpoint(file), num_heads=num_heads, network=network, normalization=normalization
+    )
+    name, arguments, tensors = converted.name, converted.arguments, converted.tensors
     with torch.device("meta"):  # shapes first, as above
         match = match_tensors(tensors, create_timm(name, **arguments))
     check_match(match, origin=str(file))
     check_weights(file, {name: tensors[name] for name in match.matched})
     model = _with_fixed_seed(create_timm, name, arguments)
-    load_matching(tensors, model, origin=str(file))
-    backbone = ViT(
+    load_matching(tensors, model, match)
+    set_norm_eps(model, converted.norm_eps)
+    mean, std = converted.normalization
+    backbone = wrap_timm(
         model,
         Architecture(name, arguments),
-        pos_embed_interpolation=pos_embed_interpolation or original.pos_embed_interpolation,
+        pos_embed_interpolation=pos_embed_interpolation or converted.pos_embed_interpolation,
+        mean=mean,
+        std=std,
     )
-    notes = [str(match), *original.notes]
-    if beside := sorted({name.split(".")[0] for name in tensors} - {name.split(".")[0] for name in model.state_dict()}):
-        notes.append(f"left out, as no part of the encoder: {', '.join(beside)}")
+    notes = [str(match), *converted.notes]
+    if match.left_out:
+        notes.append(f"left out, as no part of the encoder: {', '.join(match.left_out)}")
     backbone.notes = tuple(notes)
-    backbone.final_norm_from_aggregator = original.final_norm_from_aggregator
+    backbone.final_norm_from_aggregator = converted.final_norm_from_aggregator
     return backbone
+
+
+def set_norm_eps(model: nn.Module, eps: float | None) -> None:
+    """Give layer norms their program's epsilon, but for those that timm builds unlike the first; None: as built."""
+    built = norm_eps(model)
+    for module in model.modules():
+        if eps is not None and isinstance(module, nn.LayerNorm) and module.eps == built:
+            module.eps = eps
+
+
+def norm_eps(model: nn.Module) -> float | None:
+    """The epsilon of the first layer norm; None: it has none."""
+    return next((module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)), None)
 
 
 def _first_line(error: Exception) -> str:

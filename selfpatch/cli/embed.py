@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from selfpatch.cli.command import Command
-from selfpatch.cli.options import Device, Images, Model, NumHeads, Out
+from selfpatch.cli.options import Device, Images, Mean, Model, Network, NumHeads, Out, Std
 from selfpatch.config.ranges import Config, Positive
 
 
@@ -23,6 +23,9 @@ class Embed(Config):
     # data type of the numbers in the files
     dtype: Literal["float16", "float32"] = "float16"
     num_heads: NumHeads = None
+    network: Network = None
+    mean: Mean = None
+    std: Std = None
     device: Device = "auto"
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from selfpatch.cli.command import Command, given_value
-from selfpatch.cli.options import FLAT, Device, Model, NumHeads
+from selfpatch.cli.options import FLAT, Device, Mean, Model, Network, NumHeads, Std
 from selfpatch.errors import unknown_name
 from selfpatch.evaluation.protocols import TASKS
 
@@ -35,9 +35,19 @@ def options(arguments: Sequence[str]) -> type:
         task: Annotated[str, arg(help=f"evaluation task: {', '.join(TASKS)}")] = given_task
         preset: Annotated[str, arg(help=f"named settings of the task: {', '.join(presets)}")] = given_preset
         num_heads: NumHeads = None
+        network: Network = None
         device: Device = "auto"
 
-    return Evaluate
+    if hasattr(start, "mean"):  # the protocol normalizes images itself, by settings of these names
+        return Evaluate
+
+    @dataclass(frozen=True)
+    class EvaluateNormalized(Evaluate):
+        mean: Mean = None
+        std: Std = None
+
+    EvaluateNormalized.__doc__ = Evaluate.__doc__
+    return EvaluateNormalized
 
 
 def keywords(given: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from selfpatch.cli.command import Command
-from selfpatch.cli.options import Model, NumHeads
+from selfpatch.cli.options import Mean, Model, Network, NumHeads, Std
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class Export:
     # library that is to load the file
     format: Literal["timm"] = "timm"
     num_heads: NumHeads = None
+    network: Network = None
+    mean: Mean = None
+    std: Std = None
 
 
 COMMAND = Command("write a model as a file that timm loads", lambda _: Export, "selfpatch.commands.export:export")

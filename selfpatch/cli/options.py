@@ -9,7 +9,9 @@ FLAT = arg(name="")  # a group of settings whose flags carry no prefix
 
 Model = Annotated[
     Positional[str],
-    arg(metavar="MODEL", help="a run folder, an exported file, an original checkpoint, or timm:NAME"),
+    arg(
+        metavar="MODEL", help="a run folder, an exported file, a checkpoint or folder of another program, or timm:NAME"
+    ),
 ]
 Images = Annotated[
     Positional[Path], arg(metavar="IMAGES", help="the folder of images, searched with all its subfolders")
@@ -18,6 +20,18 @@ Out = Annotated[Positional[Path], arg(metavar="OUT", help="the folder to write t
 NumHeads = Annotated[
     int | None,
     arg(help="number of attention heads of an original checkpoint of unusual width; None: known from the width"),
+]
+Network = Annotated[
+    str | None,
+    arg(help="prefix of the network to read from a checkpoint of several; None: the one that its authors evaluate"),
+]
+Mean = Annotated[
+    tuple[float, float, float] | None,
+    arg(help="normalization mean of the model's images, values in [0, 1]; None: as its file, name or config.json says"),
+]
+Std = Annotated[
+    tuple[float, float, float] | None,
+    arg(help="normalization standard deviation of the model's images; given together with --mean"),
 ]
 Device = Annotated[
     str,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from selfpatch.cli.command import Command
-from selfpatch.cli.options import Device, Images, Model, NumHeads, Out
+from selfpatch.cli.options import Device, Images, Mean, Model, Network, NumHeads, Out, Std
 from selfpatch.config.ranges import Config, NonNegative, Odd, Positive
 
 
@@ -29,6 +29,9 @@ class Visualize(Config):
     # else circular
     padding_mode: Literal["circular", "none"] | None = None
     num_heads: NumHeads = None
+    network: Network = None
+    mean: Mean = None
+    std: Std = None
     device: Device = "auto"
 
 

@@ -35,6 +35,9 @@ def embed(
     image_size: int | None = None,
     dtype: str = "float16",
     num_heads: int | None = None,
+    network: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
     device: str = "auto",
 ) -> int:
     """Write the tokens of all images below `images`; returns how many there are.
@@ -50,7 +53,7 @@ def embed(
         image_size: short side in pixels as the model gets them, shape kept, rounded down to whole patches; None: what
             it was built for. Of images that are more than MAX_ASPECT times as long as wide, the long side is MAX_ASPECT
             times this, and the short side at least one patch.
-        num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
+        num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
 
     Raises:
         UserError: a model, images or device that are not there or do not fit; `out` cannot be written.
@@ -60,7 +63,7 @@ def embed(
     # 1. Model and images.
     found_device = find_device(device)
     source = ImageFolder(Path(images))
-    backbone = load_backbone(model, device=found_device, num_heads=num_heads)
+    backbone = load_backbone(model, device=found_device, num_heads=num_heads, network=network, mean=mean, std=std)
     for note in backbone.notes:
         say(note)
     size = image_size or min(backbone.model.patch_embed.img_size)

@@ -28,6 +28,9 @@ def evaluate(
     out: Path | str,
     protocol: Any = None,
     num_heads: int | None = None,
+    network: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
     device: str = "auto",
 ) -> Result:
     """Score a model on a task; writes `out`/result.json and `out`/pictures, and prints a table.
@@ -35,7 +38,7 @@ def evaluate(
     Args:
         model: anything `load_backbone` takes: a run folder, an exported file, an original checkpoint, timm:NAME.
         protocol: the task's settings, or the name of a preset; None: the published ones.
-        num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
+        num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
 
     Raises:
         UserError: an unknown task or preset; a model, data or device that are not there or do not fit.
@@ -50,7 +53,7 @@ def evaluate(
         protocol = presets[name]
     require_writable(Path(out))
     found_device = find_device(device)
-    backbone = load_backbone(model, device=found_device, num_heads=num_heads)
+    backbone = load_backbone(model, device=found_device, num_heads=num_heads, network=network, mean=mean, std=std)
     for note in backbone.notes:
         say(note)
     with closing(PhaseProgressBar(task)) as report, working():

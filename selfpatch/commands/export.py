@@ -9,12 +9,21 @@ from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.progress import say
 
 
-def export(model: Path | str, out: Path | str, *, format: str = "timm", num_heads: int | None = None) -> str:
+def export(
+    model: Path | str,
+    out: Path | str,
+    *,
+    format: str = "timm",
+    num_heads: int | None = None,
+    network: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> str:
     """Write a model for plain timm; prints and returns the line that loads it.
 
     Args:
         out: a .safetensors file, or a folder to put backbone.safetensors into.
-        num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
+        num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
 
     Raises:
         UserError: an unknown format; a model that is not there or is none.
@@ -23,7 +32,7 @@ def export(model: Path | str, out: Path | str, *, format: str = "timm", num_head
         raise UserError(f"unknown format {format!r}; there is: timm")
     file = Path(out) if Path(out).suffix == ".safetensors" else Path(out) / "backbone.safetensors"
     require_writable(file.parent)
-    backbone = load_backbone(model, num_heads=num_heads)
+    backbone = load_backbone(model, num_heads=num_heads, network=network, mean=mean, std=std)
     file.parent.mkdir(parents=True, exist_ok=True)
     with working():
         line = export_timm(backbone, file)

@@ -27,6 +27,9 @@ def visualize(
     window_size: int | None = None,
     padding_mode: str | None = None,
     num_heads: int | None = None,
+    network: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
     device: str = "auto",
 ) -> list[Path]:
     """Write pca.png, similarity.png, positives.png (and attention.png, if there is a class token) to `out`.
@@ -37,7 +40,7 @@ def visualize(
         image_size: short side in pixels as the backbone gets them; None: twice what it was built for.
         pixel: (x, y) in the first image, whose patch others are compared with; None: the middle of each.
         num_positives, window_size, padding_mode: how SelfPatch finds positives; None: as the run did.
-        num_heads: of a checkpoint of the original programs whose width is unusual; else it is known.
+        num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
 
     Raises:
         UserError: a model, images or device that are not there, or settings that do not fit them.
@@ -49,7 +52,7 @@ def visualize(
     require_writable(Path(out))
     found_device = find_device(device)
     folder = ImageFolder(Path(images))
-    backbone = load_backbone(model, device=found_device, num_heads=num_heads)
+    backbone = load_backbone(model, device=found_device, num_heads=num_heads, network=network, mean=mean, std=std)
     for note in backbone.notes:
         say(note)
     shown = list(read_evenly_spaced(folder, count))

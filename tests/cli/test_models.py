@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from selfpatch import cli
@@ -25,19 +26,45 @@ def test_resume_from_no_checkpoint(pretrain_refused, finished_run, tmp_path):
 
 
 def test_init_from_another_backbone(pretrain_refused, finished_run):
-    pretrain_refused("--backbone.embed-dim", 48, "--init-from", finished_run, says=(finished_run, "90 %"))
-    pretrain_refused("--backbone.num-heads", 4, "--init-from", finished_run, says=("2 attention heads, not 4",))
+    pretrain_refused(
+        "--backbone.embed-dim", 48, "--init-from", finished_run, says=(finished_run, "32", "48", "--backbone.embed-dim")
+    )
+    pretrain_refused(
+        "--backbone.num-heads",
+        4,
+        "--init-from",
+        finished_run,
+        says=("attention heads", "2", "4", "--backbone.num-heads"),
+    )
     pretrain_refused("--init-from", finished_run / "nope", says=(finished_run / "nope", "run folder"))
 
 
-def test_weights_that_match_less_than_90_percent(refused, finished_run, tmp_path):
+def test_weights_that_lack_tensors(refused, finished_run, tmp_path):
     """A checkpoint with the layout of DINO in which a block lacks its attention."""
     weights = {
         name: tensor for name, tensor in load_file(finished_run / "backbone.safetensors").items() if "attn" not in name
     }
     torch.save(weights, tmp_path / "half.pth")
     out = tmp_path / "exported"
-    refused(["export", tmp_path / "half.pth", out, "--num-heads", 2], "half.pth", "attn", "90 %", out=out)
+    refused(["export", tmp_path / "half.pth", out, "--num-heads", 2], "half.pth", "attn", "missing", out=out)
+
+
+def test_network_and_normalization(refused, scenes, finished_run, tmp_path):
+    weights = load_file(finished_run / "backbone.safetensors")
+    torch.save({"first": weights, "second": weights}, tmp_path / "two.pth")
+    out = tmp_path / "out"
+    for command in commands_with_a_model(tmp_path / "two.pth", scenes, out):
+        refused([*command, "--num-heads", 2], "first, second", "--network", out=out)
+        refused([*command, "--num-heads", 2, "--network", "third"], "third", "first, second", out=out)
+        # In-context segmentation has settings of its own by these names.
+        task = ["--task", "knn-classification"] if command[0] == "evaluate" else []
+        refused([*command, *task, "--num-heads", 2, "--mean", 0.5, 0.5, 0.5], "--std", out=out)
+        refused([*command, *task, "--mean", 0, 0, 0, "--std", 1, 1, 0], "above 0", out=out)
+    options = ["--num-heads", "2", "--network", "second", "--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.5", "0.5"]
+    assert cli.main(["export", str(tmp_path / "two.pth"), str(out), *options]) == 0
+    with safe_open(out / "backbone.safetensors", "pt") as content:
+        metadata = content.metadata()
+    assert (metadata["mean"], metadata["std"]) == ("[0.5, 0.5, 0.5]", "[0.25, 0.5, 0.5]")
 
 
 def commands_with_a_model(model: Path | str, scenes: Path, out: Path) -> list[list]:

@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from selfpatch.backbones.build import build_backbone
-from selfpatch.backbones.checkpoints.original_selfpatch import convert_training_state
 from selfpatch.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -34,6 +33,7 @@ from selfpatch.pretraining.student_teacher import StudentTeacher, build_student_
 from selfpatch.pretraining.train_step import accumulate_gradients, apply_gradients, build_optimizer, build_schedules
 from selfpatch.pretraining.views import Views
 from tests.parity.kits import ROOTS, find_kits
+from tests.parity.original_selfpatch import convert_training_state
 
 KITS = find_kits(
     "initial.safetensors", "crops.safetensors", "activations.safetensors", "expected.json", "final.safetensors"

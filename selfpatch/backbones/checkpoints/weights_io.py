@@ -1,9 +1,11 @@
 """Files of tensors, whoever wrote them: read without executing anything, and refused where they hold no weights."""
 
-import argparse
+import json
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,9 +16,64 @@ from selfpatch.errors import UserError
 
 # Training checkpoints nest their dictionaries three or four deep and hold some thousand tensors and numbers.
 MAX_DEPTH, MAX_ENTRIES = 16, 1_000_000
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# Of settings and counters beside weights. None of these is ever called or imported: an `Inert` stands in for each.
+INERT = (
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"numpy.{name}" for name in ("dtype", "ndarray", "float64", "float32", "int64", "int32", "bool_")),
+    *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Int64", "Int32", "Bool")),
+    "_codecs.encode",
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    *(f"pathlib.{local}{kind}Path" for local in ("", "_local.") for kind in ("", "Posix", "Windows", "PurePosix")),
+    *(f"builtins.{kind}" for kind in ("dict", "list", "tuple", "int", "float", "str", "bool")),
+    "datetime.datetime",
+    "datetime.timedelta",
+    "typing.Any",
+    "omegaconf.dictconfig.DictConfig",
+    "omegaconf.listconfig.ListConfig",
+    "omegaconf.base.ContainerMetadata",
+    "omegaconf.base.Metadata",
+    "omegaconf.nodes.AnyNode",
+)
+# Dictionaries with more abilities, read as ordered ones.
+MAPPINGS = (
+    "easydict.EasyDict",
+    "yacs.config.CfgNode",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+)
+
+
+class Inert(dict):
+    """Stands in for an object of a class that is not loaded: keeps what it held by name, and executes nothing."""
+
+    def __init__(self, *_: Any, **__: Any):
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.update(state)
+
+
+def _default_dict(*_: Any) -> OrderedDict:
+    """A defaultdict, without the function that makes its defaults."""
+    return OrderedDict()
+
+
+class Checkpoint(NamedTuple):
+    """The tensors of a file, by dotted names, and what else it holds at its top."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any] = {}  # noqa: RUF012
 
 
 def read_metadata(file: Path) -> dict[str, str]:
+    """
+    Raises:
+        UserError: a damaged safetensors file.
+    """
     if file.suffix != ".safetensors":
         return {}
     try:
@@ -26,24 +83,26 @@ def read_metadata(file: Path) -> dict[str, str]:
         raise UserError(f"{file} is damaged or no safetensors file: {error}; copy or export it again") from error
 
 
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """All tensors of a file; those of nested dictionaries under dotted names.
+def read_checkpoint(file: Path) -> Checkpoint:
+    """All tensors of a file, or of the files that an index names; those of nested dictionaries under dotted names.
 
     Raises:
         UserError: damaged, of another kind, or with more in it than tensors and plain values.
     """
+    if file.suffix == ".json":
+        return _read_shards(file)
     if file.suffix == ".safetensors":
-        return load_file(file)
-    # The original programs keep their arguments beside the weights: a Namespace, which only holds values.
-    with file.open("rb") as stream, torch.serialization.safe_globals([argparse.Namespace]):
+        read_metadata(file)  # refuses what is damaged
+        return Checkpoint(load_file(file))
+    inert: list[Any] = [(Inert, name) for name in INERT] + [(OrderedDict, name) for name in MAPPINGS]
+    inert += [(_default_dict, "collections.defaultdict")]
+    with file.open("rb") as stream, torch.serialization.safe_globals(inert):
         try:
             checkpoint = torch.load(stream, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged bytes make the reader raise nearly anything
-            raise UserError(
-                f"{file} is no checkpoint that can be read safely: it is damaged, of another kind, or holds more than "
-                f"tensors and plain values, which is never executed ({type(error).__name__})"
-            ) from error
-    return _flatten(file, checkpoint)
+            raise UserError(_refusal(file, error)) from error
+    values = {str(name): value for name, value in checkpoint.items()} if isinstance(checkpoint, dict) else {}
+    return Checkpoint(_flatten(file, checkpoint), values)
 
 
 def check_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -53,12 +112,13 @@ def check_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
         UserError: tensors without numbers of their own, of whole numbers, or with numbers that are not finite.
     """
     for name, tensor in tensors.items():
-        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.is_floating_point()
+        is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in FLOATS
         # A few numbers can be spread over any shape; a file of some bytes would take all memory.
         if not is_dense or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
             raise UserError(
                 f"{file} holds no weights in {name}: a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}; "
-                "floating-point numbers, one for each place, are needed: save the state_dict of the network again"
+                "floating-point numbers of 16 to 64 bits, one for each place, are needed: save the state_dict of the "
+                "network again, and of a quantized one before it was quantized"
             )
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         more = ", ..." if len(broken) > 3 else ""
@@ -66,6 +126,47 @@ def check_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
             f"{file} has numbers that are not finite in {len(broken)} of {len(tensors)} tensors: "
             f"{', '.join(broken[:3])}{more}; such weights are those of a run that diverged: take an earlier checkpoint"
         )
+
+
+def _refusal(file: Path, error: Exception) -> str:
+    text = str(error)
+    if "TorchScript" in text:
+        return (
+            f"{file} is no checkpoint that can be read safely: it is a TorchScript archive, whose code is never "
+            "executed. Where you trust it, write its weights to a file of their own: safetensors.torch.save_file(dict("
+            "torch.jit.load(FILE).state_dict()), 'weights.safetensors')"
+        )
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return (
+            f"{file} is no checkpoint that can be read safely: it holds {found[1]}, more than tensors and plain "
+            "values, which is never executed. Where you trust it, write its weights to a file of their own: "
+            "state = torch.load(FILE, weights_only=False); safetensors.torch.save_file({name: tensor.contiguous() for "
+            "name, tensor in state['state_dict'].items()}, 'weights.safetensors'), with the key that yours has"
+        )
+    return (
+        f"{file} is no checkpoint that can be read safely: it is damaged, of another kind, or holds more than tensors "
+        f"and plain values, which is never executed ({type(error).__name__}); copy it again, or save the state_dict of "
+        "the network as safetensors"
+    )
+
+
+def _read_shards(index: Path) -> Checkpoint:
+    """
+    Raises:
+        UserError: an index that names no files beside it.
+    """
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+            raise UserError(f"files {names}")
+        files = [index.parent / name for name in names]
+        if missing := [file.name for file in files if not file.is_file() or file.suffix == ".json"]:
+            raise UserError(f"{', '.join(missing)} is not there")
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{index} is no index of files of weights beside it ({error}); copy the whole folder"
+        ) from error
+    return Checkpoint({name: tensor for file in files for name, tensor in read_checkpoint(file).tensors.items()})
 
 
 def _flatten(file: Path, tree: Any) -> dict[str, Tensor]:

@@ -1,0 +1,131 @@
+"""Weights of one backbone as the start of another: what is copied, resampled, left as it was, or refused."""
+
+import re
+from typing import Any, NamedTuple
+
+import torch
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from selfpatch.backbones.checkpoints.match import Match, load_matching, match_tensors
+from selfpatch.backbones.vit import ViT
+from selfpatch.errors import UserError
+
+# A backbone trains these anew where the weights have none, and does without where it has none itself.
+OPTIONAL = {
+    r"cls_token": "its class token starts anew",
+    r"reg_token": "its registers start anew",
+    r"norm\.(weight|bias)": "its final norm starts anew",
+}
+
+
+class LoadedWeights(NamedTuple):
+    """The tensors that were copied, the mean and std of images that they were trained with, and notes for the user."""
+
+    match: Match
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join([str(self.match), *self.notes])
+
+
+def initialize(backbone: ViT, source: ViT, *, origin: str) -> LoadedWeights:
+    """Copy every tensor of `source` into `backbone`; `source` itself is resampled to its patches and positions.
+
+    Raises:
+        UserError: another width, depth, number of heads or structure: nothing is copied.
+    """
+    _refuse_other(source, backbone, origin)
+    notes = list(source.notes)
+    source_model, target = source.model, backbone.model
+
+    # 1. Patches and positions.
+    old_grid, new_grid = tuple(source_model.patch_embed.grid_size), tuple(target.patch_embed.grid_size)
+    if source.patch_size != backbone.patch_size:
+        notes.append(f"patches resampled from {_by(source.patch_size)} to {_by(backbone.patch_size)} pixels")
+    if getattr(source_model, "pos_embed", None) is not None and old_grid != new_grid:
+        notes.append(f"positions resampled from {_by(old_grid)} to {_by(new_grid)}")
+    source_model.set_input_size(img_size=target.patch_embed.img_size, patch_size=backbone.patch_size)
+    tensors = _with_positions_of(source_model, target)
+
+    # 2. Everything must be there and known, but for what a backbone can start anew or do without.
+    match = match_tensors(tensors, target)
+    missing = [name for name in match.missing if not _optional(name)]
+    unexpected = [name for name in match.unexpected if not _optional(name)]
+    if missing or unexpected or match.mismatched:
+        found = match._replace(missing=missing, unexpected=unexpected)
+        raise UserError(
+            f"{origin} has another structure than this backbone ({source.architecture.name} and "
+            f"{backbone.architecture.name}): {found}. Choose the backbone that the weights were made for "
+            f"(--backbone.name {source.architecture.name})"
+        )
+    notes += dict.fromkeys(reason for name in match.missing if (reason := _optional(name)))
+    if dropped := sorted({name.split(".")[0] for name in match.unexpected}):
+        notes.append(f"this backbone has no {', '.join(dropped)}: left out")
+    ours, theirs = _activation(target), _activation(source_model)
+    if ours != theirs:
+        notes.append(f"trained with {theirs}, and this backbone has {ours}")
+    load_matching(tensors, target, match)
+    return LoadedWeights(match, source.mean, source.std, tuple(notes))
+
+
+def _refuse_other(source: ViT, target: ViT, origin: str) -> None:
+    for what, theirs, ours, option in (
+        ("width (embed_dim)", source.embed_dim, target.embed_dim, "--backbone.embed-dim"),
+        ("depth (blocks)", len(source.model.blocks), len(target.model.blocks), "--backbone.depth"),
+        ("number of attention heads", source.num_heads, target.num_heads, "--backbone.num-heads"),
+    ):
+        if theirs != ours:
+            raise UserError(
+                f"{origin} has a {what} of {theirs}, and the backbone to start has {ours}; set {option} {theirs} (or "
+                "--backbone.name to a model of that size), or start from weights that fit"
+            )
+    if isinstance(source.model, Eva) != isinstance(target.model, Eva):
+        kinds = {True: "rotary positions (timm's Eva)", False: "no rotary positions"}
+        theirs, ours = (kinds[isinstance(m, Eva)] for m in (source.model, target.model))
+        raise UserError(
+            f"{origin} has {theirs}, and the backbone to start has {ours}; set --backbone.name "
+            f"{source.architecture.name}, or start from weights that fit"
+        )
+
+
+def _with_positions_of(source: Any, target: Any) -> dict[str, Tensor]:
+    """The tensors of `source`, with positions for the tokens besides patches that `target` has."""
+    tensors = source.state_dict()
+    if getattr(source, "pos_embed", None) is None or getattr(target, "pos_embed", None) is None:
+        return tensors
+    num_patches = target.patch_embed.num_patches
+    prefix, patches = tensors["pos_embed"].tensor_split([-num_patches], dim=1)
+    own = target.pos_embed.detach().cpu()[:, :-num_patches]
+    if prefix.shape[1] == own.shape[1] and source.num_prefix_tokens == target.num_prefix_tokens:
+        return tensors
+    # 1. What positions add to the source's tokens becomes part of these.
+    start = 0
+    for name in ("cls_token", "reg_token"):
+        if name in tensors and start < prefix.shape[1]:
+            stop = start + tensors[name].shape[1]
+            tensors[name] = tensors[name] + prefix[:, start:stop]
+            start = stop
+    # 2. So nothing is left to add, but to tokens that the source lacks: those keep what they had.
+    new, start = own.clone(), 0
+    for name, token in (("cls_token", target.cls_token), ("reg_token", target.reg_token)):
+        if token is not None and start < own.shape[1]:
+            stop = start + token.shape[1]
+            if name in tensors:
+                new[:, start:stop] = 0
+            start = stop
+    return tensors | {"pos_embed": torch.cat([new, patches], dim=1)}
+
+
+def _optional(name: str) -> str | None:
+    return next((reason for pattern, reason in OPTIONAL.items() if re.fullmatch(pattern, name)), None)
+
+
+def _activation(model: nn.Module) -> str:
+    return next((type(m.act).__name__ for m in model.modules() if isinstance(getattr(m, "act", None), nn.Module)), "?")
+
+
+def _by(sides: tuple[int, int]) -> str:
+    return f"{sides[0]} x {sides[1]}"
