@@ -188,16 +188,16 @@ class Backbone(nn.Module):
 
     @property
     def pos_embed_interpolation(self) -> str:
-        """How learned position embeddings follow the image size: as timm does it, or "dino", as DINO does. Settable.
+        """Interpolation of learned position embeddings: "antialias" as timm, or "offset" as DINO's code. Settable.
 
         Raises:
-            UserError: when set to "dino" on a network without learned position embeddings only.
+            UserError: when set to "offset" on a network without learned position embeddings only.
         """
-        return "timm"
+        return "antialias"
 
     @pos_embed_interpolation.setter
     def pos_embed_interpolation(self, value: str) -> None:
-        self._refuse_dino_interpolation(value)
+        self._require_antialias(value)
 
     @property
     def final_norm(self) -> nn.Module:
@@ -212,11 +212,11 @@ class Backbone(nn.Module):
         """Remove the norm that no stage goes through: DDP rejects parameters without gradients."""
         self.final_norm = nn.Identity()
 
-    def _refuse_dino_interpolation(self, value: str) -> None:
-        if value != "timm":
+    def _require_antialias(self, value: str) -> None:
+        if value != "antialias":
             raise UserError(
-                f"{self.architecture.name} is not of the kind that DINO trained, with learned position embeddings "
-                "only; use pos-embed-interpolation 'timm'"
+                f"pos-embed-interpolation is {value}, but {self.architecture.name} has other position embeddings than "
+                "learned ones, or none; use pos-embed-interpolation antialias"
             )
 
     def _add_mask_token(self, width: int) -> None:

@@ -99,7 +99,7 @@ def wrap_timm(
     model: nn.Module,
     architecture: Architecture,
     *,
-    pos_embed_interpolation: str = "timm",
+    pos_embed_interpolation: str = "antialias",
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Backbone:
@@ -118,10 +118,10 @@ def _refuse_settings_of_vits(config: BackboneConfig) -> None:
                 f"backbone.{name} is {value}, but {config.name} is a Swin transformer, which has blocks and attention "
                 "heads by stage and no class token; leave it out, or choose a plain vision transformer"
             )
-    if config.pos_embed_interpolation != "timm":
+    if config.pos_embed_interpolation != "antialias":
         raise UserError(
             f"backbone.pos-embed-interpolation is {config.pos_embed_interpolation}, but {config.name} is a Swin "
-            "transformer, whose positions are relative; set it to timm"
+            "transformer, whose positions are relative; set it to antialias"
         )
     if not config.final_norm:
         raise UserError(

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 
-class DINOPosEmbedViT(VisionTransformer):
+class OffsetPosEmbedViT(VisionTransformer):
     """timm's vision transformer with DINO's interpolation of position embeddings; nothing else differs.
 
     An instance of VisionTransformer becomes one, and back, by assigning its class.
@@ -19,7 +19,7 @@ class DINOPosEmbedViT(VisionTransformer):
         prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         prefix_positions, patch_positions = split_positions(self)
         grid_size = (x.shape[1], x.shape[2])
-        x = x.flatten(1, 2) + resample_positions_dino(patch_positions, self.patch_embed.grid_size, grid_size)
+        x = x.flatten(1, 2) + resample_with_offset(patch_positions, self.patch_embed.grid_size, grid_size)
         if prefix:
             prefix_tokens = torch.cat(prefix, dim=1)
             if prefix_positions.shape[1]:
@@ -34,7 +34,7 @@ def split_positions(model: Any) -> tuple[Float[Tensor, "1 T D"], Float[Tensor, "
     return model.pos_embed.tensor_split([num_prefix], dim=1)
 
 
-def resample_positions_dino(
+def resample_with_offset(
     positions: Float[Tensor, "1 N D"], old_grid: tuple[int, int], new_grid: tuple[int, int]
 ) -> Float[Tensor, "1 N2 D"]:
     """Bicubic, not antialiased, with sampling points scaled by (new + 0.1) / old.

@@ -63,7 +63,7 @@ def load_backbone(
         model: a run folder, an exported file, a checkpoint of another program (docs/models.md lists them) or the folder
             that Hugging Face keeps it in, `timm:NAME.TAG` for weights that timm may download, or `timm:NAME` for random
             ones, always the same.
-        pos_embed_interpolation: None is what the original program does for its checkpoints, else "timm".
+        pos_embed_interpolation: None is what the original program does for its checkpoints, else "antialias".
         num_heads: of a checkpoint whose width is unusual; else it is known.
         network: prefix of the network to read, in a checkpoint of several.
         mean, std: what images are normalized with, for values in [0, 1], by channel; None: as the file, its name or a
@@ -86,14 +86,14 @@ def load_backbone(
             )
         backbone = _load_swin(str(model).removeprefix("timm:"))
     elif str(model).startswith("timm:"):
-        backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "timm")
+        backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "antialias")
     else:
         file = _find_file(Path(model))
         metadata = read_metadata(file)
         if FORMAT_KEY not in metadata:
             backbone = _load_checkpoint(file, num_heads, pos_embed_interpolation, network, normalization)
         elif network is None:
-            backbone = _load_exported(file, metadata, pos_embed_interpolation or "timm")
+            backbone = _load_exported(file, metadata, pos_embed_interpolation or "antialias")
         else:
             raise UserError(f"{file} is one network; leave out network, which chooses among those of a checkpoint")
     if isinstance(backbone, ViT) and num_heads not in (None, backbone.num_heads):
@@ -131,11 +131,19 @@ def load_weights(
     Raises:
         UserError: as `load_backbone`; or another width, depth, number of heads or structure: nothing is copied.
     """
+    return initialize(backbone, load_start(model, num_heads=num_heads, network=network), origin=str(model))
+
+
+def load_start(model: str | Path, *, num_heads: int | None = None, network: str | None = None) -> ViT:
+    """Load a backbone to start from; `num_heads` is for a checkpoint whose width is unusual, else it is known.
+
+    Raises:
+        UserError: as `load_backbone`, or not a plain vision transformer.
+    """
     try:
-        source = load_vit(model, network=network)
+        return load_vit(model, network=network)
     except UnknownHeadsError:
-        source = load_vit(model, num_heads=num_heads, network=network)
-    return initialize(backbone, source, origin=str(model))
+        return load_vit(model, num_heads=num_heads, network=network)
 
 
 def _find_file(path: Path) -> Path:

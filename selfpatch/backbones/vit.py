@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from selfpatch.backbones.activations import capture_activations
 from selfpatch.backbones.attention import attention_keys, find_attentions, recorded_attention
 from selfpatch.backbones.backbone import ActivationCheckpointing, Architecture, Backbone, Stage, Tokens
-from selfpatch.backbones.pos_embed import DINOPosEmbedViT, resample_positions_dino, split_positions
+from selfpatch.backbones.pos_embed import OffsetPosEmbedViT, resample_with_offset, split_positions
 from selfpatch.backbones.stochastic_depth import compile_blocks, set_drop_path, set_selective_checkpointing
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD
 from selfpatch.errors import UserError
@@ -23,10 +23,10 @@ class ViT(Backbone):
 
     Args:
         model: built by timm with `dynamic_img_size=True` and no classifier.
-        pos_embed_interpolation: how learned position embeddings follow the image size. "timm" is what plain timm
-            will do with the exported file; "dino" what DINO and the original SelfPatch trained with. They differ by
-            up to 0.012 where embeddings have a standard deviation of 0.02.
-        mean, std: what its images are normalised with.
+        pos_embed_interpolation: interpolation of learned position embeddings to other image sizes. "antialias" is
+            what plain timm will do with the exported file; "offset" what DINO and the original SelfPatch trained with.
+            They differ by up to 0.012 where embeddings have a standard deviation of 0.02.
+        mean, std: normalization of its images.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class ViT(Backbone):
         model: nn.Module,
         architecture: Architecture,
         *,
-        pos_embed_interpolation: str = "timm",
+        pos_embed_interpolation: str = "antialias",
         mean: tuple[float, float, float] = IMAGENET_MEAN,
         std: tuple[float, float, float] = IMAGENET_STD,
     ):
@@ -127,26 +127,26 @@ class ViT(Backbone):
         model, grid_size = self.model, self.grid_size(image_size)
         if getattr(model, "pos_embed", None) is None or grid_size == model.patch_embed.grid_size:
             return
-        if self.pos_embed_interpolation == "timm":
+        if self.pos_embed_interpolation == "antialias":
             model.set_input_size(img_size=image_size)
             return
         prefix, patches = split_positions(model)
-        patches = resample_positions_dino(patches, model.patch_embed.grid_size, grid_size)
+        patches = resample_with_offset(patches, model.patch_embed.grid_size, grid_size)
         model.patch_embed.set_input_size(img_size=image_size)
         model.pos_embed = nn.Parameter(torch.cat([prefix, patches], dim=1).detach())
 
     @property
     def pos_embed_interpolation(self) -> str:
-        return "dino" if isinstance(self.model, DINOPosEmbedViT) else "timm"
+        return "offset" if isinstance(self.model, OffsetPosEmbedViT) else "antialias"
 
     @pos_embed_interpolation.setter
     def pos_embed_interpolation(self, value: str) -> None:
         # Subclasses of timm's have a forward of their own, with a distillation token, say.
-        is_plain = type(self.model) in (VisionTransformer, DINOPosEmbedViT) and self.model.pos_embed is not None
+        is_plain = type(self.model) in (VisionTransformer, OffsetPosEmbedViT) and self.model.pos_embed is not None
         if is_plain:
-            self.model.__class__ = DINOPosEmbedViT if value == "dino" else VisionTransformer
+            self.model.__class__ = OffsetPosEmbedViT if value == "offset" else VisionTransformer
         else:
-            self._refuse_dino_interpolation(value)
+            self._require_antialias(value)
 
     def _to_tokens(
         self, cls: Float[Tensor, "B T D"], patches: Float[Tensor, "B T D"], grid_size: tuple[int, int]

@@ -13,11 +13,10 @@ from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_weights
 from selfpatch.commands.hardware import augment_on_device, find_device, num_workers
 from selfpatch.commands.monitor import TrainingMonitor
-from selfpatch.commands.resource_estimate import data_wait_hint, estimate, fit_batch_size
-from selfpatch.commands.run_facts import run_facts
+from selfpatch.commands.resolve_config import resolve_config
+from selfpatch.commands.resource_estimate import data_wait_hint, estimate
 from selfpatch.config import PretrainConfig, rows_columns
-from selfpatch.config.io import override, read_yaml
-from selfpatch.config.renamed import as_begun
+from selfpatch.config.io import override
 from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
@@ -37,7 +36,7 @@ from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficien
 from selfpatch.pretraining.train_state import TrainState, require_pretraining_checkpoint
 from selfpatch.pretraining.train_step import PretrainTask, Schedules, build_optimizer, build_schedules
 from selfpatch.recipes import DEFAULT_RECIPE, find_recipe
-from selfpatch.recipes.derive import ResolvedSetting, derive
+from selfpatch.recipes.derive import ResolvedSetting
 from selfpatch.training.loop import PeriodicCallback, train
 from selfpatch.training.stop_signal import StopSignal
 
@@ -82,7 +81,7 @@ def pretrain(
     source = ImageFolder(Path(images))
     config = override(config or find_recipe(recipe), settings or {})
     device = find_device(config.run.device)
-    config, resolved = resolve_config(config, len(source), Path(out), device)
+    config, resolved = resolve_config(config, len(source), Path(out), device, init_from=init_from)
 
     with closing(RunFolder(Path(out))) as run:
         # 1. The parts. What cannot work is refused here, before anything is written.
@@ -132,18 +131,6 @@ class Parts(NamedTuple):
         return self.state.student_teacher.student.backbone
 
 
-def resolve_config(
-    config: PretrainConfig, num_images: int, out: Path, device: torch.device
-) -> tuple[PretrainConfig, list[ResolvedSetting]]:
-    """Fill in what follows from the images and the hardware."""
-    facts = run_facts(config, num_images, device)
-    config, fitted = fit_batch_size(config, facts, out, device)
-    config, derived = derive(config, facts)
-    if (config_file := RunFolder(out).config_file).is_file():
-        config = as_begun(config, read_yaml(config_file))
-    return config, fitted + derived
-
-
 def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -> Parts:
     """
     Raises:
@@ -154,7 +141,8 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
     num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * sampler.steps_per_epoch), 1)
     torch.manual_seed(config.seed)
     crops = config.crops
-    backbone = build_backbone(config.backbone, rows_columns(crops.global_size), mean=crops.mean, std=crops.std)
+    mean, std = crops.normalization
+    backbone = build_backbone(config.backbone, rows_columns(crops.global_size), mean=mean, std=std)
     student_teacher = build_student_teacher(backbone, config, steps_per_epoch=sampler.steps_per_epoch).to(device)
     check_crops(config, student_teacher)
     apply_efficiency(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate

@@ -35,7 +35,8 @@ def fit_batch_size(
         trial, _ = derive(override(config, {"optim.batch_size": None}), facts)
         trial = override(trial, {"optim.batch_size": trial.optim.batch_size or PROBE_BATCH_SIZES[0]})
         crops = trial.crops
-        backbone = build_backbone(trial.backbone, rows_columns(crops.global_size), mean=crops.mean, std=crops.std)
+        mean, std = crops.normalization
+        backbone = build_backbone(trial.backbone, rows_columns(crops.global_size), mean=mean, std=std)
         student_teacher = build_student_teacher(backbone, trial, steps_per_epoch=1).to(device)
         apply_efficiency(student_teacher, replace(trial.efficiency, compile=False))
         need, available = estimate_memory(student_teacher, trial, device), available_memory(device)

@@ -26,8 +26,8 @@ class BackboneConfig(Config, group="backbone"):
     final_norm: bool = True
     # stochastic depth rate of the student, in [0, 1)
     drop_path: Annotated[float, DropProbability] = 0.1
-    # interpolation of position embeddings to other image sizes: as timm does it, or as DINO's code does
-    pos_embed_interpolation: Literal["timm", "dino"] = "timm"
+    # interpolation of position embeddings to other image sizes: "antialias" as timm, "offset" as DINO's code
+    pos_embed_interpolation: Literal["antialias", "offset"] = "antialias"
 
 
 @dataclass(frozen=True)

@@ -45,10 +45,17 @@ class CropsConfig(Config, group="crops"):
     blur_sigma: Annotated[tuple[float, float], Positive, Ascending] = (0.1, 2.0)
     # probability of solarization on every global crop but the first
     solarize_prob: Annotated[float, Probability] = 0.2
-    # mean of each channel that crops are normalized with, for pixel values in [0, 1]
-    mean: Annotated[tuple[float, float, float], Finite] = IMAGENET_MEAN
-    # standard deviation of each channel that crops are normalized with, for pixel values in [0, 1]
-    std: Annotated[tuple[float, float, float], Positive] = IMAGENET_STD
+    # mean of each channel that crops are normalized with, for pixel values in [0, 1]; None: that of the weights the run
+    # starts from (--init-from), else ImageNet's
+    mean: Annotated[tuple[float, float, float] | None, Finite] = None
+    # standard deviation of each channel that crops are normalized with, for pixel values in [0, 1]; None: that of the
+    # weights the run starts from (--init-from), else ImageNet's
+    std: Annotated[tuple[float, float, float] | None, Positive] = None
+
+    @property
+    def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Mean and standard deviation of each channel, ImageNet's where they are not set."""
+        return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
 
     def __post_init__(self):
         super().__post_init__()

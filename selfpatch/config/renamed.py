@@ -27,6 +27,7 @@ RENAMED = {
 
 # Name of today -> old value -> value of today.
 RENAMED_VALUES = {
+    "backbone.pos_embed_interpolation": {"timm": "antialias", "dino": "offset"},
     "objectives.selfpatch.padding_mode": {"wrap": "circular", "clip": "none"},
     "efficiency.activation_checkpointing": {"nothing": "none", "activations": "selective", "blocks": "full"},
     "efficiency.color_augmentation": {"workers": "worker"},

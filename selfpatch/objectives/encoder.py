@@ -103,5 +103,5 @@ class Encoder(nn.Module):
         if isinstance(backbone.final_norm, nn.Identity) and self.aggregator is not None:
             backbone.final_norm = copy.deepcopy(self.aggregator.norm)
             backbone.final_norm_from_aggregator = True
-        backbone.pos_embed_interpolation = "timm"
+        backbone.pos_embed_interpolation = "antialias"
         return backbone

@@ -62,4 +62,4 @@ def _finish(
     crops = crops.to(device, non_blocking=True)
     if color is not None:
         crops = apply_color_batch(crops, color)
-    return normalize(crops, config.mean, config.std)
+    return normalize(crops, *config.normalization)

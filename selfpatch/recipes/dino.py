@@ -24,7 +24,7 @@ def dino() -> PretrainConfig:
 
     Source: DINO (ICCV 2021); learning rate, crops and heads as SelfPatch's code sets them, so that the two compare.
     """
-    return PretrainConfig(recipe="dino", backbone=BackboneConfig(pos_embed_interpolation="dino"))
+    return PretrainConfig(recipe="dino", backbone=BackboneConfig(pos_embed_interpolation="offset"))
 
 
 def dino_selfpatch() -> PretrainConfig:
@@ -41,7 +41,7 @@ def dino_selfpatch() -> PretrainConfig:
     return replace(
         dino(),
         recipe="dino-selfpatch",
-        backbone=BackboneConfig(class_token=False, final_norm=False, pos_embed_interpolation="dino"),
+        backbone=BackboneConfig(class_token=False, final_norm=False, pos_embed_interpolation="offset"),
         aggregator=AggregatorConfig(image_token="aggregator"),
         objectives=ObjectivesConfig(
             dino=DINOConfig(center_crops="all"),

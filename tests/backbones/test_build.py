@@ -64,7 +64,7 @@ def test_swin_at_its_own_and_other_sizes(tmp_path):
         ({"depth": 2}, "backbone.depth is 2, but swin_tiny.* blocks and attention heads by stage"),
         ({"num_heads": 3}, "backbone.num-heads is 3"),
         ({"class_token": True}, "backbone.class-token is True"),
-        ({"pos_embed_interpolation": "dino"}, "backbone.pos-embed-interpolation is dino.* positions are relative"),
+        ({"pos_embed_interpolation": "offset"}, "backbone.pos-embed-interpolation is offset.* positions are relative"),
         ({"final_norm": False}, "backbone.final-norm is False.* always ends in a norm"),
     ],
 )

@@ -35,7 +35,7 @@ BACKBONES = {
     "RoPE and registers": partial(small_vit, "RoPE and registers"),
     "parallel blocks": partial(small_vit, "parallel blocks"),
     "post-norm": partial(small_vit, "post-norm"),
-    "DINO positions": partial(small_vit, "class token", pos_embed_interpolation="dino"),
+    "DINO positions": partial(small_vit, "class token", pos_embed_interpolation="offset"),
     "Swin": small_swin,
 }
 every_backbone = pytest.mark.parametrize("name", BACKBONES)

@@ -103,7 +103,7 @@ def test_dino_checkpoint_with_class_token(tmp_path):
         "head.mlp.0.weight": torch.zeros(2, 2)
     }
     backbone = load_backbone(save_pth(tmp_path / "dino.pth", {"student": {}, "teacher": state}))
-    assert (backbone.num_heads, backbone.patch_size, backbone.pos_embed_interpolation) == (3, (16, 16), "dino")
+    assert (backbone.num_heads, backbone.patch_size, backbone.pos_embed_interpolation) == (3, (16, 16), "offset")
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         tokens, expected = backbone(x), plain(x)
@@ -113,7 +113,7 @@ def test_dino_checkpoint_with_class_token(tmp_path):
 
 def test_original_can_be_exported(tmp_path):
     for path in (KIT / "initial.safetensors", save_pth(tmp_path / "bare.pth", original_backbone())):
-        backbone = load_backbone(path, num_heads=HEADS, pos_embed_interpolation="timm")
+        backbone = load_backbone(path, num_heads=HEADS, pos_embed_interpolation="antialias")
         export_timm(backbone, tmp_path / "backbone.safetensors")
         again = load_backbone(tmp_path)
         x = torch.randn(1, 3, 32, 64)
@@ -165,9 +165,9 @@ def test_unknown_tensor_of_the_encoder_is_an_error(name, tmp_path):
 
 
 def test_plain_timm_resampling_unless_asked(tmp_path):
-    export_timm(small_vit("class token", pos_embed_interpolation="dino"), tmp_path / "backbone.safetensors")
-    assert load_backbone(tmp_path).pos_embed_interpolation == "timm"
-    assert load_backbone(tmp_path, pos_embed_interpolation="dino").pos_embed_interpolation == "dino"
+    export_timm(small_vit("class token", pos_embed_interpolation="offset"), tmp_path / "backbone.safetensors")
+    assert load_backbone(tmp_path).pos_embed_interpolation == "antialias"
+    assert load_backbone(tmp_path, pos_embed_interpolation="offset").pos_embed_interpolation == "offset"
 
 
 def test_it_comes_ready_for_evaluation(tmp_path):

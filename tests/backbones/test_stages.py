@@ -52,7 +52,7 @@ def test_maps_are_those_that_timm_gives(family, size):
 
 
 def test_maps_follow_the_resampling_of_positions():
-    plain, dino = small_vit("class token"), small_vit("class token", pos_embed_interpolation="dino")
+    plain, dino = small_vit("class token"), small_vit("class token", pos_embed_interpolation="offset")
     x = images(plain, 3, 6)
     with torch.no_grad():
         (ours,), (timms,) = (backbone.forward_intermediates(x, [0]) for backbone in (dino, plain))
@@ -129,7 +129,7 @@ def test_load_vit_gives_what_load_backbone_gives(tmp_path):
     backbone = small_vit("class token")
     export_timm(backbone, tmp_path / "backbone.safetensors")
     x = images(backbone, 3, 2)
-    for vit in (load_vit(tmp_path, num_heads=3), load_vit(tmp_path, pos_embed_interpolation="dino")):
+    for vit in (load_vit(tmp_path, num_heads=3), load_vit(tmp_path, pos_embed_interpolation="offset")):
         assert isinstance(vit, ViT) and not vit.training
     with torch.no_grad():
         assert torch.equal(load_vit(tmp_path)(x).patch_tokens, load_backbone(tmp_path)(x).patch_tokens)

@@ -142,7 +142,7 @@ def test_another_version_of_swin():
 
 
 def test_settings_of_plain_transformers_are_refused():
-    for setting in ({"num_heads": 3}, {"pos_embed_interpolation": "dino"}):
+    for setting in ({"num_heads": 3}, {"pos_embed_interpolation": "offset"}):
         with pytest.raises(ValueError, match=f"timm:{NAME} has attention heads by stage and no position embeddings"):
             load_backbone(f"timm:{NAME}", **setting)
 

@@ -6,7 +6,7 @@ import torch
 
 from selfpatch.backbones.backbone import Architecture
 from selfpatch.backbones.build import build_backbone, create_timm
-from selfpatch.backbones.pos_embed import resample_positions_dino
+from selfpatch.backbones.pos_embed import resample_with_offset
 from selfpatch.backbones.vit import ViT
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from tests.backbones.small_vits import FAMILIES, small_vit
@@ -54,7 +54,7 @@ def test_architecture_builds_it_again(family):
 
 @pytest.mark.parametrize("family", LEARNED)
 def test_dino_and_timm_agree_on_the_own_grid_only(family):
-    backbone, dino = small_vit(family), small_vit(family, pos_embed_interpolation="dino")
+    backbone, dino = small_vit(family), small_vit(family, pos_embed_interpolation="offset")
     with torch.no_grad():
         same, other = images(backbone, 4, 4), images(backbone, 6, 5)
         torch.testing.assert_close(dino(same).patch_tokens, backbone(same).patch_tokens, rtol=1e-5, atol=1e-5)
@@ -66,7 +66,7 @@ def test_dino_and_timm_agree_on_the_own_grid_only(family):
 @pytest.mark.parametrize("new_grid", [(3, 7), (8, 4), (1, 1), (5, 6)])
 def test_dino_resampling_equals_plain(new_grid):
     positions = torch.randn(5, 6, 3, generator=torch.Generator().manual_seed(0))
-    ours = resample_positions_dino(positions.flatten(0, 1)[None], (5, 6), new_grid)
+    ours = resample_with_offset(positions.flatten(0, 1)[None], (5, 6), new_grid)
     if new_grid == (5, 6):
         assert torch.equal(ours, positions.flatten(0, 1)[None])
     else:
@@ -75,7 +75,8 @@ def test_dino_resampling_equals_plain(new_grid):
 
 
 @pytest.mark.parametrize(
-    ("family", "resampling"), [(family, "timm") for family in FAMILIES] + [(family, "dino") for family in LEARNED]
+    ("family", "resampling"),
+    [(family, "antialias") for family in FAMILIES] + [(family, "offset") for family in LEARNED],
 )
 def test_positions_resampled_for_good_give_the_same_tokens(family, resampling):
     backbone = small_vit(family, pos_embed_interpolation=resampling)
@@ -92,8 +93,8 @@ def test_positions_resampled_for_good_give_the_same_tokens(family, resampling):
 
 @pytest.mark.parametrize("family", ["RoPE", "RoPE and positions"])
 def test_dino_resampling_is_refused_where_dino_has_none(family):
-    with pytest.raises(ValueError, match="use pos-embed-interpolation 'timm'"):
-        small_vit(family, pos_embed_interpolation="dino")
+    with pytest.raises(ValueError, match="use pos-embed-interpolation antialias"):
+        small_vit(family, pos_embed_interpolation="offset")
 
 
 def test_stochastic_depth_is_for_training():
@@ -141,16 +142,16 @@ def test_the_final_norm_is_read_and_set_where_timm_has_it():
 
 def test_positions_switch_between_timm_and_dino():
     """As a run trained with DINO's ships a backbone with timm's."""
-    backbone, dino = small_vit("registers"), small_vit("registers", pos_embed_interpolation="dino")
+    backbone, dino = small_vit("registers"), small_vit("registers", pos_embed_interpolation="offset")
     x = images(backbone, 6, 5)
     with torch.no_grad():
         expected = backbone(x).patch_tokens
         for network in (dino, copy.deepcopy(dino)):
-            assert network.pos_embed_interpolation == "dino"
+            assert network.pos_embed_interpolation == "offset"
             assert not torch.equal(network(x).patch_tokens, expected)
-            network.pos_embed_interpolation = "timm"
+            network.pos_embed_interpolation = "antialias"
             assert torch.equal(network(x).patch_tokens, expected)
-    assert backbone.pos_embed_interpolation == "timm"
+    assert backbone.pos_embed_interpolation == "antialias"
 
 
 def test_other_numbers_of_heads():

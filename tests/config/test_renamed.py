@@ -63,7 +63,7 @@ run: {device: auto, log_every: 10, save_every: null, keep: 5, max_bad_share: 0.1
 
 # Name of today: its value in that file, in the words of today.
 EXPECTED = {
-    "backbone.pos_embed_interpolation": "dino",
+    "backbone.pos_embed_interpolation": "offset",
     "crops.hflip_prob": 0.25,
     "crops.color_jitter": (0.1, 0.2, 0.3, 0.4),
     "crops.color_jitter_prob": 0.7,

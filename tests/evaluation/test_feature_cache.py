@@ -70,7 +70,7 @@ def test_a_damaged_file_is_made_again_and_a_full_cache_keeps_working(backbone, t
 def test_what_stands_in_no_tensor_counts_too(backbone, tmp_path):
     images = torch.randn(1, 3, 48, 32)
     cached(backbone, tmp_path)(images)
-    for change in (lambda: backbone.set_num_heads(2), lambda: setattr(backbone, "pos_embed_interpolation", "dino")):
+    for change in (lambda: backbone.set_num_heads(2), lambda: setattr(backbone, "pos_embed_interpolation", "offset")):
         change()
         memory = cached(backbone, tmp_path)
         torch.testing.assert_close(memory(images).patch_tokens, backbone(images).patch_tokens)

@@ -98,7 +98,7 @@ def config_of(settings: dict) -> PretrainConfig:
             class_token=False,
             final_norm=False,
             drop_path=settings["drop_path"],
-            pos_embed_interpolation="dino",
+            pos_embed_interpolation="offset",
         ),
         aggregator=AggregatorConfig(),
         objectives=ObjectivesConfig(
@@ -143,7 +143,7 @@ def views(
     crops: dict[str, torch.Tensor], step: int, config: PretrainConfig
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     images = [
-        normalize(crops[f"step{step}.crop{j}"], config.crops.mean, config.crops.std)
+        normalize(crops[f"step{step}.crop{j}"], *config.crops.normalization)
         for j in range(sum(name.startswith(f"step{step}.") for name in crops))
     ]
     return torch.stack(images[:2]), torch.stack(images[2:]) if len(images) > 2 else None

@@ -57,7 +57,7 @@ def predicted(kit, expected, tmp_path_factory) -> tuple[EvalOutput, Path]:
         **{ours: to_ours(settings.pop(theirs)) for theirs, ours in NAMES.items()},
     )
     backbone = load_vit(
-        kit / "backbone.safetensors", num_heads=settings.pop("num_heads"), pos_embed_interpolation="dino"
+        kit / "backbone.safetensors", num_heads=settings.pop("num_heads"), pos_embed_interpolation="offset"
     )
     patch_size = settings.pop("patch_size")
     assert backbone.patch_size == (patch_size, patch_size)

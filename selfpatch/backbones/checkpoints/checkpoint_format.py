@@ -81,7 +81,7 @@ class CheckpointFormat(NamedTuple):
     matches: Callable[[Network], bool]
     read: Callable[[Network], Encoder]
     infer: Infer
-    pos_embed_interpolation: str = "timm"
+    pos_embed_interpolation: str = "antialias"
     num_heads: Mapping[int, int] = {}
     normalization: Normalization | None = None
 

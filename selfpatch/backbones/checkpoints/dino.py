@@ -37,8 +37,8 @@ def read_dino(network: Network) -> Encoder:
     return Encoder(tensors, notes=notes, final_norm_from_aggregator=is_borrowed)
 
 
-IBOT = CheckpointFormat("iBOT", is_ibot, read_ibot, infer_vit, "dino", normalization=IMAGENET)
-SELFPATCH = CheckpointFormat("SelfPatch", is_selfpatch, read_dino, infer_vit, "dino", normalization=IMAGENET)
-DINO = CheckpointFormat("DINO", is_dino, read_dino, infer_vit, "dino", normalization=IMAGENET)
+IBOT = CheckpointFormat("iBOT", is_ibot, read_ibot, infer_vit, "offset", normalization=IMAGENET)
+SELFPATCH = CheckpointFormat("SelfPatch", is_selfpatch, read_dino, infer_vit, "offset", normalization=IMAGENET)
+DINO = CheckpointFormat("DINO", is_dino, read_dino, infer_vit, "offset", normalization=IMAGENET)
 # DINO cuts its published backbones out of everything that would tell them from others with the same names.
-UNKNOWN = CheckpointFormat("DINO", lambda network: True, read_dino, infer_vit, "dino")
+UNKNOWN = CheckpointFormat("DINO", lambda network: True, read_dino, infer_vit, "offset")

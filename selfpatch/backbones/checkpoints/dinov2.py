@@ -38,4 +38,4 @@ def read_dinov2(network: Network) -> Encoder:
     return Encoder(rename(network.tensors, NAMES))
 
 
-DINOV2 = CheckpointFormat("DINOv2", is_dinov2, read_dinov2, infer_vit, "dino", normalization=IMAGENET)
+DINOV2 = CheckpointFormat("DINOv2", is_dinov2, read_dinov2, infer_vit, "offset", normalization=IMAGENET)

@@ -89,7 +89,7 @@ def convert_checkpoint(
     is_open = hints.is_certain or format_ in OPEN or (hints.tag is not None and format_ is dinov2.DINOV2)
     if hints.architecture and is_open and "patch_embed.proj.weight" in found.network.tensors:
         model = timm_files.fit_named(found.network, num_heads)
-    pos_embed_interpolation = "timm"
+    pos_embed_interpolation = "antialias"
     if model is not None:
         notes += [f"read as timm's {model.name}", *timm_files.timm_notes(hints)]
     else:
@@ -99,7 +99,7 @@ def convert_checkpoint(
         model = format_.infer(file, encoder, NUM_HEADS | dict(format_.num_heads), num_heads)
         # Registers came with another interpolation: bicubic and antialiased to the size itself, as timm's (DINOv2's hub
         # sets interpolate_antialias for these).
-        pos_embed_interpolation = "timm" if "reg_tokens" in model.arguments else format_.pos_embed_interpolation
+        pos_embed_interpolation = "antialias" if "reg_tokens" in model.arguments else format_.pos_embed_interpolation
     notes += encoder.notes
     if not any(name.startswith("norm.") for name in model.tensors):
         pooled = "; its norm comes after pooling (fc_norm)" if "fc_norm.weight" in model.tensors else ""

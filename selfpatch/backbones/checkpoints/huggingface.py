@@ -100,6 +100,6 @@ def with_config(network: Network, encoder: Encoder, *, width: int) -> Encoder:
 
 # Google's ViT was trained with mean and std of 0.5, others of this layout with ImageNet's.
 HUGGING_FACE_DINOV2 = CheckpointFormat(
-    "Hugging Face's DINOv2", is_huggingface_dinov2, read_huggingface, infer_vit, "dino", normalization=IMAGENET
+    "Hugging Face's DINOv2", is_huggingface_dinov2, read_huggingface, infer_vit, "offset", normalization=IMAGENET
 )
 HUGGING_FACE = CheckpointFormat("Hugging Face's ViT", is_huggingface, read_huggingface, infer_vit)

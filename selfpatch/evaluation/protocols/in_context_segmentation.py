@@ -26,7 +26,7 @@ class InContextSegmentation(Config):
     # label of pixels without a class in the memory bank: "left_out", or "class_0" as in the program: the background, or
     # in ADE20K a class of its own, the 151st
     void: Literal["left_out", "class_0"] = "left_out"
-    # which mIoU is the headline: "direct", or "matched" (Hungarian) as in the program
+    # mIoU that is the headline: "direct", or "matched" (Hungarian) as in the program
     headline: Literal["direct", "matched"] = "direct"
     # classes that the mean is over: those "occurring" in masks or predictions, or "all" as in the program
     mean_over: Literal["occurring", "all"] = "occurring"

@@ -21,7 +21,7 @@ class LinearSegmentation(Config):
 
     # short side of the images in pixels, and side of training crops and test windows
     image_size: Annotated[int, Positive] = 512
-    # how crops and windows fit the patches: "floor" rounds their side down to whole patches (504 at patch 14),
+    # fit of crops and windows to whole patches: "floor" rounds their side down to whole patches (504 at patch 14),
     # "center_pad" keeps it and pads the input of the backbone with the mean color on all sides (512 to 518)
     patch_fit: Literal["floor", "center_pad"] = "floor"
     # largest long side of the images in pixels, before the random scale of training; None: no limit
