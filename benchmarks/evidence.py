@@ -20,15 +20,10 @@ ViT-S) and pictures and scores in folders of these names.
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks import shortcut
 from benchmarks.evidence_table import STAGES, draw_curves, draw_together, markdown
+from benchmarks.time_limit import OutOfTimeError, time_limit
 from selfpatch.backbones.checkpoints.weights_io import read_metadata
 from selfpatch.commands.evaluate import evaluate
 from selfpatch.commands.hardware import find_device
@@ -45,7 +41,6 @@ from selfpatch.commands.pretrain import pretrain
 from selfpatch.commands.visualize import visualize
 from selfpatch.config.io import read_yaml, to_dict
 from selfpatch.evaluation.datasets.segmentation import read_segmentation
-from selfpatch.evaluation.head_training import StoppedError
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.metric_logger import read_metrics
@@ -82,30 +77,6 @@ TRIED = "dino-selfpatch"  # tells how many steps fit: the most expensive of the 
 NUM_SCORES = 10
 TRIAL_STEPS = 60
 NUM_SHORTCUT_IMAGES = 2000
-
-
-class OutOfTimeError(Exception):
-    """The same command goes on."""
-
-
-@contextmanager
-def time_limit(minutes: float) -> Iterator[None]:
-    """After so many minutes SIGTERM comes: a training saves itself, everything else is left and done anew next time."""
-
-    def stop(_number: int, _frame: Any) -> None:
-        raise OutOfTimeError
-
-    before = signal.signal(signal.SIGTERM, stop)
-    timer = threading.Timer(60 * minutes, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except StoppedError as error:  # a linear layer in its training
-        raise OutOfTimeError from error
-    finally:
-        timer.cancel()
-        signal.signal(signal.SIGTERM, before)
 
 
 def make_images(data: Path, cutouts: Path, *, num_images: int, num_train: int, num_val: int, side: int) -> None:
