@@ -13,7 +13,7 @@ from selfpatch.commands.hardware import find_device
 from selfpatch.errors import unknown_name, working
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.printable import printable
@@ -57,7 +57,7 @@ def evaluate(
     for note in backbone.notes:
         say(note)
     with closing(PhaseProgressBar(task)) as report, working():
-        context = Context(Path(out), found_device, report, str(model))
+        context = EvalContext(Path(out), found_device, report, str(model))
         result = run_task(task, backbone, Path(data), protocol, context)
     Console().print(table(result))
     for note in result.notes[len(backbone.notes) :]:  # those of the model have been printed

@@ -12,7 +12,7 @@ from selfpatch.evaluation.head_training import OtherTrainingError
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.all_frozen import AllFrozen
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.output.progress import say
 from selfpatch.training.loop import DivergenceError
 
@@ -27,7 +27,7 @@ DATA_MATCHERS: dict[str, Callable[[Path], bool]] = {
     "linear-classification": class_folder.matches_layout,
 }
 
-RunTask = Callable[[str, Backbone, Path, Any, Context], Result]
+RunTask = Callable[[str, Backbone, Path, Any, EvalContext], Result]
 
 
 class PlannedTask(NamedTuple):
@@ -35,7 +35,7 @@ class PlannedTask(NamedTuple):
     candidates: list[Path]  # folders that look like its data; the first that is complete is taken
 
 
-def run(backbone: Backbone, root: Path, protocol: AllFrozen, context: Context, *, run_task: RunTask) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: AllFrozen, context: EvalContext, *, run_task: RunTask) -> EvalOutput:
     """Run each task into a folder of its own below OUT, and sum up: the headline of each.
 
     A task whose data turn out not to be complete is left out, and why is said; the others are run.

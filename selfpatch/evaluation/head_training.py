@@ -13,7 +13,7 @@ from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.errors import StoppedError, UserError
 from selfpatch.evaluation.features import prefetch
 from selfpatch.evaluation.fingerprint import fingerprint
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.optim.optimizer import load_optimizer_state, optimizer_state, optimizer_step
 from selfpatch.optim.schedules import Schedule
 from selfpatch.output import checkpoint
@@ -49,7 +49,7 @@ def train_head(
     clip_norm: float = 0.0,
     seed: int,
     identity: dict[str, Any],
-    context: Context,
+    context: EvalContext,
     precision: str = "auto",
     accumulate: int = 1,
     callbacks: Sequence[PeriodicCallback] = (),
@@ -203,7 +203,7 @@ def _batches(
     return prefetch(lambda place: sample(*place), places())
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], context: Context) -> int:
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], context: EvalContext) -> int:
     """Load what OUT holds; returns the number of steps done."""
     found, skipped_checkpoints = checkpoint.load_latest(context.out / "checkpoints")
     for reason in skipped_checkpoints:
@@ -222,9 +222,9 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
     return found.state["step"]
 
 
-def resume_key(task: str, protocol: Any, facts: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
-    """What a checkpoint must agree in: the task, its settings, what it met in the data, and the model's weights."""
-    return {"task": task, "protocol": to_dict(protocol), "data": facts, "model": fingerprint(backbone)}
+def resume_key(task: str, protocol: Any, data: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """Values that a checkpoint must share with the run that resumes it: task, settings, training data, weights."""
+    return {"task": task, "protocol": to_dict(protocol), "data": data, "model": fingerprint(backbone)}
 
 
 @contextmanager

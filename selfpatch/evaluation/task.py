@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 
 # done, of how many
-Report = Callable[[int, int], None]
+ProgressFn = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
     pass
 
 
-class Context(NamedTuple):
+class EvalContext(NamedTuple):
     """Where a task runs and what it may write to.
 
     Args:
@@ -26,7 +26,7 @@ class Context(NamedTuple):
 
     out: Path
     device: torch.device = torch.device("cpu")
-    report: Report = no_progress
+    report: ProgressFn = no_progress
     model: str = "unnamed"
 
     @property

@@ -21,13 +21,13 @@ from selfpatch.evaluation.segmentation import (
     overclustering,
     semantic_segmentation,
 )
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.evaluation.video import video_segmentation
 from selfpatch.output.versions import versions
 from selfpatch.training.precision import resolve_precision
 
 # (backbone, folder of data, protocol, context) -> output
-TASK_RUNNERS: dict[str, Callable[[Backbone, Path, Any, Context], EvalOutput]] = {
+TASK_RUNNERS: dict[str, Callable[[Backbone, Path, Any, EvalContext], EvalOutput]] = {
     "in-context-segmentation": in_context_segmentation.run,
     "knn-classification": knn_classification.run,
     "linear-classification": linear_classification.run,
@@ -42,7 +42,7 @@ TASK_RUNNERS: dict[str, Callable[[Backbone, Path, Any, Context], EvalOutput]] = 
 }
 
 
-def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: Context) -> Result:
+def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: EvalContext) -> Result:
     """Run a task and write OUT/result.json and OUT/pictures.
 
     Args:

@@ -17,7 +17,7 @@ from selfpatch.evaluation.protocols.linear_segmentation import LeopartSegmentati
 from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
 from selfpatch.evaluation.protocols.overclustering import Overclustering
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import TASK_RUNNERS, run_task
 from tests.backbones.small_swin import small_swin
 from tests.backbones.small_vits import small_vit
@@ -70,19 +70,22 @@ def test_every_task_takes_every_family_and_the_same_from_disk(family, data, tmp_
     details = {}
     for task, protocol in SMALL.items():
         root = data / DATA.get(task, "masks")
-        plain = TASK_RUNNERS[task](backbone, root, protocol, Context(tmp_path / task))
+        plain = TASK_RUNNERS[task](backbone, root, protocol, EvalContext(tmp_path / task))
         assert all(0 <= value <= 1 for name, value in plain.metrics.items() if "Decay" not in name)
         details[task] = plain.details
         for i in range(2):  # written, then read
             cached = CachedBackbone(backbone, tmp_path / "features", max_bytes=1e8)
-            again = TASK_RUNNERS[task](cached, root, protocol, Context(tmp_path / f"{task} {i}"))
+            again = TASK_RUNNERS[task](cached, root, protocol, EvalContext(tmp_path / f"{task} {i}"))
             assert again.metrics == pytest.approx(plain.metrics, abs=1e-6)
         assert cached.num_found > 0 and cached.num_encoded == 0
     assert details["knn-classification"]["vector_scored"] == ("class_token" if has_class_token else "mean")
     both = ["class_token", "class_token_and_mean"]
     assert details["linear-classification"]["vectors_scored"] == (both if has_class_token else ["mean"])
     leopart = LeopartSegmentation(image_size=70, mask_size=20, epochs=1, batch_size=1)
-    assert TASK_RUNNERS["linear-segmentation"](backbone, data / "masks", leopart, Context(tmp_path)).metrics["mIoU"] > 0
+    assert (
+        TASK_RUNNERS["linear-segmentation"](backbone, data / "masks", leopart, EvalContext(tmp_path)).metrics["mIoU"]
+        > 0
+    )
 
 
 @pytest.fixture
@@ -94,7 +97,7 @@ def small_presets(monkeypatch):
 def test_all_at_once_then_side_by_side(data, tmp_path, small_presets, capsys):
     backbone = small_vit("registers")
     for i in range(2):
-        context = Context(tmp_path / f"out{i}", model=f"model {i}")
+        context = EvalContext(tmp_path / f"out{i}", model=f"model {i}")
         settings = AllFrozen(protocols="quick", cache=tmp_path / "features")
         result = run_task("all-frozen", backbone, data, settings, context)
     assert [name.partition("/")[0] for name in result.metrics] == list(SMALL)
@@ -121,7 +124,7 @@ def test_what_the_data_do_not_allow(data, tmp_path, small_presets):
     next((broken / "Annotations").rglob("*.png")).unlink()
     write_classes(tmp_path / "data" / "classes", num_classes=2, num_train=2, num_val=1)
     result = run_task(
-        "all-frozen", backbone, tmp_path / "data", AllFrozen(protocols="quick"), Context(tmp_path / "out")
+        "all-frozen", backbone, tmp_path / "data", AllFrozen(protocols="quick"), EvalContext(tmp_path / "out")
     )
     assert {name.partition("/")[0] for name in result.metrics} == {"knn-classification", "linear-classification"}
     (note,) = result.notes
@@ -129,7 +132,7 @@ def test_what_the_data_do_not_allow(data, tmp_path, small_presets):
 
 
 def test_layers_of_another_model_end_it(data, tmp_path, small_presets):
-    context = Context(tmp_path / "out")
+    context = EvalContext(tmp_path / "out")
     settings = AllFrozen(protocols="quick", tasks=("linear-segmentation",))
     run_task("all-frozen", small_vit("class token"), data, settings, context)
     with pytest.raises(ValueError, match="holds a head that was trained otherwise"):
@@ -140,7 +143,7 @@ def test_results_of_a_task_that_is_left_out_do_not_stay(data, tmp_path, small_pr
     root = tmp_path / "data"
     write_davis(root / "videos", videos=("ball",), num_frames=3)
     write_classes(root / "classes", num_classes=2, num_train=2, num_val=1)
-    context = Context(tmp_path / "out")
+    context = EvalContext(tmp_path / "out")
     settings = AllFrozen(protocols="quick", tasks=("video-segmentation", "knn-classification"))
     run_task("all-frozen", small_vit("class token"), root, settings, context)
     next((root / "videos" / "Annotations").rglob("*.png")).unlink()
@@ -155,4 +158,6 @@ def test_a_fault_of_the_program_is_not_booked_as_left_out(fault, data, tmp_path,
 
     monkeypatch.setitem(TASK_RUNNERS, "knn-classification", fail)
     with pytest.raises(type(fault)):
-        run_task("all-frozen", small_vit("class token"), data, AllFrozen(protocols="quick"), Context(tmp_path / "out"))
+        run_task(
+            "all-frozen", small_vit("class token"), data, AllFrozen(protocols="quick"), EvalContext(tmp_path / "out")
+        )

@@ -12,7 +12,7 @@ from torch import nn
 from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.evaluation.head_training import StoppedError, train_head
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.training.loop import DivergenceError
 
 STEPS, BATCH_SIZE, NUM_SAMPLES = 12, 4, 5
@@ -46,7 +46,7 @@ def train(
         "num_samples": NUM_SAMPLES, "batch_size": BATCH_SIZE, "steps": STEPS, "clip_norm": 1.0, "seed": 0,
         "identity": {"task": "test"}, **settings,
     }  # fmt: skip
-    train_head(head, optimizer, losses, samples, lr=lr, context=Context(out), **settings)
+    train_head(head, optimizer, losses, samples, lr=lr, context=EvalContext(out), **settings)
 
 
 def test_it_is_the_plain_loop(tmp_path):

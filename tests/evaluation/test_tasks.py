@@ -15,7 +15,7 @@ from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
 from selfpatch.evaluation.protocols.upernet import UPerNet
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import TASK_RUNNERS, run_task
 from tests.backbones.small_vits import small_vit
 from tests.evaluation.boxed_scenes import ContrastBackbone, write_voc
@@ -71,7 +71,7 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
         backbone = ContrastBackbone()
     else:
         backbone = small_vit("class token") if name in FINE_TUNED else ColorBackbone()
-    result = run_task(name, backbone, root, SMALL[name], Context(out, model="colors"))
+    result = run_task(name, backbone, root, SMALL[name], EvalContext(out, model="colors"))
     written = json.loads((out / "result.json").read_text())
     assert list(written) == ["task", "protocol", "metrics", "model", "data", "seconds", "versions", "details", "notes"]
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))

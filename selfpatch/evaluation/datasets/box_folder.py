@@ -19,7 +19,7 @@ from selfpatch.evaluation.datasets.labeled_images import (
     spread,
 )
 from selfpatch.evaluation.datasets.readable import check_readable
-from selfpatch.evaluation.task import Report, no_progress
+from selfpatch.evaluation.task import ProgressFn, no_progress
 
 LAYOUTS = """
   JPEGImages/NAME.jpg  Annotations/NAME.xml  ImageSets/Main/SPLIT.txt   (Pascal VOC, or a folder that holds VOC2007 ...)
@@ -72,7 +72,7 @@ class BoxFolder:
         split: str | None = None,
         skip_hard: bool = False,
         max_images: int | None = None,
-        report: Report = no_progress,
+        report: ProgressFn = no_progress,
     ):
         if is_coco(root):
             self.layout, items = coco_images(root, split, skip_hard=skip_hard, max_images=max_images)
@@ -93,8 +93,8 @@ class BoxFolder:
                 + ", so there is nothing to find; add objects to the annotations, or take more images (max-images)"
             )
 
-    def facts(self) -> dict[str, Any]:
-        """What a protocol met here, for result.json."""
+    def describe(self) -> dict[str, Any]:
+        """Dataset facts, recorded in result.json."""
         return {
             "split_found": self.layout,
             "num_images": len(self.images),

@@ -236,8 +236,8 @@ class CocoDetection:
     def num_classes(self) -> int:
         return len(self.category_ids)
 
-    def facts(self) -> dict[str, Any]:
-        """What a protocol met here, for result.json."""
+    def describe(self) -> dict[str, Any]:
+        """Dataset facts, recorded in result.json."""
         return {
             "split": f"{TRAIN}, {VAL}",
             "num_train_images": len(self.train),

@@ -7,12 +7,12 @@ from selfpatch.data.reading.decode import UnreadableImage, read_image, read_size
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.labeled_images import indices_to_decode, listed
 from selfpatch.evaluation.features import prefetch
-from selfpatch.evaluation.task import Report
+from selfpatch.evaluation.task import ProgressFn
 
 READ_AT_ONCE = 64  # images
 
 
-def check_readable(root: Path, paths: Sequence[Path], report: Report, *, num_val: int) -> list[tuple[int, int]]:
+def check_readable(root: Path, paths: Sequence[Path], report: ProgressFn, *, num_val: int) -> list[tuple[int, int]]:
     """(rows, columns) of every image.
 
     NUM_DECODED of them are decoded, those for validation first; of the others the header is read.

@@ -33,7 +33,7 @@ from selfpatch.evaluation.detection.detector import Detector
 from selfpatch.evaluation.features import prefetch, resize_image
 from selfpatch.evaluation.head_training import train_head
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
-from selfpatch.evaluation.task import Context, EvalOutput, Report, no_progress
+from selfpatch.evaluation.task import EvalContext, EvalOutput, ProgressFn, no_progress
 from selfpatch.optim.schedules import Schedule, warmup_multistep
 
 NUM_SHOWN = 8
@@ -47,7 +47,7 @@ WITHOUT_EFFECT_ON_WEIGHTS = (
 )  # fmt: skip
 
 
-def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: EvalContext) -> EvalOutput:
     """Train a copy of the backbone as a detector, or go on from context.out; score the validation images.
 
     Writes OUT/detections.json in COCO's format of results, and pictures of a few images.
@@ -78,7 +78,7 @@ def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: Context) ->
         "num_heads": detector.backbone.num_heads,
         "num_parameters": sum(parameter.numel() for parameter in detector.parameters()),
     }
-    return EvalOutput(metrics, data.facts(), details)
+    return EvalOutput(metrics, data.describe(), details)
 
 
 def num_steps(data: CocoDetection, protocol: MaskRCNN) -> int:
@@ -117,7 +117,7 @@ def train(
     detector: Detector,
     data: CocoDetection,
     protocol: MaskRCNN,
-    context: Context,
+    context: EvalContext,
     *,
     identity: dict[str, Any],
     steps: int,
@@ -220,7 +220,7 @@ def detect_images(
     data: CocoDetection,
     protocol: MaskRCNN,
     device: torch.device,
-    report: Report = no_progress,
+    report: ProgressFn = no_progress,
 ) -> tuple[list[ResultEntry], list[DetectedImage]]:
     """Detections on all validation images, and a few images to look at, spread evenly.
 

@@ -30,18 +30,18 @@ from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.segmentation.segmentation_scores import ConfusionMeter, SegmentationScores, upsampled_argmax
-from selfpatch.evaluation.task import Context, EvalOutput, Report, no_progress
+from selfpatch.evaluation.task import EvalContext, EvalOutput, ProgressFn, no_progress
 
 MAX_CHUNK = 2**26  # numbers that the nearest-patch search holds at once: 256 MiB
 
 
-def run(backbone: Backbone, root: Path, protocol: InContextSegmentation, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: InContextSegmentation, context: EvalContext) -> EvalOutput:
     data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     evaluator = InContextEvaluator(data, protocol, patch_size=backbone.patch_size)
     scores = evaluator(backbone, device=context.device, report=context.report)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
-    return EvalOutput(scores.metrics, data.facts())
+    return EvalOutput(scores.metrics, data.describe())
 
 
 class MemoryEntry(NamedTuple):
@@ -94,7 +94,7 @@ class InContextEvaluator:
         self._read_mask = Cached(lambda item: (self._scored_mask(item),))
 
     def __call__(
-        self, backbone: Backbone, *, device: torch.device | str = "cpu", report: Report = no_progress
+        self, backbone: Backbone, *, device: torch.device | str = "cpu", report: ProgressFn = no_progress
     ) -> SegmentationScores:
         data, protocol = self.data, self.protocol
         device = torch.device(device)

@@ -25,13 +25,13 @@ from selfpatch.evaluation.head_training import resume_key, seeded, train_head
 from selfpatch.evaluation.metrics import mean_cross_entropy
 from selfpatch.evaluation.protocols.linear_segmentation import LeopartSegmentation
 from selfpatch.evaluation.segmentation.segmentation_scores import ConfusionMeter, SegmentationScores, upsampled_argmax
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 
 Sample = tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]  # image and mask
 
 
 def evaluate_leopart(
-    backbone: Backbone, data: SegmentationData, protocol: LeopartSegmentation, context: Context
+    backbone: Backbone, data: SegmentationData, protocol: LeopartSegmentation, context: EvalContext
 ) -> SegmentationScores:
     """Train the layer, and score it on all validation images.
 

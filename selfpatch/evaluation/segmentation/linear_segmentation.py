@@ -33,7 +33,7 @@ from selfpatch.evaluation.segmentation.prediction_pictures import write_predicti
 from selfpatch.evaluation.segmentation.segmentation_scores import SegmentationScores, evaluate_several
 from selfpatch.evaluation.segmentation.sliding_window import encode_windows, merge_windows
 from selfpatch.evaluation.segmentation.training_crops import assemble, photometric_distortion, random_crop
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.training.loop import PeriodicCallback
 
@@ -43,14 +43,14 @@ WARMUP_START = 1e-6  # fraction of the learning rate at step 0, in both protocol
 
 
 def run(
-    backbone: Backbone, root: Path, protocol: LinearSegmentation | LeopartSegmentation, context: Context
+    backbone: Backbone, root: Path, protocol: LinearSegmentation | LeopartSegmentation, context: EvalContext
 ) -> EvalOutput:
     data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     evaluate = evaluate_leopart if isinstance(protocol, LeopartSegmentation) else evaluate_linear_segmentation
     scores = evaluate(backbone, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
-    return EvalOutput(scores.metrics, data.facts(), scores.details)
+    return EvalOutput(scores.metrics, data.describe(), scores.details)
 
 
 class LinearHead(nn.Module):
@@ -69,7 +69,7 @@ class LinearHead(nn.Module):
 
 
 def evaluate_linear_segmentation(
-    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: Context
+    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: EvalContext
 ) -> SegmentationScores:
     """Train the layer on the training images, and score it on the validation images at their own size.
 
@@ -133,7 +133,7 @@ def upsampled_logits(
 
 
 def train_heads(
-    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: Context
+    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: EvalContext
 ) -> dict[int, LinearHead]:
     """The layer at every validation step, in eval mode, by the number of steps done; call it within `eval_mode`.
 

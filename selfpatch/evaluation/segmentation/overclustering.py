@@ -30,12 +30,12 @@ from selfpatch.evaluation.segmentation.in_context_segmentation import batches
 from selfpatch.evaluation.segmentation.k_means import k_means, nearest_center
 from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.segmentation.segmentation_scores import NUM_SHOWN, Prediction
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 
 PROJECTED_AT_ONCE = 2**16  # tokens
 
 
-def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: Overclustering, context: EvalContext) -> EvalOutput:
     """Cluster the patches of all validation images together, match clusters to classes, and score the matches.
 
     For each K the metrics hold the mean ("mIoU/K=500") and the standard deviation ("spread/K=500") over the seeds.
@@ -101,7 +101,7 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Conte
             context.report(done, total)
         metrics |= {f"mIoU/K={name}": float(np.mean(scores)), f"spread/K={name}": float(np.std(scores))}
     details = {"num_patches": num_patches, "num_components_kept": components.shape[1]}
-    return EvalOutput(metrics, data.facts(), details)
+    return EvalOutput(metrics, data.describe(), details)
 
 
 class Batch(NamedTuple):

@@ -34,7 +34,7 @@ from selfpatch.evaluation.segmentation.segmentation_heads import (
 from selfpatch.evaluation.segmentation.segmentation_scores import evaluate_images
 from selfpatch.evaluation.segmentation.sliding_window import sliding_window
 from selfpatch.evaluation.segmentation.training_crops import assemble, photometric_distortion, random_crop
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.optim.schedules import warmup_poly
 
 # Parts of the names of parameters that weight decay leaves alone. mmsegmentation's rule for its transformers; it takes
@@ -114,11 +114,11 @@ def upernet(backbone: Backbone, num_classes: int, protocol: UPerNet) -> Segmente
     return Segmenter(backbone, stages, neck, head, auxiliary)
 
 
-def run_semantic_fpn(backbone: Backbone, root: Path, protocol: SemanticFPN, context: Context) -> EvalOutput:
+def run_semantic_fpn(backbone: Backbone, root: Path, protocol: SemanticFPN, context: EvalContext) -> EvalOutput:
     return run("semantic-fpn", semantic_fpn, backbone, root, protocol, context)
 
 
-def run_upernet(backbone: Backbone, root: Path, protocol: UPerNet, context: Context) -> EvalOutput:
+def run_upernet(backbone: Backbone, root: Path, protocol: UPerNet, context: EvalContext) -> EvalOutput:
     return run("upernet", upernet, backbone, root, protocol, context)
 
 
@@ -128,7 +128,7 @@ def run(
     backbone: Backbone,
     root: Path,
     protocol: Any,
-    context: Context,
+    context: EvalContext,
 ) -> EvalOutput:
     """Train a copy of the backbone with the decoder, or go on from context.out; score the validation images.
 
@@ -151,14 +151,14 @@ def run(
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
     details = {"stages": segmenter.stages, "num_parameters": sum(p.numel() for p in segmenter.parameters())}
-    return EvalOutput(scores.metrics, data.facts(), details)
+    return EvalOutput(scores.metrics, data.describe(), details)
 
 
 def train(
     segmenter: Segmenter,
     data: SegmentationData,
     protocol: SemanticFPN | UPerNet,
-    context: Context,
+    context: EvalContext,
     *,
     identity: dict[str, Any],
 ) -> None:
@@ -201,7 +201,7 @@ def train(
     )
 
 
-def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTraining, context: Context) -> Any:
+def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTraining, context: EvalContext) -> Any:
     window = floor_to_patch_multiple(protocol.image_size, segmenter.backbone.patch_size)
 
     def predict_logits(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "C H W"]:

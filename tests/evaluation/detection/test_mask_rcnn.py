@@ -25,7 +25,7 @@ from selfpatch.evaluation.detection.mask_rcnn import (
 )
 from selfpatch.evaluation.head_training import StoppedError
 from selfpatch.evaluation.protocols.mask_rcnn import PRESETS, MaskRCNN
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from tests.backbones.small_swin import small_pyramid
 from tests.backbones.small_vits import small_vit
 from tests.evaluation.coco_scenes import write_coco
@@ -71,7 +71,7 @@ def test_a_run_writes_detections_pictures_and_what_it_met(name, root, tmp_path):
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     reports = []
     protocol = MaskRCNN(neck="simple" if name == "registers" else "xcit", **TINY)
-    outcome = run(backbone, root, protocol, Context(tmp_path, report=lambda *report: reports.append(report)))
+    outcome = run(backbone, root, protocol, EvalContext(tmp_path, report=lambda *report: reports.append(report)))
     # The backbone that was handed in is as it was, its final norm included.
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
     assert not isinstance(backbone.model.norm, nn.Identity)
@@ -110,7 +110,7 @@ def test_a_fine_tune_killed_half_way_goes_on(root, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(mask_rcnn, "detect_images", keep("unbroken"))
-        unbroken = run(small_vit("class token"), root, protocol, Context(tmp_path / "unbroken"))
+        unbroken = run(small_vit("class token"), root, protocol, EvalContext(tmp_path / "unbroken"))
 
     read, reads = mask_rcnn.augmented, []
 
@@ -123,21 +123,21 @@ def test_a_fine_tune_killed_half_way_goes_on(root, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(mask_rcnn, "augmented", stop_in_between)
         with pytest.raises(StoppedError, match="steps, saved; the same command goes on from there"):
-            run(small_vit("class token"), root, protocol, Context(tmp_path / "broken"))
+            run(small_vit("class token"), root, protocol, EvalContext(tmp_path / "broken"))
     assert not (tmp_path / "broken" / "detections.json").exists()
     monkeypatch.setattr(mask_rcnn, "detect_images", keep("broken"))
-    resumed = run(small_vit("class token"), root, protocol, Context(tmp_path / "broken"))
+    resumed = run(small_vit("class token"), root, protocol, EvalContext(tmp_path / "broken"))
     assert final["broken"].keys() == final["unbroken"].keys()
     assert all(torch.equal(value, final["unbroken"][key]) for key, value in final["broken"].items())
     assert resumed.metrics == unbroken.metrics
 
     # Settings of the test may change without training anew; those of the training may not.
     again = run(
-        small_vit("class token"), root, dataclasses.replace(protocol, max_boxes=3), Context(tmp_path / "broken")
+        small_vit("class token"), root, dataclasses.replace(protocol, max_boxes=3), EvalContext(tmp_path / "broken")
     )
     assert (again.dataset_info, again.details) == (resumed.dataset_info, resumed.details)
     with pytest.raises(ValueError, match=r"holds a head that was trained otherwise[\s\S]*protocol.lr: 0.001 -> 0.002"):
-        run(small_vit("class token"), root, dataclasses.replace(protocol, lr=2e-3), Context(tmp_path / "broken"))
+        run(small_vit("class token"), root, dataclasses.replace(protocol, lr=2e-3), EvalContext(tmp_path / "broken"))
 
 
 def test_a_fine_tune_goes_on_over_other_validation_images_but_not_over_other_annotations(tmp_path):
@@ -306,7 +306,7 @@ def test_ranges(settings, says):
 def test_too_long_a_warm_up_is_refused_before_training(root, tmp_path):
     says = "warmup-steps is 1000, but 12 epochs of 4 images, 16 at once, are 3 steps; lower warmup-steps"
     with pytest.raises(ValueError, match=says):
-        run(small_vit("class token"), root, MaskRCNN(), Context(tmp_path / "out"))
+        run(small_vit("class token"), root, MaskRCNN(), EvalContext(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

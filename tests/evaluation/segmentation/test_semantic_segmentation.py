@@ -27,7 +27,7 @@ from selfpatch.evaluation.segmentation.semantic_segmentation import (
     semantic_fpn,
     upernet,
 )
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from tests.backbones.small_vits import small_vit
 from tests.evaluation.labeled_scenes import write_ade20k
 
@@ -82,7 +82,7 @@ def test_it_learns_what_colours_say(tmp_path, task):
     run, _, tiny = TASKS[task]
     root = write_ade20k(tmp_path / "data", num_train=24, size=(32, 48), cell=(16, 16))
     protocol = tiny(steps=60, lr=3e-3, photometric_distortion=False, scale=(1.0, 1.0))
-    outcome = run(tiny_vit(), root, protocol, Context(tmp_path / "out"))
+    outcome = run(tiny_vit(), root, protocol, EvalContext(tmp_path / "out"))
     assert outcome.metrics["mIoU"] > 0.8 and outcome.metrics["aAcc"] > 0.9
     assert outcome.dataset_info["num_train_images"] == 24 and outcome.details["stages"] == [0, 0, 1, 1]
     assert {path.name for path in (tmp_path / "out/pictures").iterdir()} == {"predictions_1.png", "class_iou.png"}
@@ -99,7 +99,7 @@ def test_any_backbone_at_sizes_that_are_not_square(tmp_path, task, backbone):
         steps=1, warmup_steps=0, batch_size=2, image_size=side, long_side=4 * side, stride=side, drop_path=0.2
     )
     for inference in ("whole", "slide"):
-        outcome = run(model, root, replace(protocol, inference=inference), Context(tmp_path / "out"))
+        outcome = run(model, root, replace(protocol, inference=inference), EvalContext(tmp_path / "out"))
         assert 0 <= outcome.metrics["mIoU"] <= 1
     # Every patch of a training crop has a position of its own.
     positions = final_weights(tmp_path / "out", 1).get("backbone.model.pos_embed")
@@ -116,7 +116,7 @@ def test_the_backbone_stays_as_it_was(tmp_path, task):
     torch.manual_seed(3)
     expected_next = torch.rand(2)
     torch.manual_seed(3)
-    run(backbone, root, tiny(steps=2, warmup_steps=0, drop_path=0.5), Context(tmp_path / "out"))
+    run(backbone, root, tiny(steps=2, warmup_steps=0, drop_path=0.5), EvalContext(tmp_path / "out"))
     assert torch.equal(torch.rand(2), expected_next)  # nor did the global random numbers move
     assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
     assert [repr(module) for module in backbone.modules()] == modules
@@ -136,7 +136,7 @@ def test_stopped_half_way_and_gone_on_equals_unbroken(tmp_path, task, monkeypatc
     run, _, tiny = TASKS[task]
     root = write_ade20k(tmp_path / "data")
     protocol = tiny(steps=5, warmup_steps=1, dropout=0.3, drop_path=0.3)
-    unbroken = run(tiny_vit(), root, protocol, Context(tmp_path / "unbroken"))
+    unbroken = run(tiny_vit(), root, protocol, EvalContext(tmp_path / "unbroken"))
 
     calls = []
 
@@ -150,9 +150,9 @@ def test_stopped_half_way_and_gone_on_equals_unbroken(tmp_path, task, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(semantic_segmentation, "assemble", assemble_and_be_killed)
         with pytest.raises(StoppedError, match="stopped after 3 of 5 steps"):
-            run(tiny_vit(), root, protocol, Context(tmp_path / "killed"))
+            run(tiny_vit(), root, protocol, EvalContext(tmp_path / "killed"))
         assert len(calls) == 3
-        gone_on = run(tiny_vit(), root, protocol, Context(tmp_path / "killed"))
+        gone_on = run(tiny_vit(), root, protocol, EvalContext(tmp_path / "killed"))
         assert len(calls) == 5
     expected, weights = final_weights(tmp_path / "unbroken", 5), final_weights(tmp_path / "killed", 5)
     assert expected.keys() == weights.keys() and all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -161,7 +161,7 @@ def test_stopped_half_way_and_gone_on_equals_unbroken(tmp_path, task, monkeypatc
 
 def test_what_changes_the_weights_is_refused_and_what_does_not_is_not(tmp_path, monkeypatch):
     root = write_ade20k(tmp_path / "data")
-    out = Context(tmp_path / "out")
+    out = EvalContext(tmp_path / "out")
     protocol = tiny_fpn(steps=2, warmup_steps=0)
     run_semantic_fpn(tiny_vit(), root, protocol, out)
     for backbone, other in (
