@@ -17,32 +17,12 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import UserError
-from selfpatch.evaluation.protocols.decoder_training import BLOCKS
+from selfpatch.evaluation.features import NUM_LEVELS, is_hierarchical
 
 FINEST_PX = 4  # the stride that the finest level comes nearest to
-NUM_LEVELS = 4  # that are pooled from; a fifth one is for large anchors alone
 
 # Level names -> maps, fine to coarse; torchvision's detectors take them so.
 Levels = OrderedDict[str, Float[Tensor, "B _ _ _"]]
-
-
-def is_hierarchical(backbone: Backbone) -> bool:
-    """Whether its stages have several strides, as Swin's."""
-    return len({stage.stride_px for stage in backbone.stages}) > 1
-
-
-def scale_out_indices(backbone: Backbone, taps: Sequence[int]) -> list[int]:
-    """Stages at the same shares of the depth as `taps` of twelve blocks; all four stages of a pyramid.
-
-    Raises:
-        UserError: a pyramid of another number of stages.
-    """
-    depth = len(backbone.stages)
-    if not is_hierarchical(backbone):
-        return [-(-(tap + 1) * depth // BLOCKS) - 1 for tap in taps]
-    if depth != NUM_LEVELS:
-        raise UserError(f"a feature pyramid takes {NUM_LEVELS} maps, and this backbone has {depth}; choose another")
-    return list(range(depth))
 
 
 def doublings(patch_size: int) -> list[int]:

@@ -11,7 +11,7 @@ from selfpatch.backbones.backbone import Backbone
 from selfpatch.config.io import differences, to_dict
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.errors import StoppedError, UserError
-from selfpatch.evaluation.features import prefetch
+from selfpatch.evaluation.features import batches, prefetch
 from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.evaluation.task import EvalContext
 from selfpatch.optim.optimizer import load_optimizer_state, optimizer_state, optimizer_step
@@ -156,7 +156,7 @@ class _Head:
         # 1. Losses and gradients, over the parts of the batch.
         sums: dict[str, Tensor] = {}
         size = -(-len(batch) // self._accumulate)
-        for part in (batch[start : start + size] for start in range(0, len(batch), size)):
+        for part in batches(batch, size):
             with self._autocast():
                 terms = self._losses(part)
             loss = torch.stack([term.float() for term in terms.values()]).sum()

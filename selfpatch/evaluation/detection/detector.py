@@ -23,14 +23,8 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from selfpatch.backbones.backbone import Backbone
-from selfpatch.evaluation.feature_pyramid import (
-    NUM_LEVELS,
-    Levels,
-    build_pyramid,
-    is_hierarchical,
-    level_strides,
-    scale_out_indices,
-)
+from selfpatch.evaluation.feature_pyramid import Levels, build_pyramid, level_strides
+from selfpatch.evaluation.features import NUM_LEVELS, is_hierarchical, scale_out_indices
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
 
 BOX_POOLED, MASK_POOLED = 7, 14  # sides of a region's features for the box and the mask head

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from selfpatch.evaluation.detection.detection_samples import (
 )
 from selfpatch.evaluation.detection.detection_scores import KINDS, ResultEntry, coco_metrics, result_entries
 from selfpatch.evaluation.detection.detector import Detector
-from selfpatch.evaluation.features import prefetch, resize_image
+from selfpatch.evaluation.features import batches, prefetch, resize_image
 from selfpatch.evaluation.head_training import train_head
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
 from selfpatch.evaluation.task import EvalContext, EvalOutput, ProgressFn, no_progress
@@ -234,8 +233,7 @@ def detect_images(
         image = item.read()
         return _Read(item, image, resize_image(image, fitted(item.size, protocol.image_size, protocol.long_side)))
 
-    batches: Iterator[list[CocoImage]] = ([item] for item in data.val)
-    for done, [(item, image, resized)] in enumerate(prefetch(read, batches), start=1):
+    for done, [(item, image, resized)] in enumerate(prefetch(read, batches(data.val, 1)), start=1):
         size = resized.shape[0], resized.shape[1]
         mean, std = detector.backbone.mean, detector.backbone.std
         batch = assemble([resized], mean, std, multiple=detector.size_divisor, device=device)

@@ -18,6 +18,7 @@ from selfpatch.evaluation.features import (
     Backbone,
     Cached,
     RowBuffer,
+    batches,
     eval_mode,
     input_size,
     normalized,
@@ -151,16 +152,11 @@ class InContextEvaluator:
         by_size: dict[tuple[int, int], list[LabeledImage]] = {}
         for item in items:
             by_size.setdefault(self._input_size(item), []).append(item)
-        of_one_size = [batch for same in by_size.values() for batch in batches(same, self.protocol.batch_size)]
+        of_one_size = [list(batch) for same in by_size.values() for batch in batches(same, self.protocol.batch_size)]
         for batch, images in zip(of_one_size, prefetch(self._read_image, iter(of_one_size)), strict=True):
             pixels = torch.from_numpy(np.stack([image for (image,) in images])).to(device)
             mean, std = self.protocol.mean or backbone.mean, self.protocol.std or backbone.std
             yield batch, patch_features(backbone, normalized(pixels, mean, std))
-
-
-def batches(items: list[LabeledImage], batch_size: int) -> Iterator[list[LabeledImage]]:
-    for start in range(0, len(items), batch_size):
-        yield items[start : start + batch_size]
 
 
 def patch_label_distribution(

@@ -16,6 +16,7 @@ from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_se
 from selfpatch.evaluation.features import (
     Backbone,
     RowBuffer,
+    batches,
     eval_mode,
     floor_to_patch_multiple,
     normalized,
@@ -26,7 +27,6 @@ from selfpatch.evaluation.features import (
 )
 from selfpatch.evaluation.metrics import IGNORED, iou_of_pairs, segmentation_metrics
 from selfpatch.evaluation.protocols.overclustering import Overclustering
-from selfpatch.evaluation.segmentation.in_context_segmentation import batches
 from selfpatch.evaluation.segmentation.k_means import k_means, nearest_center
 from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.segmentation.segmentation_scores import NUM_SHOWN, Prediction

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.data.loading.sampler import sample_rng
-from selfpatch.errors import UserError
 from selfpatch.evaluation.class_bars import write_class_bars
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.feature_cache import unwrap_cache
-from selfpatch.evaluation.features import Cached, floor_to_patch_multiple
+from selfpatch.evaluation.features import (
+    Cached,
+    floor_to_patch_multiple,
+    is_hierarchical,
+    scale_out_indices,
+)
 from selfpatch.evaluation.head_training import resume_key, seeded, train_head
 from selfpatch.evaluation.metrics import pixel_loss
-from selfpatch.evaluation.protocols.decoder_training import BLOCKS, DecoderTraining
+from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
 from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
 from selfpatch.evaluation.protocols.upernet import UPerNet
 from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
@@ -87,7 +91,7 @@ class Segmenter(nn.Module):
 
 def semantic_fpn(backbone: Backbone, num_classes: int, protocol: SemanticFPN) -> Segmenter:
     """Maps of a plain transformer go into the pyramid as they are, all of one stride, as the paper has it."""
-    stages = decoder_out_indices(backbone, protocol.taps)
+    stages = scale_out_indices(backbone, protocol.taps)
     widths = [backbone.stages[stage].embed_dim for stage in stages]
     return Segmenter(
         backbone,
@@ -98,7 +102,7 @@ def semantic_fpn(backbone: Backbone, num_classes: int, protocol: SemanticFPN) ->
 
 
 def upernet(backbone: Backbone, num_classes: int, protocol: UPerNet) -> Segmenter:
-    stages = decoder_out_indices(backbone, protocol.taps)
+    stages = scale_out_indices(backbone, protocol.taps)
     widths = [backbone.stages[stage].embed_dim for stage in stages]
     neck = (
         nn.Identity() if is_hierarchical(backbone) else MultiLevelNeck(widths, backbone.embed_dim, protocol.neck_scales)
@@ -212,20 +216,6 @@ def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTrainin
         )
 
     return evaluate_images(data, segmenter.backbone, protocol, predict_logits, context)
-
-
-def is_hierarchical(backbone: Backbone) -> bool:
-    return len({stage.stride_px for stage in backbone.stages}) > 1
-
-
-def decoder_out_indices(backbone: Backbone, taps: Sequence[int]) -> list[int]:
-    """Blocks of a plain transformer at the same shares of its depth as `taps` of twelve; all stages of a pyramid."""
-    depth = len(backbone.stages)
-    if is_hierarchical(backbone):
-        if depth != len(taps):
-            raise UserError(f"the decoders take four maps, and this backbone has {depth} stages; choose another one")
-        return list(range(depth))
-    return [-(-(tap + 1) * depth // BLOCKS) - 1 for tap in taps]
 
 
 def freeze_unused(backbone: Backbone, stages: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.davis import Davis, Frame, Video, read_annotation, read_frame
 from selfpatch.evaluation.feature_cache import unwrap_cache
 from selfpatch.evaluation.features import (
+    batches,
     eval_mode,
     normalized,
     patch_features,
@@ -115,10 +116,7 @@ def encode(
         # Rows and columns beyond the last whole patch are dropped, as the original's patch embedding drops them.
         return image[: rows // patch_rows * patch_rows, : columns // patch_columns * patch_columns]
 
-    batches = (
-        video.frames[start : start + protocol.batch_size] for start in range(0, len(video.frames), protocol.batch_size)
-    )
-    for frames in prefetch(read, batches):
+    for frames in prefetch(read, batches(video.frames, protocol.batch_size)):
         pixels = torch.from_numpy(np.stack(frames)).to(device)
         images = normalized(pixels, protocol.mean, protocol.std)
         yield from patch_features(backbone, images) if normed else last_block(backbone, images)

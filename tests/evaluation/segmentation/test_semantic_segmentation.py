@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from selfpatch.backbones.backbone import Architecture, Backbone, Stage
+from selfpatch.backbones.backbone import Architecture
 from selfpatch.backbones.build import build_backbone, create_timm
 from selfpatch.backbones.swin import ANY_SIZE, Swin
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
@@ -19,7 +19,6 @@ from selfpatch.evaluation.protocols.upernet import UPerNet
 from selfpatch.evaluation.segmentation import semantic_segmentation
 from selfpatch.evaluation.segmentation.semantic_segmentation import (
     Segmenter,
-    decoder_out_indices,
     parameter_groups,
     pixel_loss,
     run_semantic_fpn,
@@ -194,25 +193,6 @@ def test_all_that_is_trained_has_a_gradient_and_the_rest_is_frozen(task, backbon
     frozen = {name for name, parameter in segmenter.named_parameters() if not parameter.requires_grad}
     assert frozen <= {"backbone.model.norm.weight", "backbone.model.norm.bias"}
     assert bool(frozen) == (backbone != "no final norm")
-
-
-def test_taps():
-    class Deep(Backbone):
-        def __init__(self, stages):
-            super().__init__()
-            self.stages, self.patch_size, self.embed_dim = stages, (16, 16), 8
-            self.mean = self.std = (0.5, 0.5, 0.5)
-
-    def stages_of(depth: int, taps=(2, 5, 8, 11)) -> list[int]:
-        return decoder_out_indices(Deep([Stage(8, (16, 16))] * depth), taps)
-
-    assert stages_of(12) == [2, 5, 8, 11] and stages_of(24) == [5, 11, 17, 23]
-    assert stages_of(4) == [0, 1, 2, 3] and stages_of(2) == [0, 0, 1, 1] and stages_of(1) == [0] * 4
-    assert stages_of(24, (3, 5, 7, 11)) == [7, 11, 15, 23]
-    assert decoder_out_indices(tiny_swin(), (2, 5, 8, 11)) == [0, 1, 2, 3]
-    three = Deep([Stage(8, (4, 4)), Stage(8, (8, 8)), Stage(8, (16, 16))])
-    with pytest.raises(ValueError, match="the decoders take four maps, and this backbone has 3 stages"):
-        decoder_out_indices(three, (2, 5, 8, 11))
 
 
 def test_a_pyramid_goes_into_upernet_as_it_is():
