@@ -42,11 +42,11 @@ class ResizedFeatures(nn.Module):
     def __init__(self, embed_dim: int, patch_size: int):
         super().__init__()
         self.levels = nn.ModuleList(
-            resizing([embed_dim] * (1 + max(count, 0)), count, nn.BatchNorm2d) for count in doublings(patch_size)
+            resize_layers([embed_dim] * (1 + max(count, 0)), count, nn.BatchNorm2d) for count in doublings(patch_size)
         )
 
     def forward(self, maps: Sequence[Float[Tensor, "B D R S"]]) -> list[Float[Tensor, "B D _ _"]]:
-        return [level(tap) for level, tap in zip(self.levels, maps, strict=True)]
+        return [level(feature_map) for level, feature_map in zip(self.levels, maps, strict=True)]
 
 
 class FPN(nn.Module):
@@ -85,7 +85,7 @@ class SimplePyramid(nn.Module):
             widths = [embed_dim // 2**i for i in range(1 + max(count, 0))]
             self.levels.append(
                 nn.Sequential(
-                    resizing(widths, count, LayerNorm2d),
+                    resize_layers(widths, count, LayerNorm2d),
                     nn.Conv2d(widths[-1], channels, 1, bias=False),
                     LayerNorm2d(channels),
                     nn.Conv2d(channels, channels, 3, padding=1, bias=False),
@@ -99,7 +99,7 @@ class SimplePyramid(nn.Module):
         return levels
 
 
-def resizing(widths: Sequence[int], count: int, norm: type[nn.Module]) -> nn.Module:
+def resize_layers(widths: Sequence[int], count: int, norm: type[nn.Module]) -> nn.Module:
     """Doubles a map `count` times, or halves it -count times; widths are those before and after each doubling."""
     if count < 0:
         return nn.MaxPool2d(2**-count)

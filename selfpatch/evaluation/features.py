@@ -67,6 +67,15 @@ def input_size(
     return height // patch_size[0] * patch_size[0], width // patch_size[1] * patch_size[1]
 
 
+def keep_ratio_size(image_size: tuple[int, int], short_side: int, long_side: int | None = None) -> tuple[int, int]:
+    """The largest (rows, columns) with the aspect kept whose sides are at most these; None: as long as it is."""
+    factor = short_side / min(image_size)
+    if long_side is not None:
+        factor = min(factor, long_side / max(image_size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in image_size)
+    return height, width
+
+
 def resize_image(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H2 W2 3"]:
     """Bilinear and antialiased, to (rows, columns)."""
     return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
@@ -129,7 +138,7 @@ def eval_mode(backbone: Backbone) -> Iterator[None]:
             module.training = mode
 
 
-class Cached:
+class ReadCache:
     """Keeps what `read(item)` gave until CACHE_BYTES are kept; what comes later is read anew every time."""
 
     def __init__(self, read: Callable[[Any], Any]):

@@ -13,6 +13,7 @@ from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.errors import StoppedError, UserError
 from selfpatch.evaluation.features import batches, prefetch
 from selfpatch.evaluation.fingerprint import fingerprint
+from selfpatch.evaluation.protocols.renamed import current_names
 from selfpatch.evaluation.task import EvalContext
 from selfpatch.optim.optimizer import load_optimizer_state, optimizer_state, optimizer_step
 from selfpatch.optim.schedules import Schedule
@@ -33,7 +34,7 @@ Losses = Callable[[list[Any]], dict[str, Tensor]]
 
 
 class OtherTrainingError(UserError):
-    """The folder holds the training of something else."""
+    """The output folder holds the training of another model, protocol or data set."""
 
 
 def train_head(
@@ -210,7 +211,10 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
         say(f"warning: {reason}; an older checkpoint is used")
     if found is None:
         return 0
-    if lines := differences(found.state.get("identity"), identity):
+    stored = found.state.get("identity")
+    if isinstance(stored, dict) and isinstance(stored.get("protocol"), dict):
+        stored = stored | {"protocol": current_names(stored["protocol"])}
+    if lines := differences(stored, identity):
         shown = "\n  ".join(lines[:20])
         raise OtherTrainingError(
             f"{context.out} holds a head that was trained otherwise (then -> now):\n  {shown}\nGive a new folder, or "

@@ -7,13 +7,14 @@ from selfpatch.backbones.backbone import Stage
 from selfpatch.errors import UserError
 from selfpatch.evaluation import features
 from selfpatch.evaluation.features import (
-    Cached,
+    ReadCache,
     RowBuffer,
     batches,
     eval_mode,
     floor_to_patch_multiple,
     input_size,
     is_hierarchical,
+    keep_ratio_size,
     normalized,
     patch_features,
     prefetch,
@@ -99,7 +100,7 @@ def test_cache_keeps_what_fits(monkeypatch):
         reads.append(item)
         return (np.full(100, item, np.uint8),)
 
-    cached = Cached(read)
+    cached = ReadCache(read)
     for _ in range(2):
         assert [int(cached(item)[0][0]) for item in (1, 2, 3)] == [1, 2, 3]
     assert reads == [1, 2, 3, 3]
@@ -160,3 +161,17 @@ def test_batches_are_slices():
     assert list(batches([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
     assert list(batches(range(5), 3)) == [range(3), range(3, 5)]
     assert list(batches([], 3)) == []
+
+
+def test_sizes_are_mmcvs():
+    assert keep_ratio_size((683, 512), 256) == (342, 256)
+    assert keep_ratio_size((333, 500), 512) == (512, 769)
+    assert keep_ratio_size((10, 10), 7) == (7, 7)
+    # mmcv.rescale_size of (2048, 512): the smaller of the two factors, both sides rounded half up.
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        height, width = (int(side) for side in rng.integers(20, 3000, 2))
+        factor = min(2048 / max(height, width), 512 / min(height, width))
+        assert keep_ratio_size((height, width), 512, 2048) == (int(height * factor + 0.5), int(width * factor + 0.5))
+    assert keep_ratio_size((100, 1000), 512, 2048) == (205, 2048)
+    assert keep_ratio_size((1, 10_000), 512, 2048) == (1, 2048)

@@ -24,7 +24,7 @@ from selfpatch.evaluation.classification.image_vectors import (
 )
 from selfpatch.evaluation.datasets.class_folder import ClassFolder, ClassImage
 from selfpatch.evaluation.feature_cache import unwrap_cache
-from selfpatch.evaluation.features import Backbone, Cached, eval_mode, floor_to_patch_multiple
+from selfpatch.evaluation.features import Backbone, ReadCache, eval_mode, floor_to_patch_multiple
 from selfpatch.evaluation.head_training import resume_key, seeded, train_head
 from selfpatch.evaluation.protocols.knn_classification import ImageVector
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
@@ -165,7 +165,7 @@ def train_layers(
     size: tuple[int, int],
 ) -> None:
     """In place, on crops; call it within `eval_mode`. What `train_head` writes goes to context.out."""
-    read = Cached(lambda item: (data.read_image(item),))
+    read = ReadCache(lambda item: (data.read_image(item),))
 
     def sample(epoch: int, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
         rng = sample_rng(protocol.seed, epoch, index)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from selfpatch.evaluation.datasets.coco import CocoImage, targets
 from selfpatch.evaluation.detection.detector import Size, Targets
-from selfpatch.evaluation.features import normalized, resize_image, resize_mask
+from selfpatch.evaluation.features import keep_ratio_size, normalized, resize_image, resize_mask
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
 
 
@@ -31,39 +31,34 @@ def read_sample(item: CocoImage) -> Sample:
     """As it is in the file, without crowds; boxes are cut off at the image's border."""
     learned = targets(item)
     labels = np.array([instance.label for instance in learned], np.int64)
-    return Sample(item.read(), clipped(item.boxes(learned), item.size), labels, item.masks(learned))
+    return Sample(item.read(), clip_boxes(item.boxes(learned), item.size), labels, item.masks(learned))
 
 
-def augmented(sample: Sample, rng: np.random.Generator, protocol: MaskRCNN) -> Sample:
+def augment(sample: Sample, rng: np.random.Generator, protocol: MaskRCNN) -> Sample:
     """A random variant as the protocol has it.
 
     Source: mmdetection's pipeline of Swin and XCiT ("multi_scale"); detectron2's for ViTDet ("large_scale_jitter").
     """
     if rng.random() < protocol.hflip_prob:
-        sample = flipped(sample)
+        sample = hflip(sample)
     if protocol.augmentation == "none":
-        return resized(sample, fitted(sample.size, protocol.image_size, protocol.long_side))
+        return resize(sample, keep_ratio_size(sample.size, protocol.image_size, protocol.long_side))
     if protocol.augmentation == "large_scale_jitter":
         # The factor is on the square that the image is fitted into, of which it then sees a part.
         side = int(protocol.image_size * rng.uniform(*protocol.jitter))
-        sample = resized(sample, fitted(sample.size, side, side))
-        return cropped_at_random(sample, (protocol.image_size, protocol.image_size), rng)
+        sample = resize(sample, keep_ratio_size(sample.size, side, side))
+        return random_crop(sample, (protocol.image_size, protocol.image_size), rng)
     if rng.random() < 0.5:
-        sample = resized(sample, fitted(sample.size, int(rng.choice(protocol.crop_short_sides)), protocol.long_side))
+        sample = resize(
+            sample, keep_ratio_size(sample.size, int(rng.choice(protocol.crop_short_sides)), protocol.long_side)
+        )
         low, high = protocol.crop_sides
         rows, columns = (int(rng.integers(min(side, low), min(side, high) + 1)) for side in sample.size)
-        sample = cropped_at_random(sample, (rows, columns), rng)
-    return resized(sample, fitted(sample.size, int(rng.choice(protocol.short_sides)), protocol.long_side))
+        sample = random_crop(sample, (rows, columns), rng)
+    return resize(sample, keep_ratio_size(sample.size, int(rng.choice(protocol.short_sides)), protocol.long_side))
 
 
-def fitted(size: Size, short_side: int, long_side: int) -> Size:
-    """(rows, columns) with this short side, or less where the long side would be too long; the aspect is kept."""
-    scale = min(short_side / min(size), long_side / max(size))
-    rows, columns = (max(1, int(side * scale + 0.5)) for side in size)
-    return rows, columns
-
-
-def flipped(sample: Sample) -> Sample:
+def hflip(sample: Sample) -> Sample:
     """Left becomes right."""
     boxes = sample.boxes.copy()
     boxes[:, [0, 2]] = sample.size[1] - sample.boxes[:, [2, 0]]
@@ -71,7 +66,7 @@ def flipped(sample: Sample) -> Sample:
     return Sample(image, boxes, sample.labels, masks)
 
 
-def resized(sample: Sample, size: Size) -> Sample:
+def resize(sample: Sample, size: Size) -> Sample:
     """To (rows, columns); masks by the nearest pixel, so that they stay masks."""
     if size == sample.size:
         return sample
@@ -85,28 +80,28 @@ def resized(sample: Sample, size: Size) -> Sample:
     )
 
 
-def cropped_at_random(sample: Sample, size: Size, rng: np.random.Generator) -> Sample:
+def random_crop(sample: Sample, size: Size, rng: np.random.Generator) -> Sample:
     """A part of at most (rows, columns), anywhere; nothing may be left on it."""
     top, left = (int(rng.integers(max(whole - part, 0) + 1)) for whole, part in zip(sample.size, size, strict=True))
-    return cropped(sample, top, left, size)
+    return crop(sample, top, left, size)
 
 
-def cropped(sample: Sample, top: int, left: int, size: Size) -> Sample:
+def crop(sample: Sample, top: int, left: int, size: Size) -> Sample:
     """The part from there on; instances whose boxes it does not meet are gone."""
     part = (slice(top, top + size[0]), slice(left, left + size[1]))
     image = np.ascontiguousarray(sample.image[part])
-    boxes = clipped(sample.boxes - np.array([left, top, left, top], np.float32), (image.shape[0], image.shape[1]))
+    boxes = clip_boxes(sample.boxes - np.array([left, top, left, top], np.float32), (image.shape[0], image.shape[1]))
     stays = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     masks = np.ascontiguousarray(sample.masks[(stays, *part)])
     return Sample(image, boxes[stays], sample.labels[stays], masks)
 
 
-def clipped(boxes: Float32[np.ndarray, "P 4"], size: Size) -> Float32[np.ndarray, "P 4"]:
+def clip_boxes(boxes: Float32[np.ndarray, "P 4"], size: Size) -> Float32[np.ndarray, "P 4"]:
     rows, columns = size
     return boxes.clip(0, np.array([columns, rows, columns, rows], np.float32))
 
 
-def assemble(
+def collate(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     mean: Sequence[float],
     std: Sequence[float],

@@ -21,15 +21,14 @@ from selfpatch.evaluation.datasets.labeled_images import spread
 from selfpatch.evaluation.detection.detection_pictures import DetectedImage, write_detection_sheets
 from selfpatch.evaluation.detection.detection_samples import (
     Sample,
-    assemble,
-    augmented,
-    fitted,
+    augment,
+    collate,
     read_sample,
     to_targets,
 )
 from selfpatch.evaluation.detection.detection_scores import KINDS, ResultEntry, coco_metrics, result_entries
 from selfpatch.evaluation.detection.detector import Detector
-from selfpatch.evaluation.features import batches, prefetch, resize_image
+from selfpatch.evaluation.features import batches, keep_ratio_size, prefetch, resize_image
 from selfpatch.evaluation.head_training import train_head
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
 from selfpatch.evaluation.task import EvalContext, EvalOutput, ProgressFn, no_progress
@@ -72,7 +71,7 @@ def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: EvalContext
         write_class_bars(metrics, context.pictures, score=name, mean=name, file=f"class_{kind}_ap.png")
     details = {
         "steps": steps,
-        "stages": detector.stages,
+        "out_indices": detector.out_indices,
         "strides_px": detector.strides,
         "num_heads": detector.backbone.num_heads,
         "num_parameters": sum(parameter.numel() for parameter in detector.parameters()),
@@ -124,11 +123,11 @@ def train(
     mean, std = detector.backbone.mean, detector.backbone.std
 
     def sample(epoch: int, index: int) -> Sample:
-        return augmented(read_sample(data.train[index]), sample_rng(protocol.seed, epoch, index), protocol)
+        return augment(read_sample(data.train[index]), sample_rng(protocol.seed, epoch, index), protocol)
 
     def losses(samples: list[Sample]) -> dict[str, Tensor]:
         images = [sample.image for sample in samples]
-        batch = assemble(images, mean, std, multiple=detector.size_divisor, device=context.device)
+        batch = collate(images, mean, std, multiple=detector.size_divisor, device=context.device)
         sizes = [sample.size for sample in samples]
         return detector.losses(batch, sizes, [to_targets(sample, context.device) for sample in samples])
 
@@ -231,12 +230,14 @@ def detect_images(
 
     def read(item: CocoImage) -> _Read:
         image = item.read()
-        return _Read(item, image, resize_image(image, fitted(item.size, protocol.image_size, protocol.long_side)))
+        return _Read(
+            item, image, resize_image(image, keep_ratio_size(item.size, protocol.image_size, protocol.long_side))
+        )
 
     for done, [(item, image, resized)] in enumerate(prefetch(read, batches(data.val, 1)), start=1):
         size = resized.shape[0], resized.shape[1]
         mean, std = detector.backbone.mean, detector.backbone.std
-        batch = assemble([resized], mean, std, multiple=detector.size_divisor, device=device)
+        batch = collate([resized], mean, std, multiple=detector.size_divisor, device=device)
         (found,) = detector.detect(batch, [size])
         entries = result_entries(item, found, size, data.category_ids)
         results += entries

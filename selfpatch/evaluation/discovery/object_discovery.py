@@ -17,13 +17,13 @@ from selfpatch.evaluation.discovery.discovery_pictures import Discovery, draw_di
 from selfpatch.evaluation.discovery.lost import LostResult, find_object
 from selfpatch.evaluation.features import (
     eval_mode,
+    keep_ratio_size,
     normalized,
     patch_features,
     prefetch,
     resize_image,
 )
 from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
-from selfpatch.evaluation.segmentation.training_crops import keep_ratio_size
 from selfpatch.evaluation.task import EvalContext, EvalOutput
 
 MAX_PATCHES = 2**15  # of an image; every pair of them is compared, in 4 GiB

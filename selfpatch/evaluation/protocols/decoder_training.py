@@ -16,7 +16,7 @@ from selfpatch.config.ranges import (
     UnitInterval,
 )
 
-BLOCKS = 12  # that taps are given for
+BLOCKS = 12  # of the transformer whose blocks out_indices count
 BlockIndex = Range(at_least=0, at_most=BLOCKS - 1)
 
 
@@ -26,7 +26,7 @@ class DecoderTraining(Config):
 
     # blocks whose tokens the decoder reads, from 0, of twelve; in a backbone of another depth, the blocks at the same
     # fractions of its depth; a hierarchical backbone such as Swin gives its four stages
-    taps: Annotated[tuple[int, int, int, int], BlockIndex, Ascending] = (2, 5, 8, 11)
+    out_indices: Annotated[tuple[int, int, int, int], BlockIndex, Ascending] = (2, 5, 8, 11)
     # stochastic depth rate of the last block, rising linearly from 0 at the first
     drop_path: Annotated[float, DropProbability] = 0.1
     # dropout rate of channels before the classifier (dropout2d)

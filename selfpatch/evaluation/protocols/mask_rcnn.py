@@ -28,12 +28,12 @@ class MaskRCNN(Config):
 
     # blocks whose tokens the neck reads, from 0, of twelve; in a backbone of another depth, the blocks at the same
     # fractions of its depth; "simple" reads the last block only, a hierarchical backbone such as Swin its four stages
-    taps: Annotated[tuple[int, int, int, int], BlockIndex, Ascending] = (3, 5, 7, 11)
+    out_indices: Annotated[tuple[int, int, int, int], BlockIndex, Ascending] = (3, 5, 7, 11)
     # neck of a plain transformer: "xcit" resizes the tokens of each block for a feature pyramid network, "simple" is
     # ViTDet's simple feature pyramid
     neck: Literal["xcit", "simple"] = "xcit"
-    # heads of the detector: "plain", or "normed", ViTDet's with more convolutions and layer norm
-    heads: Literal["plain", "normed"] = "plain"
+    # norm in the detector's heads: "none", or "layer_norm", as ViTDet with more convolutions
+    head_norm: Literal["none", "layer_norm"] = "none"
     # number of attention heads to run a plain transformer with, instead of its own; None: its own. SelfPatch's
     # configuration has 8 for a ViT-S/16 that was pretrained with 6, and its published numbers are of that
     upstream_heads: Annotated[int | None, Positive] = None
@@ -131,7 +131,7 @@ PAPER_1X = MaskRCNN()
 # Differs: attention is global in all blocks, and positions are those of the backbone, as the model brings them along.
 VITDET = MaskRCNN(
     neck="simple",
-    heads="normed",
+    head_norm="layer_norm",
     drop_path=0.1,
     epochs=100,
     batch_size=64,

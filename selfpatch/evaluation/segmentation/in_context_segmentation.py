@@ -16,7 +16,7 @@ from selfpatch.evaluation.datasets.labeled_images import LabeledImage
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.features import (
     Backbone,
-    Cached,
+    ReadCache,
     RowBuffer,
     batches,
     eval_mode,
@@ -91,8 +91,8 @@ class InContextEvaluator:
                 f"num-neighbors is {protocol.num_neighbors}, but the memory holds {self._num_remembered} labelled "
                 f"patches of {len(data.train)} training images; lower it, or enlarge memory-size or image-size"
             )
-        self._read_image = Cached(lambda item: (resize_image(data.read_image(item), self._input_size(item)),))
-        self._read_mask = Cached(lambda item: (self._scored_mask(item),))
+        self._read_image = ReadCache(lambda item: (resize_image(data.read_image(item), self._input_size(item)),))
+        self._read_mask = ReadCache(lambda item: (self._scored_mask(item),))
 
     def __call__(
         self, backbone: Backbone, *, device: torch.device | str = "cpu", report: ProgressFn = no_progress

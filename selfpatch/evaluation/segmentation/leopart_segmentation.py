@@ -12,7 +12,7 @@ from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.feature_cache import unwrap_cache
 from selfpatch.evaluation.features import (
     Backbone,
-    Cached,
+    ReadCache,
     eval_mode,
     floor_to_patch_multiple,
     normalized,
@@ -49,7 +49,7 @@ def evaluate_leopart(
 
     with eval_mode(backbone):
         # 1. Train on crops.
-        read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
+        read = ReadCache(lambda item: (data.read_image(item), data.read_mask(item)))
 
         def sample(epoch: int, index: int) -> Sample:
             rng = sample_rng(protocol.seed, epoch, index)

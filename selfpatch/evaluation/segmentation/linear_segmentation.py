@@ -20,7 +20,7 @@ from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_se
 from selfpatch.evaluation.feature_cache import unwrap_cache
 from selfpatch.evaluation.features import (
     Backbone,
-    Cached,
+    ReadCache,
     eval_mode,
     floor_to_patch_multiple,
     patch_features,
@@ -32,7 +32,7 @@ from selfpatch.evaluation.segmentation.leopart_segmentation import evaluate_leop
 from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.segmentation.segmentation_scores import SegmentationScores, evaluate_several
 from selfpatch.evaluation.segmentation.sliding_window import encode_windows, merge_windows
-from selfpatch.evaluation.segmentation.training_crops import assemble, photometric_distortion, random_crop
+from selfpatch.evaluation.segmentation.training_crops import collate, photometric_distortion, random_crop
 from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.training.loop import PeriodicCallback
@@ -139,7 +139,7 @@ def train_heads(
 
     They are kept in OUT/heads, so that a training that is done, or goes on, need not repeat them.
     """
-    read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
+    read = ReadCache(lambda item: (data.read_image(item), data.read_mask(item)))
     size = crop_size(protocol, backbone.patch_size)
 
     def sample(epoch: int, index: int) -> Sample:
@@ -151,7 +151,7 @@ def train_heads(
         return image, mask
 
     def losses(samples: list[Sample]) -> dict[str, Float[Tensor, ""]]:
-        images, masks = assemble(samples, size, backbone.mean, backbone.std, device=context.device)
+        images, masks = collate(samples, size, backbone.mean, backbone.std, device=context.device)
         return {"segmentation": pixel_loss(head(padded_features(unwrap_cache(backbone), images)), masks)}
 
     def keep_head(step: int) -> dict[str, float]:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from selfpatch.evaluation.datasets.labeled_images import LabeledImage, spread
 from selfpatch.evaluation.datasets.segmentation import SegmentationData
-from selfpatch.evaluation.features import Backbone, normalized, prefetch
+from selfpatch.evaluation.features import Backbone, keep_ratio_size, normalized, prefetch
 from selfpatch.evaluation.metrics import IGNORED, confusion_matrix, segmentation_metrics
 from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
-from selfpatch.evaluation.segmentation.training_crops import keep_ratio_size, rescale
+from selfpatch.evaluation.segmentation.training_crops import rescale
 from selfpatch.evaluation.task import EvalContext
 
 NUM_SHOWN = 8

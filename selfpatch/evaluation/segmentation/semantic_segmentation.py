@@ -17,7 +17,7 @@ from selfpatch.evaluation.class_bars import write_class_bars
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.feature_cache import unwrap_cache
 from selfpatch.evaluation.features import (
-    Cached,
+    ReadCache,
     floor_to_patch_multiple,
     is_hierarchical,
     scale_out_indices,
@@ -37,7 +37,7 @@ from selfpatch.evaluation.segmentation.segmentation_heads import (
 )
 from selfpatch.evaluation.segmentation.segmentation_scores import evaluate_images
 from selfpatch.evaluation.segmentation.sliding_window import sliding_window
-from selfpatch.evaluation.segmentation.training_crops import assemble, photometric_distortion, random_crop
+from selfpatch.evaluation.segmentation.training_crops import collate, photometric_distortion, random_crop
 from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.optim.schedules import warmup_poly
 
@@ -51,28 +51,28 @@ class Segmenter(nn.Module):
 
     Args:
         backbone: is trained; hand in a copy where others use it.
-        stages: of the backbone, whose maps the neck gets.
+        out_indices: stages of the backbone whose maps the neck reads.
         auxiliary: a head for a second loss, and the level that it sees.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        stages: Sequence[int],
+        out_indices: Sequence[int],
         neck: nn.Module,
         head: nn.Module,
         auxiliary: tuple[nn.Module, int] | None = None,
     ):
         super().__init__()
         self.backbone = backbone
-        self.stages = list(stages)
+        self.out_indices = list(out_indices)
         self.neck, self.head = neck, head
         self.auxiliary, self.auxiliary_level = auxiliary or (None, 0)
-        freeze_unused(self.backbone, self.stages)
+        freeze_unused(self.backbone, self.out_indices)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C r s"], Tensor | None]:
         """Class scores of the head and, if there is one, of the auxiliary head."""
-        levels = self.neck(self.backbone.forward_intermediates(images, self.stages))
+        levels = self.neck(self.backbone.forward_intermediates(images, self.out_indices))
         return self.head(levels), None if self.auxiliary is None else self.auxiliary(levels[self.auxiliary_level])
 
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H W"]:
@@ -91,19 +91,19 @@ class Segmenter(nn.Module):
 
 def semantic_fpn(backbone: Backbone, num_classes: int, protocol: SemanticFPN) -> Segmenter:
     """Maps of a plain transformer go into the pyramid as they are, all of one stride, as the paper has it."""
-    stages = scale_out_indices(backbone, protocol.taps)
-    widths = [backbone.stages[stage].embed_dim for stage in stages]
+    out_indices = scale_out_indices(backbone, protocol.out_indices)
+    widths = [backbone.stages[stage].embed_dim for stage in out_indices]
     return Segmenter(
         backbone,
-        stages,
+        out_indices,
         FPNNeck(widths, protocol.fpn_channels),
         SemanticFPNHead(protocol.fpn_channels, protocol.head_channels, num_classes, dropout=protocol.dropout),
     )
 
 
 def upernet(backbone: Backbone, num_classes: int, protocol: UPerNet) -> Segmenter:
-    stages = scale_out_indices(backbone, protocol.taps)
-    widths = [backbone.stages[stage].embed_dim for stage in stages]
+    out_indices = scale_out_indices(backbone, protocol.out_indices)
+    widths = [backbone.stages[stage].embed_dim for stage in out_indices]
     neck = (
         nn.Identity() if is_hierarchical(backbone) else MultiLevelNeck(widths, backbone.embed_dim, protocol.neck_scales)
     )
@@ -115,7 +115,7 @@ def upernet(backbone: Backbone, num_classes: int, protocol: UPerNet) -> Segmente
         level = protocol.auxiliary_level
         fcn = FCNHead(widths[level], protocol.auxiliary_channels, num_classes, dropout=protocol.dropout)
         auxiliary = (fcn, level)
-    return Segmenter(backbone, stages, neck, head, auxiliary)
+    return Segmenter(backbone, out_indices, neck, head, auxiliary)
 
 
 def run_semantic_fpn(backbone: Backbone, root: Path, protocol: SemanticFPN, context: EvalContext) -> EvalOutput:
@@ -154,7 +154,7 @@ def run(
     scores = score(segmenter, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
-    details = {"stages": segmenter.stages, "num_parameters": sum(p.numel() for p in segmenter.parameters())}
+    details = {"out_indices": segmenter.out_indices, "num_parameters": sum(p.numel() for p in segmenter.parameters())}
     return EvalOutput(scores.metrics, data.describe(), details)
 
 
@@ -168,7 +168,7 @@ def train(
 ) -> None:
     """In place; goes on where context.out has the beginning of the same training."""
     backbone = segmenter.backbone
-    read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
+    read = ReadCache(lambda item: (data.read_image(item), data.read_mask(item)))
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
 
     def sample(epoch: int, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
@@ -178,7 +178,7 @@ def train(
         return (photometric_distortion(image, rng) if protocol.photometric_distortion else image), mask
 
     def losses(samples: list[Any]) -> dict[str, Tensor]:
-        images, masks = assemble(samples, size, backbone.mean, backbone.std, device=context.device)
+        images, masks = collate(samples, size, backbone.mean, backbone.std, device=context.device)
         logits, auxiliary = segmenter(images)
         terms = {"decoder": pixel_loss(logits, masks)}
         if auxiliary is not None:
@@ -218,11 +218,11 @@ def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTrainin
     return evaluate_images(data, segmenter.backbone, protocol, predict_logits, context)
 
 
-def freeze_unused(backbone: Backbone, stages: Sequence[int]) -> None:
+def freeze_unused(backbone: Backbone, out_indices: Sequence[int]) -> None:
     """All parameters are trained but those that these maps do not depend on, such as the final norm's."""
     parameters = list(backbone.requires_grad_(True).parameters())
     image = torch.zeros(1, 3, *backbone.patch_size, device=parameters[0].device)
-    total = torch.stack([stage.sum() for stage in backbone.forward_intermediates(image, stages)]).sum()
+    total = torch.stack([stage.sum() for stage in backbone.forward_intermediates(image, out_indices)]).sum()
     for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
         parameter.requires_grad_(gradient is not None)
 

@@ -60,7 +60,7 @@ def test_parameters_of_the_papers_detector(neck):
         BackboneConfig(name="vit_small_patch16_224"), (224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD
     )
     detector = build_detector(backbone, 80, MaskRCNN(neck=neck))
-    assert detector.stages == ([11] if neck == "simple" else [3, 5, 7, 11])
+    assert detector.out_indices == ([11] if neck == "simple" else [3, 5, 7, 11])
     total = sum(parameter.numel() for parameter in detector.parameters())
     assert total == {"xcit": 43_739_125, "simple": 42_511_317}[neck]
 
@@ -112,7 +112,7 @@ def test_a_fine_tune_killed_half_way_goes_on(root, tmp_path, monkeypatch):
         patch.setattr(mask_rcnn, "detect_images", keep("unbroken"))
         unbroken = run(small_vit("class token"), root, protocol, EvalContext(tmp_path / "unbroken"))
 
-    read, reads = mask_rcnn.augmented, []
+    read, reads = mask_rcnn.augment, []
 
     def stop_in_between(*arguments):
         reads.append(arguments)
@@ -121,7 +121,7 @@ def test_a_fine_tune_killed_half_way_goes_on(root, tmp_path, monkeypatch):
         return read(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(mask_rcnn, "augmented", stop_in_between)
+        patch.setattr(mask_rcnn, "augment", stop_in_between)
         with pytest.raises(StoppedError, match="steps, saved; the same command goes on from there"):
             run(small_vit("class token"), root, protocol, EvalContext(tmp_path / "broken"))
     assert not (tmp_path / "broken" / "detections.json").exists()
@@ -167,7 +167,7 @@ def test_recomputing_gives_the_same_gradients(root):
         backbone = small_vit("class token")
         detector = build_detector(backbone, 3, MaskRCNN(**TINY | {"recompute": recompute})).train()
         assert detector.backbone.model.grad_checkpointing == recompute
-        batch = mask_rcnn.assemble(
+        batch = mask_rcnn.collate(
             [s.image for s in samples], backbone.mean, backbone.std, multiple=32, device=torch.device("cpu")
         )
         torch.manual_seed(0)
@@ -226,7 +226,7 @@ def test_learning_rate_rises_and_falls_in_stairs(root):
 
 def test_presets_are_the_published_ones():
     paper, vitdet = PRESETS["paper-1x"], PRESETS["vitdet"]
-    assert (paper.taps, paper.neck, paper.drop_path, paper.upstream_heads) == ((3, 5, 7, 11), "xcit", 0.05, None)
+    assert (paper.out_indices, paper.neck, paper.drop_path, paper.upstream_heads) == ((3, 5, 7, 11), "xcit", 0.05, None)
     assert (paper.lr, paper.weight_decay, paper.batch_size, paper.epochs) == (5e-5, 0.05, 16, 12)
     assert (paper.image_size, paper.long_side, paper.score_threshold, paper.nms, paper.max_boxes) == (
         800,
@@ -236,9 +236,9 @@ def test_presets_are_the_published_ones():
         100,
     )
     assert (paper.rpn_post_nms_top_n_train, paper.rpn_post_nms_top_n_test) == (1000, 1000)
-    assert (vitdet.neck, vitdet.heads, vitdet.epochs, vitdet.batch_size, vitdet.lr) == (
+    assert (vitdet.neck, vitdet.head_norm, vitdet.epochs, vitdet.batch_size, vitdet.lr) == (
         "simple",
-        "normed",
+        "layer_norm",
         100,
         64,
         1e-4,
@@ -284,8 +284,8 @@ def test_the_start_follows_from_the_seed_alone():
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"taps": (3, 5, 7, 12)}, r"taps is \(3, 5, 7, 12\); each must be in \[0, 11\]"),
-        ({"taps": (5, 3, 7, 11)}, "taps is .*ascending order"),
+        ({"out_indices": (3, 5, 7, 12)}, r"out-indices is \(3, 5, 7, 12\); each must be in \[0, 11\]"),
+        ({"out_indices": (5, 3, 7, 11)}, "out-indices is .*ascending order"),
         ({"upstream_heads": 0}, "upstream-heads is 0; it must be at least 1"),
         ({"short_sides": ()}, r"short-sides is \(\); give at least one"),
         ({"crop_sides": (600, 384)}, r"crop-sides is \(600, 384\); .*ascending order"),

@@ -83,7 +83,7 @@ def test_it_learns_what_colours_say(tmp_path, task):
     protocol = tiny(steps=60, lr=3e-3, photometric_distortion=False, scale=(1.0, 1.0))
     outcome = run(tiny_vit(), root, protocol, EvalContext(tmp_path / "out"))
     assert outcome.metrics["mIoU"] > 0.8 and outcome.metrics["aAcc"] > 0.9
-    assert outcome.dataset_info["num_train_images"] == 24 and outcome.details["stages"] == [0, 0, 1, 1]
+    assert outcome.dataset_info["num_train_images"] == 24 and outcome.details["out_indices"] == [0, 0, 1, 1]
     assert {path.name for path in (tmp_path / "out/pictures").iterdir()} == {"predictions_1.png", "class_iou.png"}
 
 
@@ -139,15 +139,15 @@ def test_stopped_half_way_and_gone_on_equals_unbroken(tmp_path, task, monkeypatc
 
     calls = []
 
-    def assemble_and_be_killed(*arguments, **keywords):
+    def collate_and_be_killed(*arguments, **keywords):
         calls.append(0)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return assemble(*arguments, **keywords)
+        return collate(*arguments, **keywords)
 
-    assemble = semantic_segmentation.assemble
+    collate = semantic_segmentation.collate
     with monkeypatch.context() as patch:
-        patch.setattr(semantic_segmentation, "assemble", assemble_and_be_killed)
+        patch.setattr(semantic_segmentation, "collate", collate_and_be_killed)
         with pytest.raises(StoppedError, match="stopped after 3 of 5 steps"):
             run(tiny_vit(), root, protocol, EvalContext(tmp_path / "killed"))
         assert len(calls) == 3
