@@ -1,18 +1,22 @@
-"""Several results side by side: a row a model, a column a task and protocol; two protocols never share a column."""
+"""Results side by side: one row per model, one column per task and protocol; two protocols never share a column."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfpatch.config.io import differences
 from selfpatch.errors import UserError
+from selfpatch.evaluation.protocols.renamed import current_names
 from selfpatch.evaluation.result import Result
 from selfpatch.output.printable import printable
 
 LARGEST_RESULT = 50_000_000  # bytes; a result of 80 classes has a few thousand
+
+# Results of earlier versions do not say of which metrics less is better: these, and overclustering's spread/K=....
+FORMER_LOWER_IS_BETTER = ("J-Decay", "F-Decay")
 
 
 class Column(NamedTuple):
@@ -28,6 +32,7 @@ class Comparison(NamedTuple):
     rows: list[str]  # models
     columns: list[Column]
     values: list[list[float | None]]  # of every row, in the order of the columns; None: not scored
+    lower_is_better: set[Column]
 
 
 def find_results(place: Path) -> list[Path]:
@@ -48,17 +53,22 @@ def find_results(place: Path) -> list[Path]:
 
 
 def read_result(path: Path) -> Result:
-    """
+    """Read a result.json of any version.
+
     Raises:
         UserError: it is not what `selfpatch evaluate` writes.
     """
     try:
         if path.stat().st_size > LARGEST_RESULT:
             raise UserError(f"it has {path.stat().st_size / 1e6:.0f} MB")
-        result = Result(**json.loads(path.read_text(encoding="utf-8")))
-        numbers = all(isinstance(value, int | float) for value in result.metrics.values())
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["protocol"] = current_names(content["protocol"])
+        content.setdefault("lower_is_better", former_lower_is_better(content["task"], content["metrics"]))
+        result = Result(**content)
+        names = [result.task, result.protocol["name"], *result.lower_is_better]
+        numbers = list(result.metrics.values())
         if not (
-            isinstance(result.protocol["name"], str) and isinstance(result.task, str) and result.metrics and numbers
+            numbers and all(isinstance(n, str) for n in names) and all(isinstance(n, int | float) for n in numbers)
         ):
             raise UserError("its task, protocol or metrics are not of the right kind")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -68,10 +78,21 @@ def read_result(path: Path) -> Result:
     return result
 
 
+def former_lower_is_better(task: str, metrics: Iterable[str]) -> list[str]:
+    """Names of metrics of which less is better, for a result that does not list them."""
+    return [
+        name
+        for name in metrics
+        if (task == "video-segmentation" and name in FORMER_LOWER_IS_BETTER)
+        or (task == "overclustering" and name.startswith("spread/K="))
+    ]
+
+
 def compare(
     results: Sequence[tuple[Path, Result]], *, metrics: Sequence[str] = (), split_protocols: bool = False
 ) -> Comparison:
-    """
+    """Arrange results as a table.
+
     Args:
         metrics: which numbers are shown; none: the headline of every task. "all" shows all of them.
         split_protocols: give each protocol of a task its own columns, numbered, instead of refusing the second.
@@ -82,7 +103,7 @@ def compare(
     # The sum of several tasks says nothing that they do not say themselves.
     results = [(path, result) for path, result in results if result.task != "all-frozen"] or results
 
-    # 1. One protocol a task, or one each.
+    # 1. One protocol per task, or one each.
     protocols: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     place: dict[Path, int] = {}
     for path, result in results:
@@ -102,6 +123,7 @@ def compare(
     # 2. Columns, in the order in which results come.
     columns: list[Column] = []
     cells: dict[tuple[str, Column], float] = {}
+    lower_is_better: set[Column] = set()
     names = row_names(results)
     for path, result in results:
         shown = list(result.metrics) if "all" in metrics else metrics or list(result.metrics)[:1]
@@ -112,12 +134,15 @@ def compare(
                 column = Column(result.task, protocol, metric)
                 if column not in columns:
                     columns.append(column)
+                if metric in result.lower_is_better:
+                    lower_is_better.add(column)
                 cells[names[path], column] = result.metrics[metric]
     if not columns:
         known_metrics = sorted({name for _, result in results for name in result.metrics if "/" not in name})
         raise UserError(f"no result has a metric {', '.join(metrics)}; there are: {', '.join(known_metrics)}")
     rows = list(dict.fromkeys(names.values()))
-    return Comparison(rows, columns, [[cells.get((row, column)) for column in columns] for row in rows])
+    values = [[cells.get((row, column)) for column in columns] for row in rows]
+    return Comparison(rows, columns, values, lower_is_better)
 
 
 def row_names(results: Sequence[tuple[Path, Result]]) -> dict[Path, str]:
@@ -160,7 +185,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Shares in [0, 1] with all their digits; empty where a model was not scored."""
+    """Fractions in [0, 1] with all their digits; empty where a model was not scored."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", *map(str, comparison.columns)])
@@ -170,12 +195,12 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def best_of(comparison: Comparison) -> list[float | None]:
-    """The highest value of every column with several; None for measures of which less is better."""
+    """The best value of every column with several: the highest, or the lowest where less is better."""
     best = []
     for column, values in zip(comparison.columns, zip(*comparison.values, strict=True), strict=True):
         known = [value for value in values if value is not None]
-        lower_is_better = "decay" in column.metric.lower() or "spread" in column.metric.lower()
-        best.append(max(known) if len(known) > 1 and not lower_is_better else None)
+        choose = min if column in comparison.lower_is_better else max
+        best.append(choose(known) if len(known) > 1 else None)
     return best
 
 

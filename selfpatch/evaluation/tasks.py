@@ -75,6 +75,7 @@ def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: 
         | output.details
         | {"differs": list(getattr(protocol, "differs", ()))},
         notes=[*backbone.notes, *output.dataset_info.get("notes", ())],
+        lower_is_better=[name for name in output.metrics if name in output.lower_is_better],
     )
     result.write(context.out / "result.json")
     return result

@@ -73,7 +73,11 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
         backbone = small_vit("class token") if name in FINE_TUNED else ColorBackbone()
     result = run_task(name, backbone, root, SMALL[name], EvalContext(out, model="colors"))
     written = json.loads((out / "result.json").read_text())
-    assert list(written) == ["task", "protocol", "metrics", "model", "data", "seconds", "versions", "details", "notes"]
+    assert list(written) == [
+        "task", "protocol", "metrics", "model", "data", "seconds", "versions", "details", "notes", "lower_is_better",
+    ]  # fmt: skip
+    spreads = ["spread/K=classes", "spread/K=6"]
+    assert written["lower_is_better"] == (spreads if name == "overclustering" else [])
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))
     assert (written["task"], written["model"], written["data"]) == (name, "colors", str(root))
     settings = dataclasses.asdict(SMALL[name])

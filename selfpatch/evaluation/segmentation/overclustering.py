@@ -101,7 +101,8 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: EvalC
             context.report(done, total)
         metrics |= {f"mIoU/K={name}": float(np.mean(scores)), f"spread/K={name}": float(np.std(scores))}
     details = {"num_patches": num_patches, "num_components_kept": components.shape[1]}
-    return EvalOutput(metrics, data.describe(), details)
+    spreads = [f"spread/K={name}" for name in protocol.num_clusters]
+    return EvalOutput(metrics, data.describe(), details, lower_is_better=spreads)
 
 
 class Batch(NamedTuple):

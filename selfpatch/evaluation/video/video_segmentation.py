@@ -61,7 +61,7 @@ def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: Ev
     metrics = global_measures(list(named.values()))
     metrics |= {f"J&F/{name}": float(of_object.J.mean() + of_object.F.mean()) / 2 for name, of_object in named.items()}
     features = "output of the backbone" if uses_final_norm(backbone, protocol) else "last block, without a final norm"
-    return EvalOutput(metrics, data.describe(), {"features": features})
+    return EvalOutput(metrics, data.describe(), {"features": features}, lower_is_better=["J-Decay", "F-Decay"])
 
 
 def frame_size(video: Video, protocol: VideoSegmentation, patch_size: tuple[int, int]) -> tuple[int, int]:

@@ -59,6 +59,7 @@ def test_equals_a_restatement(tmp_path, size):
         for i, scores in enumerate(plain_davis.score_video(truths, masks_of(tmp_path / "out", video.name)), start=1):
             objects[f"{video.name}_{i}"] = scores
     assert [name for name in outcome.metrics if "/" in name] == [f"J&F/{name}" for name in objects]
+    assert set(outcome.lower_is_better) == {name for name in outcome.metrics if name.endswith("-Decay")}
     for name, (J, F) in objects.items():
         assert outcome.metrics[f"J&F/{name}"] == pytest.approx((np.mean(J) + np.mean(F)) / 2, abs=1e-9)
     for letter, of_frames in zip("JF", zip(*objects.values(), strict=True), strict=True):
