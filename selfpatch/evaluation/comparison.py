@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from selfpatch.config.io import differences
 from selfpatch.errors import UserError
-from selfpatch.evaluation.protocols.renamed import current_names
-from selfpatch.evaluation.result import Result
+from selfpatch.evaluation.result import Result, current_names
 from selfpatch.output.printable import printable
 
 LARGEST_RESULT = 50_000_000  # bytes; a result of 80 classes has a few thousand
@@ -65,17 +64,19 @@ def read_result(path: Path) -> Result:
         content["protocol"] = current_names(content["protocol"])
         content.setdefault("lower_is_better", former_lower_is_better(content["task"], content["metrics"]))
         result = Result(**content)
-        names = [result.task, result.protocol["name"], *result.lower_is_better]
+        words = [result.task, result.protocol["name"], *result.lower_is_better]
         numbers = list(result.metrics.values())
-        if not (
-            numbers and all(isinstance(n, str) for n in names) and all(isinstance(n, int | float) for n in numbers)
-        ):
+        if not (numbers and are_all(str, words) and are_all(int | float, numbers)):
             raise UserError("its task, protocol or metrics are not of the right kind")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{path} is not a result of `selfpatch evaluate`: {error}; give the result.json that it wrote"
         ) from error
     return result
+
+
+def are_all(kind: Any, values: Iterable[Any]) -> bool:
+    return all(isinstance(value, kind) for value in values)
 
 
 def former_lower_is_better(task: str, metrics: Iterable[str]) -> list[str]:
@@ -100,9 +101,6 @@ def compare(
     Raises:
         UserError: two results of one task have different protocols, or met different data; or no result has a metric.
     """
-    # The sum of several tasks says nothing that they do not say themselves.
-    results = [(path, result) for path, result in results if result.task != "all-frozen"] or results
-
     # 1. One protocol per task, or one each.
     protocols: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     place: dict[Path, int] = {}

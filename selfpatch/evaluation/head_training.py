@@ -13,7 +13,7 @@ from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.errors import StoppedError, UserError
 from selfpatch.evaluation.features import batches, prefetch
 from selfpatch.evaluation.fingerprint import fingerprint
-from selfpatch.evaluation.protocols.renamed import current_names
+from selfpatch.evaluation.result import current_names
 from selfpatch.evaluation.task import EvalContext
 from selfpatch.optim.optimizer import load_optimizer_state, optimizer_state, optimizer_step
 from selfpatch.optim.schedules import Schedule

@@ -8,6 +8,17 @@ from typing import Any
 
 from selfpatch.output.atomic_files import atomic_write
 
+# Settings that had another name in earlier versions: results and heads written then are still understood.
+RENAMED_SETTINGS = {
+    "distort_colors": "photometric_distortion",
+    "flip_prob": "hflip_prob",
+    "heads": "head_norm",
+    "max_class_share": "cat_max_ratio",
+    "num_neighbours": "num_neighbors",
+    "taps": "out_indices",
+}
+RENAMED_VALUES = {"head_norm": {"plain": "none", "normed": "layer_norm"}}
+
 
 @dataclass(frozen=True)
 class Result:
@@ -40,3 +51,12 @@ class Result:
         # A path need not be valid UTF-8; what is not becomes an escape of JSON's, which is read back as it was.
         with atomic_write(path) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+def current_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a protocol, stored by any version, under today's names."""
+    renamed = {RENAMED_SETTINGS.get(name, name): value for name, value in settings.items()}
+    for name, values in RENAMED_VALUES.items():
+        if isinstance(renamed.get(name), str):
+            renamed[name] = values.get(renamed[name], renamed[name])
+    return renamed

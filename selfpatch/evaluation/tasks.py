@@ -1,4 +1,4 @@
-"""Every evaluation task by its name, and how one is run from a folder of data to result.json and pictures."""
+"""Evaluation tasks by name, and `run_task`: from a model and a folder of data to result.json and pictures."""
 
 import dataclasses
 import time
@@ -8,7 +8,6 @@ from typing import Any
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.config.io import to_dict
-from selfpatch.evaluation import all_frozen
 from selfpatch.evaluation.classification import knn_classification, linear_classification
 from selfpatch.evaluation.detection import mask_rcnn
 from selfpatch.evaluation.discovery import object_discovery
@@ -38,7 +37,6 @@ TASK_RUNNERS: dict[str, Callable[[Backbone, Path, Any, EvalContext], EvalOutput]
     "semantic-fpn": semantic_segmentation.run_semantic_fpn,
     "upernet": semantic_segmentation.run_upernet,
     "video-segmentation": video_segmentation.run,
-    "all-frozen": lambda *arguments: all_frozen.run(*arguments, run_task=run_task),
 }
 
 

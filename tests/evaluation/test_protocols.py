@@ -97,9 +97,9 @@ def test_a_number_goes_by_the_name_of_its_protocol_only_with_all_its_settings():
         (
             SemanticFPN,
             {"out_indices": (2, 5, 11, 8)},
-            "out_indices is (2, 5, 11, 8); the numbers must be in ascending order",
+            "out-indices is (2, 5, 11, 8); the numbers must be in ascending order",
         ),
-        (SemanticFPN, {"out_indices": (2, 5, 8, 12)}, "out_indices is (2, 5, 8, 12); each must be in [0, 11]"),
+        (SemanticFPN, {"out_indices": (2, 5, 8, 12)}, "out-indices is (2, 5, 8, 12); each must be in [0, 11]"),
         (SemanticFPN, {"long_side": 500}, "long-side is 500; it must be at least image-size, .* 512"),
         (SemanticFPN, {"stride": 513}, "stride is 513; it must be at most image-size, .* 512"),
         (SemanticFPN, {"drop_path": 1.0}, "drop-path is 1.0; it must be a probability in [0, 1)"),
