@@ -68,9 +68,7 @@ def options(arguments: Sequence[str]) -> type:
         # the folder to write to
         out: Path
         protocol: Annotated[type(start), FLAT] = start  # type: ignore[valid-type]
-        task: Annotated[str, arg(help=f"evaluation task: {', '.join(TASKS)}; or --tasks frozen for several")] = (
-            given_task
-        )
+        task: Annotated[str, arg(help=f"evaluation task: {', '.join(TASKS)}; several: --tasks frozen")] = given_task
         preset: Annotated[str, arg(help=f"named settings of the task: {', '.join(presets)}")] = given_preset
         num_heads: NumHeads = None
         network: Network = None

@@ -1,15 +1,16 @@
-"""Detection and instance segmentation: a copy of the backbone is trained with Mask R-CNN on COCO, and scored there."""
+"""Detection and instance segmentation: a copy of the backbone is fine-tuned with Mask R-CNN on COCO."""
 
 import copy
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from selfpatch.backbones.backbone import Backbone
@@ -37,9 +38,9 @@ from selfpatch.optim.schedules import Schedule, warmup_multistep
 NUM_SHOWN = 8
 LR_FACTOR = 0.1  # at each of decay_epochs
 
-# Parts of the names of parameters that weight decay leaves alone, besides those of norms. Biases decay.
+# Parts of the names of parameters without weight decay, besides norms of the backbone. Biases decay.
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
-# Settings of the test alone, or of memory.
+# Settings that affect only the test, or memory.
 WITHOUT_EFFECT_ON_WEIGHTS = (
     "recompute", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "score_threshold", "nms", "max_boxes",
 )  # fmt: skip
@@ -53,10 +54,10 @@ def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: EvalContext
     Raises:
         UserError: the data are not complete, too few for the warm-up, or do not fit the backbone.
 
-    Source: alinlab/SelfPatch detection/; mmdetection's Mask R-CNN.
-    Differs: a batch is padded to one size on one device, where mmdetection pads two images on each of eight, and
-    transformers see the padding; torchvision gives every object its best anchor whatever their IoU, mmdetection from an
-    IoU of 0.3 on; images are shrunk by averaging over all their pixels.
+    Source: alinlab/SelfPatch detection/; mmdetection's Mask R-CNN; detectron2's ViTDet.
+    Differs: a batch is padded to one size on one device, where mmdetection pads the images of each GPU by themselves,
+    and transformers see the padding; torchvision gives every object its best anchor whatever their IoU, mmdetection
+    from an IoU of 0.3 on; images are shrunk by averaging over all their pixels.
     """
     data = CocoDetection(root, max_images=protocol.max_images)
     steps = num_steps(data, protocol)
@@ -120,14 +121,12 @@ def train(
     identity: dict[str, Any],
     steps: int,
 ) -> None:
-    mean, std = detector.backbone.mean, detector.backbone.std
-
     def sample(epoch: int, index: int) -> Sample:
         return augment(read_sample(data.train[index]), sample_rng(protocol.seed, epoch, index), protocol)
 
     def losses(samples: list[Sample]) -> dict[str, Tensor]:
         images = [sample.image for sample in samples]
-        batch = collate(images, mean, std, multiple=detector.size_divisor, device=context.device)
+        batch = pad(images, detector, protocol, context.device)
         sizes = [sample.size for sample in samples]
         return detector.losses(batch, sizes, [to_targets(sample, context.device) for sample in samples])
 
@@ -149,6 +148,15 @@ def train(
     )
 
 
+def pad(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], detector: Detector, protocol: MaskRCNN, device: torch.device
+) -> Float[Tensor, "B 3 H W"]:
+    backbone, divisor = detector.backbone, detector.size_divisor
+    return collate(
+        images, backbone.mean, backbone.std, size_divisor=divisor, square_pad=protocol.square_pad, device=device
+    )
+
+
 def learning_rate(data: CocoDetection, protocol: MaskRCNN) -> Schedule:
     milestones = [round(epoch * len(data.train) / protocol.batch_size) for epoch in protocol.decay_epochs]
     return warmup_multistep(
@@ -161,10 +169,14 @@ def learning_rate(data: CocoDetection, protocol: MaskRCNN) -> Schedule:
 
 
 def parameter_groups(detector: Detector, protocol: MaskRCNN) -> list[dict[str, Any]]:
-    """AdamW's groups by weight decay and by depth; "lr_scale" is a group's factor on the learning rate."""
+    """AdamW's groups by weight decay and by depth; "lr_scale" is a group's factor on the learning rate.
+
+    Norms of the neck and of the heads decay, as in the programs: mmdetection goes by "norm" in a name, which the batch
+    norm of XCiT's neck has not (fpn1.1), and detectron2 by torch's types of norms, of which its own LayerNorm is none.
+    """
     norms = {
         id(parameter)
-        for module in detector.modules()
+        for module in detector.backbone.modules()
         if "Norm" in type(module).__name__
         for parameter in module.parameters(recurse=False)
     }
@@ -236,8 +248,7 @@ def detect_images(
 
     for done, [(item, image, resized)] in enumerate(prefetch(read, batches(data.val, 1)), start=1):
         size = resized.shape[0], resized.shape[1]
-        mean, std = detector.backbone.mean, detector.backbone.std
-        batch = collate([resized], mean, std, multiple=detector.size_divisor, device=device)
+        batch = pad([resized], detector, protocol, device)
         (found,) = detector.detect(batch, [size])
         entries = result_entries(item, found, size, data.category_ids)
         results += entries

@@ -53,7 +53,7 @@ class DecoderTraining(Config):
     batch_size: Annotated[int, Positive] = 16
     # peak learning rate
     lr: Annotated[float, Positive] = 6e-5
-    # weight decay, on all parameters but position embeddings, class token and norms of the backbone
+    # weight decay, on all parameters but position embeddings and class token, and the norms of a Swin
     weight_decay: Annotated[float, NonNegative] = 0.01
     # largest global gradient norm, a larger one is scaled down; 0: no clipping
     clip_norm: Annotated[float, NonNegative] = 0.0

@@ -41,9 +41,9 @@ from selfpatch.evaluation.segmentation.training_crops import collate, photometri
 from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.optim.schedules import warmup_poly
 
-# Parts of the names of parameters that weight decay leaves alone. mmsegmentation's rule for its transformers; it takes
-# the biases of the backbone and the batch norms of the decoder ("bn") along, and so do we.
-NO_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table", "norm")
+# Parts of the names of parameters without weight decay. mmsegmentation's configurations add "norm", which its vision
+# transformer (ln1, ln2) and its decoders (bn) have in no name: their norms decay, and those of its Swin do not.
+NO_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
 
 
 class Segmenter(nn.Module):
@@ -228,8 +228,9 @@ def freeze_unused(backbone: Backbone, out_indices: Sequence[int]) -> None:
 
 
 def parameter_groups(segmenter: Segmenter, weight_decay: float) -> list[dict[str, Any]]:
+    without_decay = (*NO_DECAY, "norm") if is_hierarchical(segmenter.backbone) else NO_DECAY
     decay, no_decay = [], []
     for name, parameter in segmenter.named_parameters():
         if parameter.requires_grad:
-            (no_decay if any(part in name for part in NO_DECAY) else decay).append(parameter)
+            (no_decay if any(part in name for part in without_decay) else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]

@@ -127,6 +127,38 @@ def test_a_crop_may_show_nothing():
     assert resize(part, (30, 40)).masks.shape == (0, 30, 40)
 
 
+def triangle_and_square() -> Sample:
+    """A right triangle of 20 px legs, whose row r ends at 20 - r; and a square that ends between pixels."""
+    masks = np.zeros((2, 30, 40), np.uint8)
+    for row in range(20):
+        masks[0, row, : 20 - row] = 1
+    masks[1, 4:8, 22:26] = 1
+    boxes = np.array([[0, 0, 20, 20], [22.25, 4.5, 25.75, 7.5]], np.float32)
+    return Sample(np.zeros((30, 40, 3), np.uint8), boxes, np.array([0, 1]), masks)
+
+
+def test_boxes_of_what_a_crop_leaves_of_a_mask():
+    """From column 10 on the triangle is 10 px high and wide; clipped, its box would be 20 px high. The square is whole."""
+    sample = triangle_and_square()
+    part = crop(sample, 0, 10, (30, 30), recompute_boxes=True)
+    assert part.boxes.tolist() == [[0, 0, 10, 10], [12.25, 4.5, 15.75, 7.5]]
+    assert crop(sample, 0, 10, (30, 30)).boxes.tolist()[0] == [0, 0, 10, 20]
+    # From row 12 and column 12 on nothing is left of the triangle, though its box reaches there.
+    part = crop(sample, 12, 12, (18, 28), recompute_boxes=True)
+    assert part.labels.tolist() == [] and part.boxes.shape == (0, 4) and part.masks.shape == (0, 18, 28)
+    assert crop(sample, 12, 12, (18, 28)).labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_large_scale_jitter_recomputes_boxes(seed):
+    protocol = MaskRCNN(
+        augmentation="large_scale_jitter", jitter=(1.0, 2.0), image_size=40, long_side=40, recompute_boxes=True
+    )
+    part = augment(triangle_and_square(), np.random.default_rng(seed), protocol)
+    for box, mask in zip(part.boxes, part.masks, strict=True):
+        assert mask.any() and np.abs(box - box_of(mask)).max() <= 1.5  # the square ends between pixels
+
+
 def test_samples_of_a_data_set_leave_crowds_out(tmp_path):
     data = CocoDetection(write_coco(tmp_path / "data"))
     crowded = data.val[0]
@@ -141,10 +173,18 @@ def test_samples_of_a_data_set_leave_crowds_out(tmp_path):
 
 def test_batches_are_filled_up_with_the_mean_colour():
     images = [np.full((30, 50, 3), 255, np.uint8), np.zeros((40, 20, 3), np.uint8)]
-    batch = collate(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), multiple=32, device=torch.device("cpu"))
+    batch = collate(images, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), size_divisor=32, device=torch.device("cpu"))
     assert batch.shape == (2, 3, 64, 64)
     assert (batch[0, :, :30, :50] == 1).all() and (batch[1, :, :40, :20] == -1).all()
     assert batch[0, :, 30:].abs().max() == batch[0, :, :, 50:].abs().max() == batch[1, :, 40:].abs().max() == 0
+
+
+def test_batches_are_padded_to_a_square():
+    images = [np.full((30, 50, 3), 255, np.uint8)]
+    arguments = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "device": torch.device("cpu")}
+    batch = collate(images, size_divisor=32, square_pad=128, **arguments)
+    assert batch.shape == (1, 3, 128, 128) and (batch[0, :, :30, :50] == 1).all() and batch.sum() == 3 * 30 * 50
+    assert collate(images, size_divisor=28, square_pad=128, **arguments).shape == (1, 3, 140, 140)
 
 
 def test_boxes_beyond_the_image_are_cut_off(tmp_path):

@@ -200,18 +200,36 @@ def test_a_pyramid_goes_into_upernet_as_it_is():
     assert not isinstance(upernet(tiny_vit(), 3, tiny_upernet()).neck, nn.Identity)
 
 
-def test_weight_decay_leaves_positions_tokens_and_norms_alone():
-    backbone = small_vit("registers")
-    backbone = tiny_vit(class_token=True) if backbone.model.cls_token is None else backbone
-    segmenter = semantic_fpn(backbone, 3, tiny_fpn())
-    names = {id(parameter): name for name, parameter in segmenter.named_parameters()}
-    decay, no_decay = ([names[id(p)] for p in group["params"]] for group in parameter_groups(segmenter, 0.01))
-    assert [group["weight_decay"] for group in parameter_groups(segmenter, 0.01)] == [0.01, 0.0]
-    assert {"backbone.model.cls_token", "backbone.model.reg_token", "backbone.model.pos_embed"} <= set(no_decay)
-    assert {"backbone.model.blocks.0.norm1.weight", "backbone.model.blocks.1.norm2.bias"} <= set(no_decay)
-    # As mmsegmentation's rule has it, biases and batch norms decay.
-    assert {"backbone.model.blocks.0.attn.qkv.bias", "head.scale_heads.0.0.bn.weight"} <= set(decay)
-    assert sorted(decay + no_decay) == sorted(n for n, p in segmenter.named_parameters() if p.requires_grad)
+def names_by_decay(segmenter):
+    decay, no_decay = parameter_groups(segmenter, 0.01)
+    assert decay["weight_decay"] == 0.01 and no_decay["weight_decay"] == 0
+    name_of = {id(parameter): name for name, parameter in segmenter.named_parameters()}
+    return [{name_of[id(parameter)] for parameter in group["params"]} for group in (decay, no_decay)]
+
+
+def test_weight_decay_spares_positions_and_tokens_of_a_vit():
+    """As mmsegmentation's constructor finds it for ViT-S/16 with Semantic FPN: of 186 tensors only pos_embed is spared.
+
+    Its norms are called ln1, ln2 and bn, which "norm" is no part of. Ours has a class token besides.
+    """
+    config = BackboneConfig(name="vit_small_patch16_224")
+    backbone = build_backbone(config, (224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    decay, no_decay = names_by_decay(semantic_fpn(backbone, 150, SemanticFPN()))
+    assert no_decay == {"backbone.model.pos_embed", "backbone.model.cls_token"} and len(decay) == 185
+    norms = {"backbone.model.blocks.0.norm1.weight", "backbone.model.blocks.11.norm2.bias"}
+    assert norms | {"backbone.model.blocks.0.attn.qkv.bias", "head.scale_heads.0.0.bn.weight"} <= decay
+    _, no_decay = names_by_decay(upernet(small_vit("registers"), 3, tiny_upernet()))
+    assert no_decay == {f"backbone.model.{name}" for name in ("pos_embed", "cls_token", "reg_token")}
+
+
+def test_weight_decay_spares_the_norms_of_a_swin():
+    """In mmsegmentation's Swin they are called norm1, norm2, patch_embed.norm and downsample.norm."""
+    segmenter = upernet(tiny_swin(), 3, tiny_upernet())
+    decay, no_decay = names_by_decay(segmenter)
+    assert any("downsample.norm" in name for name in no_decay) and any("norm1" in name for name in no_decay)
+    assert all("norm" in name or "relative_position_bias_table" in name for name in no_decay)
+    assert not any(name.startswith("backbone") and "norm" in name for name in decay)
+    assert {name for name, p in segmenter.named_parameters() if p.requires_grad} == decay | no_decay
 
 
 def test_the_loss_is_a_mean_over_all_pixels():
