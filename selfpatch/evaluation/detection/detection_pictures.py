@@ -9,7 +9,7 @@ from faster_coco_eval.core import mask as run_lengths
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from selfpatch.evaluation.datasets.coco import CocoImage
+from selfpatch.evaluation.datasets.coco_annotations import CocoImage
 from selfpatch.evaluation.detection.detection_scores import ResultEntry
 from selfpatch.evaluation.features import batches, resize_image, resize_mask
 from selfpatch.evaluation.segmentation.prediction_pictures import (

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
-from selfpatch.evaluation.datasets.coco import CocoImage, targets
+from selfpatch.evaluation.datasets.coco import targets
+from selfpatch.evaluation.datasets.coco_annotations import CocoImage
 from selfpatch.evaluation.detection.detector import Size, Targets
 from selfpatch.evaluation.features import keep_ratio_size, normalized, resize_image, resize_mask
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN

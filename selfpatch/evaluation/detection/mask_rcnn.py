@@ -17,7 +17,8 @@ from selfpatch.backbones.backbone import Backbone
 from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.errors import UserError
 from selfpatch.evaluation.class_bars import write_class_bars
-from selfpatch.evaluation.datasets.coco import CocoDetection, CocoImage
+from selfpatch.evaluation.datasets.coco import CocoDetection
+from selfpatch.evaluation.datasets.coco_annotations import CocoImage
 from selfpatch.evaluation.datasets.labeled_images import spread
 from selfpatch.evaluation.detection.detection_pictures import DetectedImage, write_detection_sheets
 from selfpatch.evaluation.detection.detection_samples import (

@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as oracle_mask
 from pycocotools.coco import COCO
 
-from selfpatch.evaluation.datasets.coco import TRAIN, VAL, CocoDetection, CocoSplit, mask_rle, targets
+from selfpatch.evaluation.datasets.coco import TRAIN, VAL, CocoDetection, CocoSplit, targets
+from selfpatch.evaluation.datasets.coco_annotations import mask_rle
 from tests.evaluation.coco_scenes import CATEGORIES, write_coco
 
 
