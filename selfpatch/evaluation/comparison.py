@@ -113,7 +113,7 @@ def compare(
             lines = "\n  ".join(differences(known[0][1], result.protocol)[:12])
             raise UserError(
                 f"{known[0][0]} and {path} score {result.task} by different protocols, and their numbers cannot stand "
-                f"in one column:\n  {lines}\nScore them alike, compare them apart, or give each its own column "
+                f"in one column:\n  {lines}\nScore them alike, compare them separately, or give each its own column "
                 "(--split-protocols)"
             )
         known.append((path, result.protocol))
@@ -144,8 +144,11 @@ def compare(
 
 
 def row_names(results: Sequence[tuple[Path, Result]]) -> dict[Path, str]:
-    """The model of every result; by its weights too, where one name stands for several; and where one model has several
-    results of one task and protocol, by their folders."""
+    """Name of the row of each result.
+
+    The model, with the fingerprint of its weights where one name stands for several, and the folder where one model has
+    several results of one task and protocol.
+    """
     weights: dict[str, set[str]] = {}
     for _, result in results:
         weights.setdefault(result.model, set()).add(weights_of(result))

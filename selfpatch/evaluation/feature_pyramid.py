@@ -26,7 +26,7 @@ Levels = OrderedDict[str, Float[Tensor, "B _ _ _"]]
 
 
 def doublings(patch_size: int) -> list[int]:
-    """How often a map of patches is doubled in size for each level; below 0: halved."""
+    """Number of doublings of a patch map for each level; below 0: halvings."""
     finest = round(math.log2(patch_size / FINEST_PX))
     return [finest - level for level in range(NUM_LEVELS)]
 
@@ -100,7 +100,11 @@ class SimplePyramid(nn.Module):
 
 
 def resize_layers(widths: Sequence[int], count: int, norm: type[nn.Module]) -> nn.Module:
-    """Doubles a map `count` times, or halves it -count times; widths are those before and after each doubling."""
+    """Layers that double a map `count` times, or halve it -count times.
+
+    Args:
+        widths: channels before the first and after each doubling.
+    """
     if count < 0:
         return nn.MaxPool2d(2**-count)
     layers: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""From images in a folder to patch tokens of a frozen backbone: resizing, normalising, encoding, and reading ahead."""
+"""From images in a folder to patch tokens of a backbone: resizing, normalization, encoding, prefetching."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,7 @@ Item = TypeVar("Item")
 
 
 def is_hierarchical(backbone: Backbone) -> bool:
-    """Whether its stages have several strides, as Swin's."""
+    """True if its stages have several strides, as Swin's."""
     return len({stage.stride_px for stage in backbone.stages}) > 1
 
 
@@ -128,7 +128,7 @@ class RowBuffer:
 
 @contextmanager
 def eval_mode(backbone: Backbone) -> Iterator[None]:
-    """Dropout and its like are off inside; afterwards every submodule is in the mode it was in."""
+    """Eval mode inside; afterwards every submodule is in the mode it was in."""
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     try:
@@ -139,7 +139,7 @@ def eval_mode(backbone: Backbone) -> Iterator[None]:
 
 
 class ReadCache:
-    """Keeps what `read(item)` gave until CACHE_BYTES are kept; what comes later is read anew every time."""
+    """Caches the results of `read(item)` up to CACHE_BYTES; further items are read every time."""
 
     def __init__(self, read: Callable[[Any], Any]):
         self._read = read

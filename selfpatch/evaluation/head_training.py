@@ -78,11 +78,13 @@ def train_head(
         StoppedError: a signal came; the training so far is saved.
         DivergenceError: step after step was not finite.
     """
+    # 1. The identity of this training: a checkpoint of another one is not gone on from.
     identity = identity | {"initial_weights": fingerprint(model)}
     folder = context.out / "checkpoints"
     context.out.mkdir(parents=True, exist_ok=True)
     with closing(FolderLock(context.out)) as lock, torch.random.fork_rng(_cuda(context.device)):
         lock.take()
+        # 2. Go on where OUT was left, if it was.
         first_step = _restore(model, optimizer, identity, context)
 
         def save(step: int) -> dict[str, float]:
@@ -90,6 +92,7 @@ def train_head(
             checkpoint.save(folder, step, tensors, {"step": step, "identity": identity}, keep=KEPT_CHECKPOINTS)
             return {}
 
+        # 3. Train in the package's loop, with a checkpoint now and then and at a signal.
         trainee = _Head(
             model,
             optimizer,
@@ -126,7 +129,7 @@ def train_head(
 
 
 class _Head:
-    """What the loop trains: any module by the sum of its losses."""
+    """Train task of a head: any module, by the sum of its losses."""
 
     def __init__(
         self,

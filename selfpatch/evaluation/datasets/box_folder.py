@@ -34,7 +34,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; t
 
 
 def matches_layout(root: Path) -> bool:
-    """Whether there are images and files of boxes where a layout has them."""
+    """True if there are images and files of boxes where a layout has them."""
     return (
         bool(voc_folders(root))
         or is_coco(root)
@@ -114,7 +114,7 @@ def is_coco(root: Path) -> bool:
 def coco_images(
     root: Path, split: str | None, *, skip_hard: bool, max_images: int | None
 ) -> tuple[str, list[BoxImage]]:
-    """How the layout is called, and the images of the split, those without objects too."""
+    """Name of the layout, and the images of the split, those without objects included."""
     if skip_hard:
         raise UserError("skip-hard goes by what Pascal VOC says of its objects, which COCO does not; leave it out")
     name = split or VAL
@@ -130,7 +130,7 @@ def coco_images(
 
 
 def find_pairs(root: Path, split: str | None) -> tuple[str, list[tuple[Path, Path]]]:
-    """How the layout is called, and the images of the split with their annotations."""
+    """Name of the layout, and the images of the split with their annotations."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; give the folder that holds images and boxes:{LAYOUTS}")
     years = voc_folders(root)

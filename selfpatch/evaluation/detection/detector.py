@@ -1,4 +1,4 @@
-"""Mask R-CNN on any backbone: torchvision's parts, and what they lack to be mmdetection's and detectron2's detector.
+"""Mask R-CNN on any backbone: torchvision's parts, changed to be mmdetection's and detectron2's detector.
 
 Every difference between torchvision's defaults and the detector of the papers is a class or a line here; the numbers
 are settings of `protocols/mask_rcnn.py`.
@@ -34,7 +34,7 @@ Size = tuple[int, int]  # (rows, columns)
 
 
 class Targets(NamedTuple):
-    """What is on one image. Labels are 0 to C - 1."""
+    """Ground truth of one image. Labels are 0 to C - 1."""
 
     boxes: Float32[Tensor, "P 4"]
     labels: Int64[Tensor, "P"]
@@ -42,7 +42,7 @@ class Targets(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What was found on one image, best first."""
+    """Detections on one image, best first."""
 
     boxes: Float32[Tensor, "N 4"]
     scores: Float32[Tensor, "N"]
@@ -156,7 +156,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
 
 
 class Float32Layer(nn.Module):
-    """A last layer, out of autocast: boxes and scores are not rounded to 8 bits."""
+    """A last layer outside of autocast: boxes and scores are not rounded to 8 bits."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()

@@ -195,7 +195,7 @@ def parameter_groups(detector: Detector, protocol: MaskRCNN) -> list[dict[str, A
 
 
 def layer_depths(detector: Detector) -> dict[str, int]:
-    """Of each parameter: 0 of what comes before the first block, then one more a block, and one more of the detector.
+    """Depth of each parameter: 0 before the first block, one more per block, and one more for the detector.
 
     Source: detectron2's get_vit_lr_decay_rate; blocks of a pyramid are numbered through, what lies between its stages
     goes with the block before.
@@ -212,7 +212,7 @@ def layer_depths(detector: Detector) -> dict[str, int]:
 
 
 def identity(data: CocoDetection, protocol: MaskRCNN) -> dict[str, Any]:
-    """What a training that goes on must have in common with the one that was stopped, besides its first weights."""
+    """Values that a checkpoint must share with the run that resumes it, besides the initial weights."""
     settings = dataclasses.asdict(protocol)
     for later in WITHOUT_EFFECT_ON_WEIGHTS:
         del settings[later]

@@ -166,7 +166,7 @@ def train(
     *,
     identity: dict[str, Any],
 ) -> None:
-    """In place; goes on where context.out has the beginning of the same training."""
+    """Train in place; resumes from context.out if it holds the same training."""
     backbone = segmenter.backbone
     read = ReadCache(lambda item: (data.read_image(item), data.read_mask(item)))
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
@@ -219,7 +219,7 @@ def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTrainin
 
 
 def freeze_unused(backbone: Backbone, out_indices: Sequence[int]) -> None:
-    """All parameters are trained but those that these maps do not depend on, such as the final norm's."""
+    """Train all parameters but those that these maps do not depend on, such as the final norm's."""
     parameters = list(backbone.requires_grad_(True).parameters())
     image = torch.zeros(1, 3, *backbone.patch_size, device=parameters[0].device)
     total = torch.stack([stage.sum() for stage in backbone.forward_intermediates(image, out_indices)]).sum()

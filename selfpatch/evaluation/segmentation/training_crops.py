@@ -127,7 +127,7 @@ def collate(
     *,
     device: torch.device,
 ) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B h w"]]:
-    """Crops as one batch; those that are smaller than `size` get the mean colour and IGNORED on the right and below."""
+    """Crops as one batch, padded to `size` with the mean color and IGNORED on the right and below."""
     images = torch.zeros(len(samples), 3, *size, device=device)
     masks = torch.full((len(samples), *size), IGNORED, device=device)
     for i, (image, mask) in enumerate(samples):
