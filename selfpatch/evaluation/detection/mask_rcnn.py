@@ -56,9 +56,7 @@ def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: EvalContext
         UserError: the data are not complete, too few for the warm-up, or do not fit the backbone.
 
     Source: alinlab/SelfPatch detection/; mmdetection's Mask R-CNN; detectron2's ViTDet.
-    Differs: a batch is padded to one size on one device, where mmdetection pads the images of each GPU by themselves,
-    and transformers see the padding; torchvision gives every object its best anchor whatever their IoU, mmdetection
-    from an IoU of 0.3 on; images are shrunk by averaging over all their pixels.
+    Differs: see `MaskRCNN.differs`.
     """
     data = CocoDetection(root, max_images=protocol.max_images)
     steps = num_steps(data, protocol)

@@ -76,6 +76,14 @@ class DecoderTraining(Config):
     # largest number of images of each split, spread evenly over it; None: all
     max_images: Annotated[int | None, Positive] = None
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        return (
+            "position embeddings are resampled as the backbone does it, where mmsegmentation takes bicubic ones",
+            "batches run on over the ends of epochs",
+        )
+
     def __post_init__(self):
         super().__post_init__()
         self.require(

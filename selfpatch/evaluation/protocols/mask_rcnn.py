@@ -117,6 +117,23 @@ class MaskRCNN(Config):
     # largest number of images of each split, spread evenly over it; None: all
     max_images: Annotated[int | None, Positive] = None
 
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        if self.neck == "simple":
+            return (
+                "attention is global in all blocks, where ViTDet's is within windows in most",
+                "positions are the backbone's own, without ViTDet's relative ones",
+                "boxes that no crop cuts stay as annotated, where detectron2 takes them from the polygons",
+                "an object without a pixel left after scaling is dropped",
+            )
+        return (
+            f"{self.batch_size} images per step are a reading: the configuration has 1 per GPU and no number of GPUs",
+            "a batch is padded to one size, where mmdetection pads the images of each GPU by themselves",
+            "every object keeps its best anchor at any IoU, where mmdetection asks for 0.3",
+            "images are antialiased when they are shrunk, where OpenCV does not",
+        )
+
     def __post_init__(self):
         super().__post_init__()
         self.require(

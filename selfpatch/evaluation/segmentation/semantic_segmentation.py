@@ -137,8 +137,7 @@ def run(
     """Train a copy of the backbone with the decoder, or go on from context.out; score the validation images.
 
     Source: alinlab/SelfPatch segmentation/; open-mmlab/mmsegmentation.
-    Differs: position embeddings are resampled as the backbone does it, where mmsegmentation takes bicubic ones that are
-    not antialiased; batches run on over the ends of epochs.
+    Differs: see `DecoderTraining.differs`.
     """
     data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     own = copy.deepcopy(unwrap_cache(backbone))
