@@ -24,7 +24,7 @@ from selfpatch.backbones.vit import ViT
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.evaluation.protocols import TASKS as PROTOCOLS
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 
 NUM_LABELED_IMAGES = 16
@@ -76,7 +76,7 @@ def learn_segmentation(task: str, data: Path, folder: Path) -> list[Result]:
 def segment(task: str, root: Path, out: Path) -> Result:
     protocol = PROTOCOLS[task].presets["quick"]
     protocol = replace(protocol, **AS_IT_IS, **SEGMENTATION[task])
-    return run_task(task, small_vit(), root, protocol, Context(out, model="a small random ViT"))
+    return run_task(task, small_vit(), root, protocol, EvalContext(out, model="a small random ViT"))
 
 
 def same_images(data: Path, root: Path) -> Path:

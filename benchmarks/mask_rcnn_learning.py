@@ -19,7 +19,7 @@ from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.vit import ViT
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 
 WANTED = 0.8  # of box and mask AP50
@@ -40,7 +40,7 @@ def main() -> None:
     data = same_images_twice(arguments.data, arguments.out / "data", arguments.images)
     protocol = overfitting(arguments)
     start = time.monotonic()
-    context = Context(arguments.out / "result", model="random ViT, 192 wide, 4 blocks, patch 8")
+    context = EvalContext(arguments.out / "result", model="random ViT, 192 wide, 4 blocks, patch 8")
     result = run_task("mask-rcnn", small_vit(arguments.seed), data, protocol, context)
     seconds = time.monotonic() - start
 

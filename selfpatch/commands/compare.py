@@ -29,7 +29,7 @@ def compare(
     split_protocols: bool = False,
     out: Path | str | None = None,
 ) -> Comparison:
-    """Print results side by side, a row a model; and write them to `out`, a .md or .csv file.
+    """Print results side by side, one row per model; and write them to `out`, a .md or .csv file.
 
     Args:
         results: files result.json, or folders that have some below them.
@@ -59,7 +59,7 @@ def compare(
 
 
 def as_table(comparison: Comparison) -> Table:
-    """A row a model."""
+    """One row per model."""
     table = Table("model", caption="in %")
     for column in comparison.columns:
         table.add_column(escape(f"{column.task}\n{column.protocol}\n{column.metric}"), justify="right")
@@ -69,7 +69,7 @@ def as_table(comparison: Comparison) -> Table:
 
 
 def as_long_table(comparison: Comparison) -> Table:
-    """A row a task, protocol and metric, where a row a model would be too wide for the terminal."""
+    """One row per task, protocol and metric, for where one row per model is too wide for the terminal."""
     table = Table(caption="in %")
     for name in ("task", "protocol", "metric"):
         table.add_column(name, overflow="fold")
@@ -81,7 +81,7 @@ def as_long_table(comparison: Comparison) -> Table:
 
 
 def cells_of(comparison: Comparison) -> list[list[str]]:
-    """Of every row, the best of each column in bold."""
+    """Cells of every row, the best of each column in bold."""
     best = best_of(comparison)
     return [
         [

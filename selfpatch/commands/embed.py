@@ -16,7 +16,14 @@ from selfpatch.commands.hardware import find_device
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.errors import working
-from selfpatch.evaluation.features import floor_to_patch_multiple, input_size, normalized, prefetch, resize_image
+from selfpatch.evaluation.features import (
+    batches,
+    floor_to_patch_multiple,
+    input_size,
+    normalized,
+    prefetch,
+    resize_image,
+)
 from selfpatch.output.atomic_files import atomic_write, require_writable
 from selfpatch.output.progress import say, track
 from selfpatch.output.versions import versions
@@ -80,10 +87,9 @@ def embed(
 
     # 2. Encode.
     out.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(source), BATCH_SIZE)
-    batches = prefetch(read, (range(i, min(i + BATCH_SIZE, len(source))) for i in starts))
     names, rows, unreadable, num_bounded = [], [], [], 0
-    for batch in track(batches, "embedding", len(starts)):
+    read_batches = prefetch(read, batches(range(len(source)), BATCH_SIZE))
+    for batch in track(read_batches, "embedding", -(-len(source) // BATCH_SIZE)):
         unreadable += [f"{image.name}\t{image.pixels}" for image in batch if isinstance(image.pixels, UnreadableImage)]
         readable = [(image.name, image.pixels) for image in batch if isinstance(image.pixels, np.ndarray)]
         num_bounded += sum(image.is_bounded for image in batch)

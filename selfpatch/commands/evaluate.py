@@ -1,6 +1,7 @@
-"""`selfpatch evaluate`: score the frozen patches of a model; result.json, pictures and a table."""
+"""`selfpatch evaluate`: score a model on one task, or on all tasks of frozen features; result.json, pictures, table."""
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.commands.hardware import find_device
 from selfpatch.errors import unknown_name, working
+from selfpatch.evaluation import frozen_tasks
+from selfpatch.evaluation.frozen_tasks import FrozenResults
 from selfpatch.evaluation.protocols import TASKS
+from selfpatch.evaluation.protocols.frozen_tasks import FrozenTasks
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.printable import printable
@@ -51,13 +56,8 @@ def evaluate(
         if name not in presets:
             raise unknown_name(f"preset of {task}", name, presets)
         protocol = presets[name]
-    require_writable(Path(out))
-    found_device = find_device(device)
-    backbone = load_backbone(model, device=found_device, num_heads=num_heads, network=network, mean=mean, std=std)
-    for note in backbone.notes:
-        say(note)
-    with closing(PhaseProgressBar(task)) as report, working():
-        context = Context(Path(out), found_device, report, str(model))
+    checkpoint = {"num_heads": num_heads, "network": network, "mean": mean, "std": std}
+    with prepared(task, model, Path(out), device, checkpoint) as (backbone, context):
         result = run_task(task, backbone, Path(data), protocol, context)
     Console().print(table(result))
     for note in result.notes[len(backbone.notes) :]:  # those of the model have been printed
@@ -65,6 +65,64 @@ def evaluate(
     written = [str(path) for path in (Path(out) / "result.json", Path(out) / "pictures") if path.exists()]
     say("  ".join(written))
     return result
+
+
+def evaluate_frozen(
+    model: Path | str,
+    *,
+    data: Path | str,
+    out: Path | str,
+    frozen: FrozenTasks | None = None,
+    num_heads: int | None = None,
+    network: str | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+    device: str = "auto",
+) -> FrozenResults:
+    """Score a model on tasks of frozen features, by default on all that `data` allow; images are encoded once.
+
+    Writes `out`/TASK/result.json and `out`/TASK/pictures for each, and `out`/summary.json; prints a table.
+
+    Args:
+        data: a data set of any of these tasks, or a folder of such data sets.
+        frozen: which tasks, by which presets; None: all that `data` allow, as published.
+        num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
+
+    Raises:
+        UserError: a model, data or device that are not there or do not fit.
+    """
+    checkpoint = {"num_heads": num_heads, "network": network, "mean": mean, "std": std}
+    with prepared("frozen tasks", model, Path(out), device, checkpoint) as (backbone, context):
+        done = frozen_tasks.run(backbone, Path(data), frozen or FrozenTasks(), context)
+    Console().print(frozen_table(done, str(model)))
+    say(str(Path(out) / "summary.json"))
+    return done
+
+
+@contextmanager
+def prepared(
+    title: str, model: Path | str, out: Path, device: str, checkpoint: dict[str, Any]
+) -> Iterator[tuple[Backbone, EvalContext]]:
+    """The loaded backbone and a context with a progress bar, after checks of folder and device."""
+    require_writable(out)
+    found_device = find_device(device)
+    backbone = load_backbone(model, device=found_device, **checkpoint)
+    for note in backbone.notes:
+        say(note)
+    with closing(PhaseProgressBar(title)) as report, working():
+        yield backbone, EvalContext(out, found_device, report, str(model))
+
+
+def frozen_table(done: FrozenResults, model: str) -> Table:
+    """One row per task: its headline; tasks that were left out have none."""
+    title = escape(printable(f"frozen features: {model}", keep="\\"))
+    table = Table("task", "protocol", "metric", "%", title=title, title_justify="left")
+    for task, result in done.results.items():
+        metric, value = next(iter(result.metrics.items()))
+        table.add_row(task, escape(result.protocol["name"]), escape(printable(metric, keep="\\")), f"{100 * value:.2f}")
+    for task in done.left_out:
+        table.add_row(task, "", "left out", "")
+    return table
 
 
 def table(result: Result) -> Table:

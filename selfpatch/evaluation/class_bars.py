@@ -1,4 +1,4 @@
-"""The score of every class as a bar: which classes a backbone knows, and which it does not."""
+"""Bar chart of the score of every class."""
 
 from pathlib import Path
 

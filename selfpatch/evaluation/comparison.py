@@ -1,18 +1,21 @@
-"""Several results side by side: a row a model, a column a task and protocol; two protocols never share a column."""
+"""Results side by side: one row per model, one column per task and protocol; two protocols never share a column."""
 
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfpatch.config.io import differences
 from selfpatch.errors import UserError
-from selfpatch.evaluation.result import Result
+from selfpatch.evaluation.result import Result, current_names
 from selfpatch.output.printable import printable
 
 LARGEST_RESULT = 50_000_000  # bytes; a result of 80 classes has a few thousand
+
+# Results of earlier versions do not say of which metrics less is better: these, and overclustering's spread/K=....
+FORMER_LOWER_IS_BETTER = ("J-Decay", "F-Decay")
 
 
 class Column(NamedTuple):
@@ -28,6 +31,7 @@ class Comparison(NamedTuple):
     rows: list[str]  # models
     columns: list[Column]
     values: list[list[float | None]]  # of every row, in the order of the columns; None: not scored
+    lower_is_better: set[Column]
 
 
 def find_results(place: Path) -> list[Path]:
@@ -48,18 +52,21 @@ def find_results(place: Path) -> list[Path]:
 
 
 def read_result(path: Path) -> Result:
-    """
+    """Read a result.json of any version.
+
     Raises:
         UserError: it is not what `selfpatch evaluate` writes.
     """
     try:
         if path.stat().st_size > LARGEST_RESULT:
             raise UserError(f"it has {path.stat().st_size / 1e6:.0f} MB")
-        result = Result(**json.loads(path.read_text(encoding="utf-8")))
-        numbers = all(isinstance(value, int | float) for value in result.metrics.values())
-        if not (
-            isinstance(result.protocol["name"], str) and isinstance(result.task, str) and result.metrics and numbers
-        ):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["protocol"] = current_names(content["protocol"])
+        content.setdefault("lower_is_better", former_lower_is_better(content["task"], content["metrics"]))
+        result = Result(**content)
+        words = [result.task, result.protocol["name"], *result.lower_is_better]
+        numbers = list(result.metrics.values())
+        if not (numbers and are_all(str, words) and are_all(int | float, numbers)):
             raise UserError("its task, protocol or metrics are not of the right kind")
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
@@ -68,10 +75,25 @@ def read_result(path: Path) -> Result:
     return result
 
 
+def are_all(kind: Any, values: Iterable[Any]) -> bool:
+    return all(isinstance(value, kind) for value in values)
+
+
+def former_lower_is_better(task: str, metrics: Iterable[str]) -> list[str]:
+    """Names of metrics of which less is better, for a result that does not list them."""
+    return [
+        name
+        for name in metrics
+        if (task == "video-segmentation" and name in FORMER_LOWER_IS_BETTER)
+        or (task == "overclustering" and name.startswith("spread/K="))
+    ]
+
+
 def compare(
     results: Sequence[tuple[Path, Result]], *, metrics: Sequence[str] = (), split_protocols: bool = False
 ) -> Comparison:
-    """
+    """Arrange results as a table.
+
     Args:
         metrics: which numbers are shown; none: the headline of every task. "all" shows all of them.
         split_protocols: give each protocol of a task its own columns, numbered, instead of refusing the second.
@@ -79,10 +101,7 @@ def compare(
     Raises:
         UserError: two results of one task have different protocols, or met different data; or no result has a metric.
     """
-    # The sum of several tasks says nothing that they do not say themselves.
-    results = [(path, result) for path, result in results if result.task != "all-frozen"] or results
-
-    # 1. One protocol a task, or one each.
+    # 1. One protocol per task, or one each.
     protocols: dict[str, list[tuple[Path, dict[str, Any]]]] = {}
     place: dict[Path, int] = {}
     for path, result in results:
@@ -94,7 +113,7 @@ def compare(
             lines = "\n  ".join(differences(known[0][1], result.protocol)[:12])
             raise UserError(
                 f"{known[0][0]} and {path} score {result.task} by different protocols, and their numbers cannot stand "
-                f"in one column:\n  {lines}\nScore them alike, compare them apart, or give each its own column "
+                f"in one column:\n  {lines}\nScore them alike, compare them separately, or give each its own column "
                 "(--split-protocols)"
             )
         known.append((path, result.protocol))
@@ -102,6 +121,7 @@ def compare(
     # 2. Columns, in the order in which results come.
     columns: list[Column] = []
     cells: dict[tuple[str, Column], float] = {}
+    lower_is_better: set[Column] = set()
     names = row_names(results)
     for path, result in results:
         shown = list(result.metrics) if "all" in metrics else metrics or list(result.metrics)[:1]
@@ -112,17 +132,23 @@ def compare(
                 column = Column(result.task, protocol, metric)
                 if column not in columns:
                     columns.append(column)
+                if metric in result.lower_is_better:
+                    lower_is_better.add(column)
                 cells[names[path], column] = result.metrics[metric]
     if not columns:
         known_metrics = sorted({name for _, result in results for name in result.metrics if "/" not in name})
         raise UserError(f"no result has a metric {', '.join(metrics)}; there are: {', '.join(known_metrics)}")
     rows = list(dict.fromkeys(names.values()))
-    return Comparison(rows, columns, [[cells.get((row, column)) for column in columns] for row in rows])
+    values = [[cells.get((row, column)) for column in columns] for row in rows]
+    return Comparison(rows, columns, values, lower_is_better)
 
 
 def row_names(results: Sequence[tuple[Path, Result]]) -> dict[Path, str]:
-    """The model of every result; by its weights too, where one name stands for several; and where one model has several
-    results of one task and protocol, by their folders."""
+    """Name of the row of each result.
+
+    The model, with the fingerprint of its weights where one name stands for several, and the folder where one model has
+    several results of one task and protocol.
+    """
     weights: dict[str, set[str]] = {}
     for _, result in results:
         weights.setdefault(result.model, set()).add(weights_of(result))
@@ -160,7 +186,7 @@ def as_markdown(comparison: Comparison) -> str:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """Shares in [0, 1] with all their digits; empty where a model was not scored."""
+    """Fractions in [0, 1] with all their digits; empty where a model was not scored."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", *map(str, comparison.columns)])
@@ -170,12 +196,12 @@ def as_csv(comparison: Comparison) -> str:
 
 
 def best_of(comparison: Comparison) -> list[float | None]:
-    """The highest value of every column with several; None for measures of which less is better."""
+    """The best value of every column with several: the highest, or the lowest where less is better."""
     best = []
     for column, values in zip(comparison.columns, zip(*comparison.values, strict=True), strict=True):
         known = [value for value in values if value is not None]
-        lower_is_better = "decay" in column.metric.lower() or "spread" in column.metric.lower()
-        best.append(max(known) if len(known) > 1 and not lower_is_better else None)
+        choose = min if column in comparison.lower_is_better else max
+        best.append(choose(known) if len(known) > 1 else None)
     return best
 
 

@@ -1,4 +1,4 @@
-"""What a backbone makes of images, kept on disk, so that tasks that see the same pixels encode them once."""
+"""Features cached on disk, so that tasks that see the same pixels encode them once."""
 
 import hashlib
 import shutil
@@ -20,7 +20,7 @@ Encoded = dict[str, Tensor]  # of one image or of a batch
 
 
 class CachedBackbone(Backbone):
-    """A backbone in evaluation mode with a memory: image by image, one file each.
+    """A backbone in evaluation mode whose features are cached, one file per image.
 
     A file's name is the SHA-256 of the weights, of what was asked for (tokens, keys, which stages) and of the very
     pixels as the backbone gets them; so another size, crop or normalisation is another file, and nothing has to be

@@ -17,36 +17,16 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import UserError
-from selfpatch.evaluation.protocols.decoder_training import BLOCKS
+from selfpatch.evaluation.features import NUM_LEVELS, is_hierarchical
 
 FINEST_PX = 4  # the stride that the finest level comes nearest to
-NUM_LEVELS = 4  # that are pooled from; a fifth one is for large anchors alone
 
 # Level names -> maps, fine to coarse; torchvision's detectors take them so.
 Levels = OrderedDict[str, Float[Tensor, "B _ _ _"]]
 
 
-def is_hierarchical(backbone: Backbone) -> bool:
-    """Whether its stages have several strides, as Swin's."""
-    return len({stage.stride_px for stage in backbone.stages}) > 1
-
-
-def scale_out_indices(backbone: Backbone, taps: Sequence[int]) -> list[int]:
-    """Stages at the same shares of the depth as `taps` of twelve blocks; all four stages of a pyramid.
-
-    Raises:
-        UserError: a pyramid of another number of stages.
-    """
-    depth = len(backbone.stages)
-    if not is_hierarchical(backbone):
-        return [-(-(tap + 1) * depth // BLOCKS) - 1 for tap in taps]
-    if depth != NUM_LEVELS:
-        raise UserError(f"a feature pyramid takes {NUM_LEVELS} maps, and this backbone has {depth}; choose another")
-    return list(range(depth))
-
-
 def doublings(patch_size: int) -> list[int]:
-    """How often a map of patches is doubled in size for each level; below 0: halved."""
+    """Number of doublings of a patch map for each level; below 0: halvings."""
     finest = round(math.log2(patch_size / FINEST_PX))
     return [finest - level for level in range(NUM_LEVELS)]
 
@@ -62,11 +42,11 @@ class ResizedFeatures(nn.Module):
     def __init__(self, embed_dim: int, patch_size: int):
         super().__init__()
         self.levels = nn.ModuleList(
-            resizing([embed_dim] * (1 + max(count, 0)), count, nn.BatchNorm2d) for count in doublings(patch_size)
+            resize_layers([embed_dim] * (1 + max(count, 0)), count, nn.BatchNorm2d) for count in doublings(patch_size)
         )
 
     def forward(self, maps: Sequence[Float[Tensor, "B D R S"]]) -> list[Float[Tensor, "B D _ _"]]:
-        return [level(tap) for level, tap in zip(self.levels, maps, strict=True)]
+        return [level(feature_map) for level, feature_map in zip(self.levels, maps, strict=True)]
 
 
 class FPN(nn.Module):
@@ -105,7 +85,7 @@ class SimplePyramid(nn.Module):
             widths = [embed_dim // 2**i for i in range(1 + max(count, 0))]
             self.levels.append(
                 nn.Sequential(
-                    resizing(widths, count, LayerNorm2d),
+                    resize_layers(widths, count, LayerNorm2d),
                     nn.Conv2d(widths[-1], channels, 1, bias=False),
                     LayerNorm2d(channels),
                     nn.Conv2d(channels, channels, 3, padding=1, bias=False),
@@ -119,8 +99,12 @@ class SimplePyramid(nn.Module):
         return levels
 
 
-def resizing(widths: Sequence[int], count: int, norm: type[nn.Module]) -> nn.Module:
-    """Doubles a map `count` times, or halves it -count times; widths are those before and after each doubling."""
+def resize_layers(widths: Sequence[int], count: int, norm: type[nn.Module]) -> nn.Module:
+    """Layers that double a map `count` times, or halve it -count times.
+
+    Args:
+        widths: channels before the first and after each doubling.
+    """
     if count < 0:
         return nn.MaxPool2d(2**-count)
     layers: list[nn.Module] = []

@@ -1,9 +1,9 @@
-"""From images in a folder to patch tokens of a frozen backbone: resizing, normalising, encoding, and reading ahead."""
+"""From images in a folder to patch tokens of a backbone: resizing, normalization, encoding, prefetching."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +13,34 @@ from torch import Tensor
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import UserError
+from selfpatch.evaluation.protocols.decoder_training import BLOCKS
 
 CACHE_BYTES = 2**30
 READ_THREADS = 8
+NUM_LEVELS = 4  # of a feature pyramid that decoders and detectors read
+
+Item = TypeVar("Item")
+
+
+def is_hierarchical(backbone: Backbone) -> bool:
+    """True if its stages have several strides, as Swin's."""
+    return len({stage.stride_px for stage in backbone.stages}) > 1
+
+
+def scale_out_indices(backbone: Backbone, out_indices: Sequence[int]) -> list[int]:
+    """Blocks at the same fractions of the depth as `out_indices` of twelve blocks; all four stages of a hierarchy.
+
+    Raises:
+        UserError: a hierarchical backbone of another number of stages.
+    """
+    depth = len(backbone.stages)
+    if not is_hierarchical(backbone):
+        return [-(-(index + 1) * depth // BLOCKS) - 1 for index in out_indices]
+    if depth != NUM_LEVELS:
+        raise UserError(
+            f"a feature pyramid takes {NUM_LEVELS} maps, and this backbone has {depth} stages; choose another one"
+        )
+    return list(range(depth))
 
 
 def floor_to_patch_multiple(size: int, patch_size: tuple[int, int]) -> tuple[int, int]:
@@ -40,6 +65,15 @@ def input_size(
         return rows, columns
     height, width = (side * size // min(image_size) for side in image_size)
     return height // patch_size[0] * patch_size[0], width // patch_size[1] * patch_size[1]
+
+
+def keep_ratio_size(image_size: tuple[int, int], short_side: int, long_side: int | None = None) -> tuple[int, int]:
+    """The largest (rows, columns) with the aspect kept whose sides are at most these; None: as long as it is."""
+    factor = short_side / min(image_size)
+    if long_side is not None:
+        factor = min(factor, long_side / max(image_size))
+    height, width = (max(1, int(side * factor + 0.5)) for side in image_size)
+    return height, width
 
 
 def resize_image(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H2 W2 3"]:
@@ -94,7 +128,7 @@ class RowBuffer:
 
 @contextmanager
 def eval_mode(backbone: Backbone) -> Iterator[None]:
-    """Dropout and its like are off inside; afterwards every submodule is in the mode it was in."""
+    """Eval mode inside; afterwards every submodule is in the mode it was in."""
     modes = {module: module.training for module in backbone.modules()}
     backbone.eval()
     try:
@@ -104,8 +138,8 @@ def eval_mode(backbone: Backbone) -> Iterator[None]:
             module.training = mode
 
 
-class Cached:
-    """Keeps what `read(item)` gave until CACHE_BYTES are kept; what comes later is read anew every time."""
+class ReadCache:
+    """Caches the results of `read(item)` up to CACHE_BYTES; further items are read every time."""
 
     def __init__(self, read: Callable[[Any], Any]):
         self._read = read
@@ -122,11 +156,16 @@ class Cached:
         return value
 
 
-def prefetch(read: Callable[[Any], Any], batches: Iterator[Sequence[Any]]) -> Iterator[list[Any]]:
-    """`[read(item) for item in batch]` for every batch, by threads that are one batch ahead."""
+def batches(items: Sequence[Item], batch_size: int) -> Iterator[Sequence[Item]]:
+    """Consecutive slices of at most batch_size items."""
+    return (items[start : start + batch_size] for start in range(0, len(items), batch_size))
+
+
+def prefetch(read: Callable[[Any], Any], grouped: Iterable[Sequence[Any]]) -> Iterator[list[Any]]:
+    """Yield `[read(item) for item in batch]` per batch, read by threads that are one batch ahead."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
         waiting = None
-        for batch in batches:
+        for batch in grouped:
             submitted = [pool.submit(read, item) for item in batch]
             if waiting is not None:
                 yield [future.result() for future in waiting]

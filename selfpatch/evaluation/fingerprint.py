@@ -1,4 +1,4 @@
-"""Which model this is, and how it is described in results."""
+"""Identity of a model, and its description in results."""
 
 import hashlib
 from typing import Any
@@ -23,7 +23,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def description(backbone: Backbone) -> dict[str, Any]:
-    """What a reader of a result should know of the model beside its name."""
+    """Facts about a model for result.json, besides its name."""
     model = getattr(backbone, "unwrap_cache", backbone)
     described = {"fingerprint": fingerprint(model)[:12]}
     if (architecture := getattr(model, "architecture", None)) is not None:

@@ -11,9 +11,10 @@ from selfpatch.backbones.backbone import Backbone
 from selfpatch.config.io import differences, to_dict
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.errors import StoppedError, UserError
-from selfpatch.evaluation.features import prefetch
+from selfpatch.evaluation.features import batches, prefetch
 from selfpatch.evaluation.fingerprint import fingerprint
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.result import current_names
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.optim.optimizer import load_optimizer_state, optimizer_state, optimizer_step
 from selfpatch.optim.schedules import Schedule
 from selfpatch.output import checkpoint
@@ -33,7 +34,7 @@ Losses = Callable[[list[Any]], dict[str, Tensor]]
 
 
 class OtherTrainingError(UserError):
-    """The folder holds the training of something else."""
+    """The output folder holds the training of another model, protocol or data set."""
 
 
 def train_head(
@@ -49,7 +50,7 @@ def train_head(
     clip_norm: float = 0.0,
     seed: int,
     identity: dict[str, Any],
-    context: Context,
+    context: EvalContext,
     precision: str = "auto",
     accumulate: int = 1,
     callbacks: Sequence[PeriodicCallback] = (),
@@ -77,11 +78,13 @@ def train_head(
         StoppedError: a signal came; the training so far is saved.
         DivergenceError: step after step was not finite.
     """
+    # 1. The identity of this training: a checkpoint of another one is not gone on from.
     identity = identity | {"initial_weights": fingerprint(model)}
     folder = context.out / "checkpoints"
     context.out.mkdir(parents=True, exist_ok=True)
     with closing(FolderLock(context.out)) as lock, torch.random.fork_rng(_cuda(context.device)):
         lock.take()
+        # 2. Go on where OUT was left, if it was.
         first_step = _restore(model, optimizer, identity, context)
 
         def save(step: int) -> dict[str, float]:
@@ -89,6 +92,7 @@ def train_head(
             checkpoint.save(folder, step, tensors, {"step": step, "identity": identity}, keep=KEPT_CHECKPOINTS)
             return {}
 
+        # 3. Train in the package's loop, with a checkpoint now and then and at a signal.
         trainee = _Head(
             model,
             optimizer,
@@ -125,7 +129,7 @@ def train_head(
 
 
 class _Head:
-    """What the loop trains: any module by the sum of its losses."""
+    """Train task of a head: any module, by the sum of its losses."""
 
     def __init__(
         self,
@@ -156,7 +160,7 @@ class _Head:
         # 1. Losses and gradients, over the parts of the batch.
         sums: dict[str, Tensor] = {}
         size = -(-len(batch) // self._accumulate)
-        for part in (batch[start : start + size] for start in range(0, len(batch), size)):
+        for part in batches(batch, size):
             with self._autocast():
                 terms = self._losses(part)
             loss = torch.stack([term.float() for term in terms.values()]).sum()
@@ -203,14 +207,17 @@ def _batches(
     return prefetch(lambda place: sample(*place), places())
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], context: Context) -> int:
+def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], context: EvalContext) -> int:
     """Load what OUT holds; returns the number of steps done."""
     found, skipped_checkpoints = checkpoint.load_latest(context.out / "checkpoints")
     for reason in skipped_checkpoints:
         say(f"warning: {reason}; an older checkpoint is used")
     if found is None:
         return 0
-    if lines := differences(found.state.get("identity"), identity):
+    stored = found.state.get("identity")
+    if isinstance(stored, dict) and isinstance(stored.get("protocol"), dict):
+        stored = stored | {"protocol": current_names(stored["protocol"])}
+    if lines := differences(stored, identity):
         shown = "\n  ".join(lines[:20])
         raise OtherTrainingError(
             f"{context.out} holds a head that was trained otherwise (then -> now):\n  {shown}\nGive a new folder, or "
@@ -222,9 +229,9 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
     return found.state["step"]
 
 
-def resume_key(task: str, protocol: Any, facts: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
-    """What a checkpoint must agree in: the task, its settings, what it met in the data, and the model's weights."""
-    return {"task": task, "protocol": to_dict(protocol), "data": facts, "model": fingerprint(backbone)}
+def resume_key(task: str, protocol: Any, data: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """Values that a checkpoint must share with the run that resumes it: task, settings, training data, weights."""
+    return {"task": task, "protocol": to_dict(protocol), "data": data, "model": fingerprint(backbone)}
 
 
 @contextmanager

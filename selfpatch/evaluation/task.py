@@ -1,4 +1,4 @@
-"""What every evaluation task is given, and what it gives back."""
+"""Input and output of every evaluation task."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,26 +7,26 @@ from typing import Any, NamedTuple
 
 import torch
 
-# done, of how many
-Report = Callable[[int, int], None]
+# Progress callback: (done, total).
+ProgressFn = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
     pass
 
 
-class Context(NamedTuple):
-    """Where a task runs and what it may write to.
+class EvalContext(NamedTuple):
+    """Device, output folder and progress callback of one evaluation.
 
     Args:
-        out: the folder of this evaluation. A task writes its pictures to out/pictures, and whatever else its users
-            expect (masks, checkpoints of a head) beside them; result.json is written for it.
+        out: the folder of this evaluation. A task writes its pictures to out/pictures, and its other files (masks,
+            checkpoints of a head) beside them; `run_task` writes result.json.
         model: as the user named it.
     """
 
     out: Path
     device: torch.device = torch.device("cpu")
-    report: Report = no_progress
+    report: ProgressFn = no_progress
     model: str = "unnamed"
 
     @property
@@ -36,15 +36,17 @@ class Context(NamedTuple):
 
 @dataclass(frozen=True)
 class EvalOutput:
-    """What a task came to.
+    """Scores of a task.
 
     Args:
-        metrics: name -> number; shares are in [0, 1]. The first one is the task's headline.
-        dataset_info: what the protocol met in the data, for result.json: split, numbers of images and classes; under
-            "notes", a list of what should be known of scores on them. Results that differ in it are not compared.
-        details: what the model or its scores decided, for result.json: which vector, which learning rate was best.
+        metrics: name -> number; fractions are in [0, 1]. The first one is the task's headline.
+        dataset_info: dataset facts for result.json: split, numbers of images and classes; under "notes", a list of
+            remarks on them. Results that differ in it are not compared.
+        details: choices made by the model or its scores, for result.json: which vector, which learning rate was best.
+        lower_is_better: metrics of which the lowest value is the best one.
     """
 
     metrics: dict[str, float]
     dataset_info: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
+    lower_is_better: list[str] = field(default_factory=list)

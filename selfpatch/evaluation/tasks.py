@@ -1,4 +1,4 @@
-"""Every evaluation task by its name, and how one is run from a folder of data to result.json and pictures."""
+"""Evaluation tasks by name, and `run_task`: from a model and a folder of data to result.json and pictures."""
 
 import dataclasses
 import time
@@ -8,7 +8,6 @@ from typing import Any
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.config.io import to_dict
-from selfpatch.evaluation import all_frozen
 from selfpatch.evaluation.classification import knn_classification, linear_classification
 from selfpatch.evaluation.detection import mask_rcnn
 from selfpatch.evaluation.discovery import object_discovery
@@ -21,13 +20,13 @@ from selfpatch.evaluation.segmentation import (
     overclustering,
     semantic_segmentation,
 )
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.evaluation.video import video_segmentation
 from selfpatch.output.versions import versions
 from selfpatch.training.precision import resolve_precision
 
 # (backbone, folder of data, protocol, context) -> output
-TASK_RUNNERS: dict[str, Callable[[Backbone, Path, Any, Context], EvalOutput]] = {
+TASK_RUNNERS: dict[str, Callable[[Backbone, Path, Any, EvalContext], EvalOutput]] = {
     "in-context-segmentation": in_context_segmentation.run,
     "knn-classification": knn_classification.run,
     "linear-classification": linear_classification.run,
@@ -38,11 +37,10 @@ TASK_RUNNERS: dict[str, Callable[[Backbone, Path, Any, Context], EvalOutput]] = 
     "semantic-fpn": semantic_segmentation.run_semantic_fpn,
     "upernet": semantic_segmentation.run_upernet,
     "video-segmentation": video_segmentation.run,
-    "all-frozen": lambda *arguments: all_frozen.run(*arguments, run_task=run_task),
 }
 
 
-def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: Context) -> Result:
+def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: EvalContext) -> Result:
     """Run a task and write OUT/result.json and OUT/pictures.
 
     Args:
@@ -75,6 +73,7 @@ def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: 
         | output.details
         | {"differs": list(getattr(protocol, "differs", ()))},
         notes=[*backbone.notes, *output.dataset_info.get("notes", ())],
+        lower_is_better=[name for name in output.metrics if name in output.lower_is_better],
     )
     result.write(context.out / "result.json")
     return result

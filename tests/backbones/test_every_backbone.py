@@ -15,7 +15,7 @@ from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.config import AggregatorConfig, EfficiencyConfig
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 from selfpatch.export import export_timm
 from selfpatch.pretraining.student_teacher import apply_efficiency, build_student_teacher
@@ -185,11 +185,11 @@ def test_frozen_tasks(name, tmp_path):
     before = copy.deepcopy(backbone.state_dict())
     scenes = write_ade20k(tmp_path / "scenes", num_train=2, num_val=1, size=(72, 104))
     protocol = InContextSegmentation(image_size=64, resize="keep_aspect", memory_size=60, num_neighbors=5)
-    result = run_task("in-context-segmentation", backbone, scenes, protocol, Context(tmp_path / "in-context"))
+    result = run_task("in-context-segmentation", backbone, scenes, protocol, EvalContext(tmp_path / "in-context"))
     assert 0 < result.metrics["aAcc"] <= 1
     assert result.details["model"]["architecture"] == backbone.architecture.name
     boxes = write_voc(tmp_path / "boxes", count=2, size=(72, 136))
-    result = run_task("object-discovery", backbone, boxes, ObjectDiscovery(), Context(tmp_path / "lost"))
+    result = run_task("object-discovery", backbone, boxes, ObjectDiscovery(), EvalContext(tmp_path / "lost"))
     assert all(0 <= value <= 1 for value in result.metrics.values())
     assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
 

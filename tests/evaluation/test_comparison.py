@@ -48,6 +48,43 @@ def test_markdown_and_csv(four):
     assert rows[3] == ["c", "", repr(1 / 3)] and len(rows[0]) == 3
 
 
+def bold(table):
+    """The cells in bold, column by column."""
+    rows = [line.strip("| ").split(" | ")[1:] for line in as_markdown(table).splitlines()[2:]]
+    return [[cell.strip("*") for cell in column if "**" in cell] for column in zip(*rows, strict=True)]
+
+
+def test_the_task_declares_of_which_metrics_less_is_better(tmp_path):
+    """A class called "tooth decay" or "spread" is no decay of a score, and "error" may be one."""
+    for model, value in (("a", 0.25), ("b", 0.75)):
+        metrics = {"IoU/tooth decay": value, "spread/cream cheese": value, "error": value}
+        result = Result("task", {"name": "p"}, metrics, model, "data", 1.0, {}, lower_is_better=["error"])
+        result.write(tmp_path / model / "result.json")
+    table = compare(read(*tmp_path.glob("*/result.json")), metrics=["all"])
+    assert bold(table) == [["75.00"], ["75.00"], ["25.00"]]
+
+
+def test_results_of_earlier_versions_are_read(tmp_path):
+    """They list no metrics of which less is better, and some settings had other names."""
+    videos = {"J&F-Mean": 0.5, "J-Decay": 0.1, "F-Decay": 0.3, "J&F/Decay_1": 0.2}
+    clusters = {"mIoU/K=500": 0.3, "spread/K=500": 0.1, "IoU/spread/K=500": 0.1}
+    for model in ("a", "b"):
+        for task, metrics in (("video-segmentation", videos), ("overclustering", clusters), ("upernet", {"mIoU": 0.5})):
+            metrics = {name: value + (0.25 if model == "b" else 0) for name, value in metrics.items()}
+            path = write(tmp_path / model / task, model=model, task=task, metrics=metrics, out_indices=[2, 5, 8, 11])
+            if model == "a":
+                content = json.loads(path.read_text())
+                del content["lower_is_better"]
+                content["protocol"]["taps"] = content["protocol"].pop("out_indices")
+                path.write_text(json.dumps(content))
+    paths = sorted(tmp_path.glob("*/*/result.json"))
+    table = compare(read(*paths), metrics=["all"])
+    assert {c.metric for c in table.lower_is_better} == {"J-Decay", "F-Decay", "spread/K=500"}
+    best = dict(zip((c.metric for c in table.columns), bold(table), strict=True))
+    assert best["J-Decay"] == ["10.00"] and best["spread/K=500"] == ["10.00"] and best["J&F/Decay_1"] == ["45.00"]
+    assert best["IoU/spread/K=500"] == ["35.00"] and best["mIoU"] == ["75.00"]
+
+
 @pytest.mark.parametrize(("setting", "value"), [("steps", 500), ("num_val_images", 8), ("name", "custom")])
 def test_two_protocols_never_share_a_column(four, tmp_path, setting, value):
     other = write(tmp_path / "d", model="d", **{setting: value})

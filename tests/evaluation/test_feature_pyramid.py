@@ -9,10 +9,9 @@ from selfpatch.evaluation.feature_pyramid import (
     SimplePyramid,
     build_pyramid,
     doublings,
-    is_hierarchical,
     level_strides,
-    scale_out_indices,
 )
+from selfpatch.evaluation.features import is_hierarchical
 from tests.backbones.small_swin import small_pyramid
 from tests.evaluation.labeled_scenes import ColorBackbone
 
@@ -26,14 +25,6 @@ class Staged(ColorBackbone):
         raise NotImplementedError
 
     last_attention_keys = forward_intermediates
-
-
-def test_taps_keep_their_share_of_the_depth():
-    assert scale_out_indices(Staged(12), (3, 5, 7, 11)) == [3, 5, 7, 11]
-    assert scale_out_indices(Staged(24), (3, 5, 7, 11)) == [7, 11, 15, 23]
-    assert scale_out_indices(Staged(4), (3, 5, 7, 11)) == [1, 1, 2, 3]
-    assert scale_out_indices(Staged(1), (3, 5, 7, 11)) == [0, 0, 0, 0]
-    assert scale_out_indices(small_pyramid(), (3, 5, 7, 11)) == [0, 1, 2, 3]
 
 
 def test_strides_follow_the_patch_size():
@@ -101,10 +92,3 @@ def test_swin_goes_straight_into_the_pyramid():
         assert isinstance(pyramid, FPN) and pyramid.resized is None
     levels = pyramid(backbone.forward_intermediates(torch.randn(1, 3, 64, 96), [0, 1, 2, 3]))
     assert [tuple(level.shape[2:]) for level in levels.values()] == [(16, 24), (8, 12), (4, 6), (2, 3), (1, 2)]
-
-
-def test_a_pyramid_of_other_stages_is_refused():
-    backbone = small_pyramid()
-    backbone.stages = backbone.stages[:3]
-    with pytest.raises(ValueError, match="takes 4 maps, and this backbone has 3; choose another"):
-        scale_out_indices(backbone, (3, 5, 7, 11))

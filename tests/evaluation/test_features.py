@@ -3,19 +3,26 @@ import pytest
 import torch
 from torch import nn
 
+from selfpatch.backbones.backbone import Stage
+from selfpatch.errors import UserError
 from selfpatch.evaluation import features
 from selfpatch.evaluation.features import (
-    Cached,
+    ReadCache,
     RowBuffer,
+    batches,
     eval_mode,
     floor_to_patch_multiple,
     input_size,
+    is_hierarchical,
+    keep_ratio_size,
     normalized,
     patch_features,
     prefetch,
     resize_image,
     resize_mask,
+    scale_out_indices,
 )
+from tests.backbones.small_swin import small_pyramid, small_swin
 from tests.evaluation.labeled_scenes import ColorBackbone
 
 
@@ -93,7 +100,7 @@ def test_cache_keeps_what_fits(monkeypatch):
         reads.append(item)
         return (np.full(100, item, np.uint8),)
 
-    cached = Cached(read)
+    cached = ReadCache(read)
     for _ in range(2):
         assert [int(cached(item)[0][0]) for item in (1, 2, 3)] == [1, 2, 3]
     assert reads == [1, 2, 3, 3]
@@ -118,3 +125,53 @@ def test_a_row_buffer_is_the_parts_one_after_another_and_must_be_full():
     assert torch.equal(buffer.rows, torch.cat(parts))
     with pytest.raises(RuntimeError, match="expanded size"):
         buffer.add(parts[0])
+
+
+class Deep(ColorBackbone):
+    def __init__(self, depth: int):
+        super().__init__((16, 16))
+        self.stages = [Stage(12, (16, 16))] * depth
+
+
+@pytest.mark.parametrize(
+    ("depth", "out_indices", "expected"),
+    [
+        (12, (3, 5, 7, 11), [3, 5, 7, 11]),
+        (24, (3, 5, 7, 11), [7, 11, 15, 23]),
+        (24, (2, 5, 8, 11), [5, 11, 17, 23]),
+        (4, (2, 5, 8, 11), [0, 1, 2, 3]),
+        (4, (3, 5, 7, 11), [1, 1, 2, 3]),
+        (2, (2, 5, 8, 11), [0, 0, 1, 1]),
+        (1, (3, 5, 7, 11), [0, 0, 0, 0]),
+    ],
+)
+def test_out_indices_keep_their_fraction_of_the_depth(depth, out_indices, expected):
+    assert scale_out_indices(Deep(depth), out_indices) == expected
+    assert not is_hierarchical(Deep(depth))
+
+
+def test_all_four_stages_of_a_hierarchy_are_read():
+    assert is_hierarchical(small_pyramid())
+    assert scale_out_indices(small_pyramid(), (3, 5, 7, 11)) == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="takes 4 maps, and this backbone has 2 stages; choose another one"):
+        scale_out_indices(small_swin(), (3, 5, 7, 11))
+
+
+def test_batches_are_slices():
+    assert list(batches([1, 2, 3, 4, 5], 2)) == [[1, 2], [3, 4], [5]]
+    assert list(batches(range(5), 3)) == [range(3), range(3, 5)]
+    assert list(batches([], 3)) == []
+
+
+def test_sizes_are_mmcvs():
+    assert keep_ratio_size((683, 512), 256) == (342, 256)
+    assert keep_ratio_size((333, 500), 512) == (512, 769)
+    assert keep_ratio_size((10, 10), 7) == (7, 7)
+    # mmcv.rescale_size of (2048, 512): the smaller of the two factors, both sides rounded half up.
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        height, width = (int(side) for side in rng.integers(20, 3000, 2))
+        factor = min(2048 / max(height, width), 512 / min(height, width))
+        assert keep_ratio_size((height, width), 512, 2048) == (int(height * factor + 0.5), int(width * factor + 0.5))
+    assert keep_ratio_size((100, 1000), 512, 2048) == (205, 2048)
+    assert keep_ratio_size((1, 10_000), 512, 2048) == (1, 2048)

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from selfpatch.data.loading.sampler import sample_rng
+from selfpatch.errors import UserError
 from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.evaluation.head_training import StoppedError, train_head
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.training.loop import DivergenceError
 
 STEPS, BATCH_SIZE, NUM_SAMPLES = 12, 4, 5
@@ -46,7 +47,7 @@ def train(
         "num_samples": NUM_SAMPLES, "batch_size": BATCH_SIZE, "steps": STEPS, "clip_norm": 1.0, "seed": 0,
         "identity": {"task": "test"}, **settings,
     }  # fmt: skip
-    train_head(head, optimizer, losses, samples, lr=lr, context=Context(out), **settings)
+    train_head(head, optimizer, losses, samples, lr=lr, context=EvalContext(out), **settings)
 
 
 def test_it_is_the_plain_loop(tmp_path):
@@ -153,3 +154,12 @@ def test_a_skipped_step_leaves_batch_norm_as_it_was(tmp_path):
     train(skipping, tmp_path / "skipping", steps=1, samples=poisoned)
     for name, value in plain.state_dict().items():
         assert torch.equal(skipping.state_dict()[name], value), name
+
+
+def test_a_head_stored_under_former_names_of_settings_goes_on(tmp_path):
+    former = {"protocol": {"taps": [2, 5], "flip_prob": 0.5}}
+    now = {"protocol": {"out_indices": [2, 5], "hflip_prob": 0.5}}
+    train(new_head(), tmp_path / "out", identity=former)
+    train(new_head(), tmp_path / "out", identity=now)
+    with pytest.raises(UserError, match="protocol.hflip_prob: 0.5 -> 0.4"):
+        train(new_head(), tmp_path / "out", identity={"protocol": now["protocol"] | {"hflip_prob": 0.4}})

@@ -15,7 +15,7 @@ from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
 from selfpatch.evaluation.protocols.upernet import UPerNet
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import TASK_RUNNERS, run_task
 from tests.backbones.small_vits import small_vit
 from tests.evaluation.boxed_scenes import ContrastBackbone, write_voc
@@ -42,7 +42,7 @@ SMALL = {
     "video-segmentation": VideoSegmentation(image_size=48, long_side_multiple=8),
 }
 # Run in tests of their own.
-ON_OTHER_DATA = {"all-frozen", "mask-rcnn"}
+ON_OTHER_DATA = {"mask-rcnn"}
 
 # How its data are written; ADE20K's layout where nothing is said.
 WRITE = {
@@ -71,9 +71,13 @@ def test_a_task_writes_its_result_and_pictures(tmp_path, name):
         backbone = ContrastBackbone()
     else:
         backbone = small_vit("class token") if name in FINE_TUNED else ColorBackbone()
-    result = run_task(name, backbone, root, SMALL[name], Context(out, model="colors"))
+    result = run_task(name, backbone, root, SMALL[name], EvalContext(out, model="colors"))
     written = json.loads((out / "result.json").read_text())
-    assert list(written) == ["task", "protocol", "metrics", "model", "data", "seconds", "versions", "details", "notes"]
+    assert list(written) == [
+        "task", "protocol", "metrics", "model", "data", "seconds", "versions", "details", "notes", "lower_is_better",
+    ]  # fmt: skip
+    spreads = ["spread/K=classes", "spread/K=6"]
+    assert written["lower_is_better"] == (spreads if name == "overclustering" else [])
     assert written == json.loads(json.dumps(dataclasses.asdict(result)))
     assert (written["task"], written["model"], written["data"]) == (name, "colors", str(root))
     settings = dataclasses.asdict(SMALL[name])

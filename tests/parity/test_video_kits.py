@@ -14,7 +14,7 @@ from PIL import Image
 from selfpatch.backbones.pretrained import load_vit
 from selfpatch.evaluation.datasets.davis import Davis
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.evaluation.video import video_segmentation
 from selfpatch.evaluation.video.davis_measures import global_measures
 from selfpatch.evaluation.video.video_segmentation import score_video
@@ -67,7 +67,7 @@ def predicted(kit, expected, tmp_path_factory) -> tuple[EvalOutput, Path]:
     out = tmp_path_factory.mktemp(kit.name)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in one order, whatever the machine
-    outcome = video_segmentation.run(backbone, kit / "davis", protocol, Context(out))
+    outcome = video_segmentation.run(backbone, kit / "davis", protocol, EvalContext(out))
     torch.set_num_threads(threads)
     return outcome, out / "masks"
 

@@ -13,7 +13,7 @@ from torchvision.transforms.functional import center_crop, resize
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.errors import UserError
-from selfpatch.evaluation.features import Backbone, normalized, prefetch
+from selfpatch.evaluation.features import Backbone, batches, normalized, prefetch
 from selfpatch.evaluation.protocols.knn_classification import ImageVector
 
 ENCODED_AT_ONCE = 128  # images: a large batch takes no more memory than DINOv2's share per GPU
@@ -74,6 +74,5 @@ def encode_images(
     device: torch.device,
 ) -> Iterator[Tokens]:
     """Tokens of the images that `read` returns, all of one size, batch by batch; call it within `eval_mode`."""
-    batches = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
-    for images in prefetch(read, batches):
+    for images in prefetch(read, batches(items, batch_size)):
         yield encode(backbone, torch.from_numpy(np.stack(images)).to(device))

@@ -24,13 +24,13 @@ from selfpatch.evaluation.datasets.class_folder import ClassFolder, ClassImage
 from selfpatch.evaluation.datasets.labeled_images import spread
 from selfpatch.evaluation.features import Backbone, RowBuffer, eval_mode, floor_to_patch_multiple
 from selfpatch.evaluation.protocols.knn_classification import KnnClassification
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 
 MAX_CHUNK = 2**26  # similarities held at once: 256 MiB
 NUM_SHOWN, NEIGHBORS_SHOWN = 8, 6
 
 
-def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: EvalContext) -> EvalOutput:
     """Weighted vote of the k nearest training images for the class of every validation image.
 
     "top-1" (and "top-5", where there are more than five classes) is that of the best k, which `details` names; each k
@@ -85,7 +85,7 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Co
     draw_answers(answers(data, nearest, predicted.tolist(), read), context.pictures / "nearest_images.png")
     left_out = ", ".join(str(k) for k in protocol.num_neighbors if k not in ks)
     notes = [f"k = {left_out} left out: there are {len(data.train)} training images"] if left_out else []
-    facts = data.facts() | {"notes": [*data.notes, *notes]}
+    facts = data.describe() | {"notes": [*data.notes, *notes]}
     return EvalOutput(metrics, facts, {"vector_scored": vector, "best_num_neighbours": best})
 
 

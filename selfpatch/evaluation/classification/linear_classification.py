@@ -24,18 +24,18 @@ from selfpatch.evaluation.classification.image_vectors import (
 )
 from selfpatch.evaluation.datasets.class_folder import ClassFolder, ClassImage
 from selfpatch.evaluation.feature_cache import unwrap_cache
-from selfpatch.evaluation.features import Backbone, Cached, eval_mode, floor_to_patch_multiple
+from selfpatch.evaluation.features import Backbone, ReadCache, eval_mode, floor_to_patch_multiple
 from selfpatch.evaluation.head_training import resume_key, seeded, train_head
 from selfpatch.evaluation.protocols.knn_classification import ImageVector
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.optim.schedules import warmup_cosine
 
 LR_BATCH = 256  # reference batch size of the learning rates
 INIT_STD = 0.01  # of the layers' weights
 
 
-def run(backbone: Backbone, root: Path, protocol: LinearClassification, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: LinearClassification, context: EvalContext) -> EvalOutput:
     """Train a layer per vector and learning rate; "top-1" is that of the best on the validation images.
 
     `details` names the best one; each has its own numbers too, as "top-1/class_token/lr=0.01".
@@ -78,7 +78,7 @@ def run(backbone: Backbone, root: Path, protocol: LinearClassification, context:
     details = {
         "num_layers": len(layers.grid), "vectors_scored": list(vectors), "best_vector": vector, "best_lr": lr,
     }  # fmt: skip
-    return EvalOutput(metrics, data.facts(), details)
+    return EvalOutput(metrics, data.describe(), details)
 
 
 class LinearLayers(nn.Module):
@@ -123,7 +123,7 @@ def predict(
     data: ClassFolder,
     labels: Int64[Tensor, " B"],
     protocol: LinearClassification,
-    context: Context,
+    context: EvalContext,
     *,
     size: tuple[int, int],
 ) -> Predictions:
@@ -160,12 +160,12 @@ def train_layers(
     backbone: Backbone,
     data: ClassFolder,
     protocol: LinearClassification,
-    context: Context,
+    context: EvalContext,
     *,
     size: tuple[int, int],
 ) -> None:
     """In place, on crops; call it within `eval_mode`. What `train_head` writes goes to context.out."""
-    read = Cached(lambda item: (data.read_image(item),))
+    read = ReadCache(lambda item: (data.read_image(item),))
 
     def sample(epoch: int, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
         rng = sample_rng(protocol.seed, epoch, index)

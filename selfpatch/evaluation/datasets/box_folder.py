@@ -19,7 +19,7 @@ from selfpatch.evaluation.datasets.labeled_images import (
     spread,
 )
 from selfpatch.evaluation.datasets.readable import check_readable
-from selfpatch.evaluation.task import Report, no_progress
+from selfpatch.evaluation.task import ProgressFn, no_progress
 
 LAYOUTS = """
   JPEGImages/NAME.jpg  Annotations/NAME.xml  ImageSets/Main/SPLIT.txt   (Pascal VOC, or a folder that holds VOC2007 ...)
@@ -34,7 +34,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels; t
 
 
 def matches_layout(root: Path) -> bool:
-    """Whether there are images and files of boxes where a layout has them."""
+    """True if there are images and files of boxes where a layout has them."""
     return (
         bool(voc_folders(root))
         or is_coco(root)
@@ -72,7 +72,7 @@ class BoxFolder:
         split: str | None = None,
         skip_hard: bool = False,
         max_images: int | None = None,
-        report: Report = no_progress,
+        report: ProgressFn = no_progress,
     ):
         if is_coco(root):
             self.layout, items = coco_images(root, split, skip_hard=skip_hard, max_images=max_images)
@@ -93,8 +93,8 @@ class BoxFolder:
                 + ", so there is nothing to find; add objects to the annotations, or take more images (max-images)"
             )
 
-    def facts(self) -> dict[str, Any]:
-        """What a protocol met here, for result.json."""
+    def describe(self) -> dict[str, Any]:
+        """Dataset facts, recorded in result.json."""
         return {
             "split_found": self.layout,
             "num_images": len(self.images),
@@ -114,7 +114,7 @@ def is_coco(root: Path) -> bool:
 def coco_images(
     root: Path, split: str | None, *, skip_hard: bool, max_images: int | None
 ) -> tuple[str, list[BoxImage]]:
-    """How the layout is called, and the images of the split, those without objects too."""
+    """Name of the layout, and the images of the split, those without objects included."""
     if skip_hard:
         raise UserError("skip-hard goes by what Pascal VOC says of its objects, which COCO does not; leave it out")
     name = split or VAL
@@ -130,7 +130,7 @@ def coco_images(
 
 
 def find_pairs(root: Path, split: str | None) -> tuple[str, list[tuple[Path, Path]]]:
-    """How the layout is called, and the images of the split with their annotations."""
+    """Name of the layout, and the images of the split with their annotations."""
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; give the folder that holds images and boxes:{LAYOUTS}")
     years = voc_folders(root)

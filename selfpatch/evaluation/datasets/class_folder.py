@@ -15,7 +15,7 @@ from selfpatch.evaluation.datasets.images_and_masks import VAL_FRACTION, split_b
 from selfpatch.evaluation.datasets.labeled_images import listed, spread
 from selfpatch.evaluation.datasets.readable import check_readable
 from selfpatch.evaluation.datasets.splits import Splits, find_splits, subfolders
-from selfpatch.evaluation.task import Report, no_progress
+from selfpatch.evaluation.task import ProgressFn, no_progress
 from selfpatch.output.printable import printable
 
 LAYOUTS = """
@@ -53,7 +53,7 @@ class ClassFolder:
             images, images that cannot be read; or max_images is less than one image per class.
     """
 
-    def __init__(self, root: Path, *, max_images: int | None = None, report: Report = no_progress):
+    def __init__(self, root: Path, *, max_images: int | None = None, report: ProgressFn = no_progress):
         self.root = root
         if not root.is_dir():
             raise UserError(f"there is no folder {root}; give the folder that holds the classes:{LAYOUTS}")
@@ -79,8 +79,8 @@ class ClassFolder:
     def num_classes(self) -> int:
         return len(self.class_names)
 
-    def facts(self) -> dict[str, Any]:
-        """What a protocol met here, for result.json."""
+    def describe(self) -> dict[str, Any]:
+        """Dataset facts, recorded in result.json."""
         return {
             "split": self.layout,
             "num_train_images": len(self.train),

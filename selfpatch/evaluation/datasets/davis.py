@@ -58,8 +58,8 @@ class Davis:
         names = read_video_list(root)
         self.videos = [check_video(root, name, max_frames) for name in spread(names, max_videos)]
 
-    def facts(self) -> dict[str, Any]:
-        """What a protocol met here, for result.json."""
+    def describe(self) -> dict[str, Any]:
+        """Dataset facts, recorded in result.json."""
         return {
             "split": VIDEO_LIST,
             "num_videos": len(self.videos),

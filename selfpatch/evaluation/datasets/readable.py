@@ -6,13 +6,13 @@ from pathlib import Path
 from selfpatch.data.reading.decode import UnreadableImage, read_image, read_size
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.labeled_images import indices_to_decode, listed
-from selfpatch.evaluation.features import prefetch
-from selfpatch.evaluation.task import Report
+from selfpatch.evaluation.features import batches, prefetch
+from selfpatch.evaluation.task import ProgressFn
 
 READ_AT_ONCE = 64  # images
 
 
-def check_readable(root: Path, paths: Sequence[Path], report: Report, *, num_val: int) -> list[tuple[int, int]]:
+def check_readable(root: Path, paths: Sequence[Path], report: ProgressFn, *, num_val: int) -> list[tuple[int, int]]:
     """(rows, columns) of every image.
 
     NUM_DECODED of them are decoded, those for validation first; of the others the header is read.
@@ -33,8 +33,7 @@ def check_readable(root: Path, paths: Sequence[Path], report: Report, *, num_val
         return rows, columns
 
     sizes, damaged = [], []
-    batches = (range(start, min(start + READ_AT_ONCE, len(paths))) for start in range(0, len(paths), READ_AT_ONCE))
-    for batch in prefetch(size_or_reason, batches):
+    for batch in prefetch(size_or_reason, batches(range(len(paths)), READ_AT_ONCE)):
         for found in batch:
             damaged.append(found) if isinstance(found, str) else sizes.append(found)
         report(len(sizes) + len(damaged), len(paths))

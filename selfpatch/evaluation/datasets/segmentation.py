@@ -20,7 +20,7 @@ from selfpatch.evaluation.datasets.labeled_images import (
     spread,
 )
 from selfpatch.evaluation.metrics import IGNORED
-from selfpatch.evaluation.task import Report, no_progress
+from selfpatch.evaluation.task import ProgressFn, no_progress
 
 # Those with the most telling names first.
 READERS = (voc, cityscapes, ade20k, images_and_masks)
@@ -50,8 +50,8 @@ class SegmentationData:
         """Whether label 0 is not scored and label 1 is the first class, as in ADE20K."""
         return bool(self._layout.class_of[0] == IGNORED and self._layout.class_of[1] == 0)
 
-    def facts(self) -> dict[str, Any]:
-        """What a protocol met here, for result.json."""
+    def describe(self) -> dict[str, Any]:
+        """Dataset facts, recorded in result.json."""
         return {
             "split": self.layout,
             "num_train_images": len(self.train),
@@ -88,7 +88,9 @@ class SegmentationData:
         return classes.astype(np.uint8)
 
 
-def read_segmentation(root: Path, *, max_images: int | None = None, report: Report = no_progress) -> SegmentationData:
+def read_segmentation(
+    root: Path, *, max_images: int | None = None, report: ProgressFn = no_progress
+) -> SegmentationData:
     """Reads a folder that holds ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/.
 
     Args:

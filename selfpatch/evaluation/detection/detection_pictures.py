@@ -9,9 +9,9 @@ from faster_coco_eval.core import mask as run_lengths
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from selfpatch.evaluation.datasets.coco import CocoImage
+from selfpatch.evaluation.datasets.coco_annotations import CocoImage
 from selfpatch.evaluation.detection.detection_scores import ResultEntry
-from selfpatch.evaluation.features import resize_image, resize_mask
+from selfpatch.evaluation.features import batches, resize_image, resize_mask
 from selfpatch.evaluation.segmentation.prediction_pictures import (
     FAINT_INK,
     FONT_SIZE,
@@ -51,9 +51,9 @@ def write_detection_sheets(
     """OUT_DIR/detections_1.png, detections_2.png, ...; ROWS_PER_SHEET images on each."""
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = []
-    for start in range(0, len(shown), ROWS_PER_SHEET):
-        path = out_dir / f"detections_{start // ROWS_PER_SHEET + 1}.png"
-        detection_sheet(shown[start : start + ROWS_PER_SHEET], class_names, category_ids).save(path)
+    for number, rows in enumerate(batches(shown, ROWS_PER_SHEET), start=1):
+        path = out_dir / f"detections_{number}.png"
+        detection_sheet(rows, class_names, category_ids).save(path)
         paths.append(path)
     return paths
 

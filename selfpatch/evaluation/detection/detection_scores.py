@@ -12,7 +12,7 @@ from faster_coco_eval.core import mask as run_lengths
 from jaxtyping import Float32
 from torch import Tensor
 
-from selfpatch.evaluation.datasets.coco import CocoImage
+from selfpatch.evaluation.datasets.coco_annotations import CocoImage
 from selfpatch.evaluation.detection.detector import Detections, Size
 
 # Our names -> those of faster-coco-eval.

@@ -1,4 +1,4 @@
-"""Mask R-CNN on any backbone: torchvision's parts, and what they lack to be mmdetection's and detectron2's detector.
+"""Mask R-CNN on any backbone: torchvision's parts, changed to be mmdetection's and detectron2's detector.
 
 Every difference between torchvision's defaults and the detector of the papers is a class or a line here; the numbers
 are settings of `protocols/mask_rcnn.py`.
@@ -23,14 +23,8 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from selfpatch.backbones.backbone import Backbone
-from selfpatch.evaluation.feature_pyramid import (
-    NUM_LEVELS,
-    Levels,
-    build_pyramid,
-    is_hierarchical,
-    level_strides,
-    scale_out_indices,
-)
+from selfpatch.evaluation.feature_pyramid import Levels, build_pyramid, level_strides
+from selfpatch.evaluation.features import NUM_LEVELS, is_hierarchical, scale_out_indices
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
 
 BOX_POOLED, MASK_POOLED = 7, 14  # sides of a region's features for the box and the mask head
@@ -40,7 +34,7 @@ Size = tuple[int, int]  # (rows, columns)
 
 
 class Targets(NamedTuple):
-    """What is on one image. Labels are 0 to C - 1."""
+    """Ground truth of one image. Labels are 0 to C - 1."""
 
     boxes: Float32[Tensor, "P 4"]
     labels: Int64[Tensor, "P"]
@@ -48,7 +42,7 @@ class Targets(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What was found on one image, best first."""
+    """Detections on one image, best first."""
 
     boxes: Float32[Tensor, "N 4"]
     scores: Float32[Tensor, "N"]
@@ -68,9 +62,9 @@ class Detector(nn.Module):
     def __init__(self, backbone: Backbone, num_classes: int, protocol: MaskRCNN):
         super().__init__()
         self.backbone = backbone
-        self.stages = detector_out_indices(backbone, protocol)
-        self.strides = level_strides(backbone, self.stages)
-        self.pyramid = build_pyramid(protocol.neck, backbone, self.stages, protocol.fpn_channels)
+        self.out_indices = detector_out_indices(backbone, protocol)
+        self.strides = level_strides(backbone, self.out_indices)
+        self.pyramid = build_pyramid(protocol.neck, backbone, self.out_indices, protocol.fpn_channels)
         self.rpn = build_rpn(protocol, self.strides)
         self.roi_heads = build_roi_heads(protocol, self.strides[:NUM_LEVELS], num_classes)
 
@@ -80,7 +74,7 @@ class Detector(nn.Module):
         return math.lcm(int(self.strides[NUM_LEVELS - 1]), self.backbone.patch_size[0])
 
     def features(self, images: Float[Tensor, "B 3 H W"]) -> Levels:
-        return self.pyramid(self.backbone.forward_intermediates(images, self.stages))
+        return self.pyramid(self.backbone.forward_intermediates(images, self.out_indices))
 
     def losses(
         self, images: Float[Tensor, "B 3 H W"], sizes: Sequence[Size], targets: Sequence[Targets]
@@ -100,7 +94,7 @@ class Detector(nn.Module):
 
 
 def detector_out_indices(backbone: Backbone, protocol: MaskRCNN) -> list[int]:
-    stages = scale_out_indices(backbone, protocol.taps)
+    stages = scale_out_indices(backbone, protocol.out_indices)
     reads_last_alone = protocol.neck == "simple" and not is_hierarchical(backbone)
     return stages[-1:] if reads_last_alone else stages
 
@@ -162,7 +156,7 @@ class AlignedRoIAlign(MultiScaleRoIAlign):
 
 
 class Float32Layer(nn.Module):
-    """A last layer, out of autocast: boxes and scores are not rounded to 8 bits."""
+    """A last layer outside of autocast: boxes and scores are not rounded to 8 bits."""
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -271,7 +265,7 @@ def mask_loss(
 
 def build_rpn(protocol: MaskRCNN, strides: Sequence[float]) -> L1ProposalNetwork:
     anchors = Anchors(protocol.anchor_sizes, strides)
-    depth = 2 if protocol.heads == "normed" else 1
+    depth = 2 if protocol.head_norm == "layer_norm" else 1
     head = RPNHead(protocol.fpn_channels, anchors.num_anchors_per_location()[0], conv_depth=depth)
     head.cls_logits, head.bbox_pred = Float32Layer(head.cls_logits), Float32Layer(head.bbox_pred)
     return L1ProposalNetwork(
@@ -289,13 +283,13 @@ def build_rpn(protocol: MaskRCNN, strides: Sequence[float]) -> L1ProposalNetwork
 
 def build_roi_heads(protocol: MaskRCNN, strides: Sequence[float], num_classes: int) -> L1MaskHeads:
     channels, width = protocol.fpn_channels, protocol.box_head_dim
-    if protocol.heads == "normed":
+    if protocol.head_norm == "layer_norm":
         box_head = FastRCNNConvFCHead((channels, BOX_POOLED, BOX_POOLED), [channels] * 4, [width], LayerNorm2d)
     else:
         box_head = TwoMLPHead(channels * BOX_POOLED**2, width)
     box_predictor = FastRCNNPredictor(width, num_classes + 1)
     init_box_head(box_head, box_predictor)
-    norm = LayerNorm2d if protocol.heads == "normed" else None
+    norm = LayerNorm2d if protocol.head_norm == "layer_norm" else None
     return L1MaskHeads(
         AlignedRoIAlign(strides, BOX_POOLED),
         box_head,

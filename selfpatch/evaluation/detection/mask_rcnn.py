@@ -1,53 +1,53 @@
-"""Detection and instance segmentation: a copy of the backbone is trained with Mask R-CNN on COCO, and scored there."""
+"""Detection and instance segmentation: a copy of the backbone is fine-tuned with Mask R-CNN on COCO."""
 
 import copy
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.data.loading.sampler import sample_rng
 from selfpatch.errors import UserError
 from selfpatch.evaluation.class_bars import write_class_bars
-from selfpatch.evaluation.datasets.coco import CocoDetection, CocoImage
+from selfpatch.evaluation.datasets.coco import CocoDetection
+from selfpatch.evaluation.datasets.coco_annotations import CocoImage
 from selfpatch.evaluation.datasets.labeled_images import spread
 from selfpatch.evaluation.detection.detection_pictures import DetectedImage, write_detection_sheets
 from selfpatch.evaluation.detection.detection_samples import (
     Sample,
-    assemble,
-    augmented,
-    fitted,
+    augment,
+    collate,
     read_sample,
     to_targets,
 )
 from selfpatch.evaluation.detection.detection_scores import KINDS, ResultEntry, coco_metrics, result_entries
 from selfpatch.evaluation.detection.detector import Detector
-from selfpatch.evaluation.features import prefetch, resize_image
+from selfpatch.evaluation.features import batches, keep_ratio_size, prefetch, resize_image
 from selfpatch.evaluation.head_training import train_head
 from selfpatch.evaluation.protocols.mask_rcnn import MaskRCNN
-from selfpatch.evaluation.task import Context, EvalOutput, Report, no_progress
+from selfpatch.evaluation.task import EvalContext, EvalOutput, ProgressFn, no_progress
 from selfpatch.optim.schedules import Schedule, warmup_multistep
 
 NUM_SHOWN = 8
 LR_FACTOR = 0.1  # at each of decay_epochs
 
-# Parts of the names of parameters that weight decay leaves alone, besides those of norms. Biases decay.
+# Parts of the names of parameters without weight decay, besides norms of the backbone. Biases decay.
 NO_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
-# Settings of the test alone, or of memory.
+# Settings that affect only the test, or memory.
 WITHOUT_EFFECT_ON_WEIGHTS = (
     "recompute", "rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "score_threshold", "nms", "max_boxes",
 )  # fmt: skip
 
 
-def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: EvalContext) -> EvalOutput:
     """Train a copy of the backbone as a detector, or go on from context.out; score the validation images.
 
     Writes OUT/detections.json in COCO's format of results, and pictures of a few images.
@@ -55,10 +55,8 @@ def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: Context) ->
     Raises:
         UserError: the data are not complete, too few for the warm-up, or do not fit the backbone.
 
-    Source: alinlab/SelfPatch detection/; mmdetection's Mask R-CNN.
-    Differs: a batch is padded to one size on one device, where mmdetection pads two images on each of eight, and
-    transformers see the padding; torchvision gives every object its best anchor whatever their IoU, mmdetection from an
-    IoU of 0.3 on; images are shrunk by averaging over all their pixels.
+    Source: alinlab/SelfPatch detection/; mmdetection's Mask R-CNN; detectron2's ViTDet.
+    Differs: see `MaskRCNN.differs`.
     """
     data = CocoDetection(root, max_images=protocol.max_images)
     steps = num_steps(data, protocol)
@@ -73,12 +71,12 @@ def run(backbone: Backbone, root: Path, protocol: MaskRCNN, context: Context) ->
         write_class_bars(metrics, context.pictures, score=name, mean=name, file=f"class_{kind}_ap.png")
     details = {
         "steps": steps,
-        "stages": detector.stages,
+        "out_indices": detector.out_indices,
         "strides_px": detector.strides,
         "num_heads": detector.backbone.num_heads,
         "num_parameters": sum(parameter.numel() for parameter in detector.parameters()),
     }
-    return EvalOutput(metrics, data.facts(), details)
+    return EvalOutput(metrics, data.describe(), details)
 
 
 def num_steps(data: CocoDetection, protocol: MaskRCNN) -> int:
@@ -117,19 +115,17 @@ def train(
     detector: Detector,
     data: CocoDetection,
     protocol: MaskRCNN,
-    context: Context,
+    context: EvalContext,
     *,
     identity: dict[str, Any],
     steps: int,
 ) -> None:
-    mean, std = detector.backbone.mean, detector.backbone.std
-
     def sample(epoch: int, index: int) -> Sample:
-        return augmented(read_sample(data.train[index]), sample_rng(protocol.seed, epoch, index), protocol)
+        return augment(read_sample(data.train[index]), sample_rng(protocol.seed, epoch, index), protocol)
 
     def losses(samples: list[Sample]) -> dict[str, Tensor]:
         images = [sample.image for sample in samples]
-        batch = assemble(images, mean, std, multiple=detector.size_divisor, device=context.device)
+        batch = pad(images, detector, protocol, context.device)
         sizes = [sample.size for sample in samples]
         return detector.losses(batch, sizes, [to_targets(sample, context.device) for sample in samples])
 
@@ -151,6 +147,15 @@ def train(
     )
 
 
+def pad(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], detector: Detector, protocol: MaskRCNN, device: torch.device
+) -> Float[Tensor, "B 3 H W"]:
+    backbone, divisor = detector.backbone, detector.size_divisor
+    return collate(
+        images, backbone.mean, backbone.std, size_divisor=divisor, square_pad=protocol.square_pad, device=device
+    )
+
+
 def learning_rate(data: CocoDetection, protocol: MaskRCNN) -> Schedule:
     milestones = [round(epoch * len(data.train) / protocol.batch_size) for epoch in protocol.decay_epochs]
     return warmup_multistep(
@@ -163,10 +168,14 @@ def learning_rate(data: CocoDetection, protocol: MaskRCNN) -> Schedule:
 
 
 def parameter_groups(detector: Detector, protocol: MaskRCNN) -> list[dict[str, Any]]:
-    """AdamW's groups by weight decay and by depth; "lr_scale" is a group's factor on the learning rate."""
+    """AdamW's groups by weight decay and by depth; "lr_scale" is a group's factor on the learning rate.
+
+    Norms of the neck and of the heads decay, as in the programs: mmdetection goes by "norm" in a name, which the batch
+    norm of XCiT's neck has not (fpn1.1), and detectron2 by torch's types of norms, of which its own LayerNorm is none.
+    """
     norms = {
         id(parameter)
-        for module in detector.modules()
+        for module in detector.backbone.modules()
         if "Norm" in type(module).__name__
         for parameter in module.parameters(recurse=False)
     }
@@ -184,7 +193,7 @@ def parameter_groups(detector: Detector, protocol: MaskRCNN) -> list[dict[str, A
 
 
 def layer_depths(detector: Detector) -> dict[str, int]:
-    """Of each parameter: 0 of what comes before the first block, then one more a block, and one more of the detector.
+    """Depth of each parameter: 0 before the first block, one more per block, and one more for the detector.
 
     Source: detectron2's get_vit_lr_decay_rate; blocks of a pyramid are numbered through, what lies between its stages
     goes with the block before.
@@ -201,7 +210,7 @@ def layer_depths(detector: Detector) -> dict[str, int]:
 
 
 def identity(data: CocoDetection, protocol: MaskRCNN) -> dict[str, Any]:
-    """What a training that goes on must have in common with the one that was stopped, besides its first weights."""
+    """Values that a checkpoint must share with the run that resumes it, besides the initial weights."""
     settings = dataclasses.asdict(protocol)
     for later in WITHOUT_EFFECT_ON_WEIGHTS:
         del settings[later]
@@ -220,7 +229,7 @@ def detect_images(
     data: CocoDetection,
     protocol: MaskRCNN,
     device: torch.device,
-    report: Report = no_progress,
+    report: ProgressFn = no_progress,
 ) -> tuple[list[ResultEntry], list[DetectedImage]]:
     """Detections on all validation images, and a few images to look at, spread evenly.
 
@@ -232,13 +241,13 @@ def detect_images(
 
     def read(item: CocoImage) -> _Read:
         image = item.read()
-        return _Read(item, image, resize_image(image, fitted(item.size, protocol.image_size, protocol.long_side)))
+        return _Read(
+            item, image, resize_image(image, keep_ratio_size(item.size, protocol.image_size, protocol.long_side))
+        )
 
-    batches: Iterator[list[CocoImage]] = ([item] for item in data.val)
-    for done, [(item, image, resized)] in enumerate(prefetch(read, batches), start=1):
+    for done, [(item, image, resized)] in enumerate(prefetch(read, batches(data.val, 1)), start=1):
         size = resized.shape[0], resized.shape[1]
-        mean, std = detector.backbone.mean, detector.backbone.std
-        batch = assemble([resized], mean, std, multiple=detector.size_divisor, device=device)
+        batch = pad([resized], detector, protocol, device)
         (found,) = detector.detect(batch, [size])
         entries = result_entries(item, found, size, data.category_ids)
         results += entries

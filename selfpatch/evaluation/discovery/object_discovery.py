@@ -17,21 +17,21 @@ from selfpatch.evaluation.discovery.discovery_pictures import Discovery, draw_di
 from selfpatch.evaluation.discovery.lost import LostResult, find_object
 from selfpatch.evaluation.features import (
     eval_mode,
+    keep_ratio_size,
     normalized,
     patch_features,
     prefetch,
     resize_image,
 )
 from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
-from selfpatch.evaluation.segmentation.training_crops import keep_ratio_size
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 
 MAX_PATCHES = 2**15  # of an image; every pair of them is compared, in 4 GiB
 NUM_SHOWN = 8
 NOTABLE_SHARE = 0.9  # of boxes that are the whole image
 
 
-def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: EvalContext) -> EvalOutput:
     """Find one object per image by LOST; CorLoc is the fraction of images whose box overlaps a true one enough.
 
     Boxes are written to OUT/boxes.json.
@@ -70,7 +70,7 @@ def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Cont
     (context.out / "boxes.json").write_text(json.dumps(boxes, indent=1) + "\n", encoding="utf-8")
     return EvalOutput(
         {"CorLoc": num_hits / len(data.images)},
-        data.facts() | {"notes": whole_image_notes(num_whole, len(data.images), protocol)},
+        data.describe() | {"notes": whole_image_notes(num_whole, len(data.images), protocol)},
         {"num_boxes_of_whole_images": num_whole},
     )
 

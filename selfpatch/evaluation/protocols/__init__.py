@@ -1,13 +1,12 @@
 """Every number of every evaluation task, named and with its source. Imports no torch, so that `--help` is quick.
 
-A score means something only together with its protocol: the whole of it goes into result.json. One file a task: its
+A score means something only together with its protocol: the whole of it goes into result.json. One file per task: its
 settings, and the presets that have a name.
 """
 
 from typing import Any, NamedTuple
 
 from selfpatch.evaluation.protocols import (
-    all_frozen,
     in_context_segmentation,
     knn_classification,
     linear_classification,
@@ -21,15 +20,16 @@ from selfpatch.evaluation.protocols import (
 )
 
 LABELED_IMAGES = "labelled images: ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/"
-IMAGES_OF_CLASSES = "a folder of images a class, below train/ and val/ or all together"
+IMAGES_OF_CLASSES = "one folder of images per class, below train/ and val/ or all together"
+FROZEN_DATA = "a data set of any task of frozen features, or a folder of such data sets"
 IMAGES_WITH_BOXES = "images with boxes: Pascal VOC, COCO, or images/ and annotations/*.xml"
 
 
 class Task(NamedTuple):
-    """What can be known of a task without torch."""
+    """The torch-free part of a task."""
 
     presets: dict[str, Any]  # settings by name; the first is the default
-    data: str  # what the folder of data must be, in a few words
+    data: str  # layout of its folder of data, in a few words
 
 
 TASKS = {
@@ -43,7 +43,6 @@ TASKS = {
     "semantic-fpn": Task(semantic_fpn.PRESETS, LABELED_IMAGES),
     "upernet": Task(upernet.PRESETS, LABELED_IMAGES),
     "video-segmentation": Task(video_segmentation.PRESETS, "videos in DAVIS-2017's layout"),
-    "all-frozen": Task(all_frozen.PRESETS, "a data set of any frozen task, or a folder of such data sets"),
 }
 
 

@@ -16,7 +16,7 @@ from selfpatch.config.ranges import (
     UnitInterval,
 )
 
-BLOCKS = 12  # that taps are given for
+BLOCKS = 12  # of the transformer whose blocks out_indices count
 BlockIndex = Range(at_least=0, at_most=BLOCKS - 1)
 
 
@@ -26,7 +26,7 @@ class DecoderTraining(Config):
 
     # blocks whose tokens the decoder reads, from 0, of twelve; in a backbone of another depth, the blocks at the same
     # fractions of its depth; a hierarchical backbone such as Swin gives its four stages
-    taps: Annotated[tuple[int, int, int, int], BlockIndex, Ascending] = (2, 5, 8, 11)
+    out_indices: Annotated[tuple[int, int, int, int], BlockIndex, Ascending] = (2, 5, 8, 11)
     # stochastic depth rate of the last block, rising linearly from 0 at the first
     drop_path: Annotated[float, DropProbability] = 0.1
     # dropout rate of channels before the classifier (dropout2d)
@@ -53,7 +53,7 @@ class DecoderTraining(Config):
     batch_size: Annotated[int, Positive] = 16
     # peak learning rate
     lr: Annotated[float, Positive] = 6e-5
-    # weight decay, on all parameters but position embeddings, class token and norms of the backbone
+    # weight decay, on all parameters but position embeddings and class token, and the norms of a Swin
     weight_decay: Annotated[float, NonNegative] = 0.01
     # largest global gradient norm, a larger one is scaled down; 0: no clipping
     clip_norm: Annotated[float, NonNegative] = 0.0
@@ -75,6 +75,14 @@ class DecoderTraining(Config):
     seed: Annotated[int, Seed] = 0
     # largest number of images of each split, spread evenly over it; None: all
     max_images: Annotated[int | None, Positive] = None
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """Departures from the program of the presets; result.json lists them beside the numbers."""
+        return (
+            "position embeddings are resampled as the backbone does it, where mmsegmentation takes bicubic ones",
+            "batches run on over the ends of epochs",
+        )
 
     def __post_init__(self):
         super().__post_init__()

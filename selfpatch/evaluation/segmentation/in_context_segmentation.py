@@ -16,8 +16,9 @@ from selfpatch.evaluation.datasets.labeled_images import LabeledImage
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.features import (
     Backbone,
-    Cached,
+    ReadCache,
     RowBuffer,
+    batches,
     eval_mode,
     input_size,
     normalized,
@@ -30,18 +31,18 @@ from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
 from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.segmentation.segmentation_scores import ConfusionMeter, SegmentationScores, upsampled_argmax
-from selfpatch.evaluation.task import Context, EvalOutput, Report, no_progress
+from selfpatch.evaluation.task import EvalContext, EvalOutput, ProgressFn, no_progress
 
 MAX_CHUNK = 2**26  # numbers that the nearest-patch search holds at once: 256 MiB
 
 
-def run(backbone: Backbone, root: Path, protocol: InContextSegmentation, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: InContextSegmentation, context: EvalContext) -> EvalOutput:
     data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     evaluator = InContextEvaluator(data, protocol, patch_size=backbone.patch_size)
     scores = evaluator(backbone, device=context.device, report=context.report)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
-    return EvalOutput(scores.metrics, data.facts())
+    return EvalOutput(scores.metrics, data.describe())
 
 
 class MemoryEntry(NamedTuple):
@@ -90,11 +91,11 @@ class InContextEvaluator:
                 f"num-neighbors is {protocol.num_neighbors}, but the memory holds {self._num_remembered} labelled "
                 f"patches of {len(data.train)} training images; lower it, or enlarge memory-size or image-size"
             )
-        self._read_image = Cached(lambda item: (resize_image(data.read_image(item), self._input_size(item)),))
-        self._read_mask = Cached(lambda item: (self._scored_mask(item),))
+        self._read_image = ReadCache(lambda item: (resize_image(data.read_image(item), self._input_size(item)),))
+        self._read_mask = ReadCache(lambda item: (self._scored_mask(item),))
 
     def __call__(
-        self, backbone: Backbone, *, device: torch.device | str = "cpu", report: Report = no_progress
+        self, backbone: Backbone, *, device: torch.device | str = "cpu", report: ProgressFn = no_progress
     ) -> SegmentationScores:
         data, protocol = self.data, self.protocol
         device = torch.device(device)
@@ -151,16 +152,11 @@ class InContextEvaluator:
         by_size: dict[tuple[int, int], list[LabeledImage]] = {}
         for item in items:
             by_size.setdefault(self._input_size(item), []).append(item)
-        of_one_size = [batch for same in by_size.values() for batch in batches(same, self.protocol.batch_size)]
+        of_one_size = [list(batch) for same in by_size.values() for batch in batches(same, self.protocol.batch_size)]
         for batch, images in zip(of_one_size, prefetch(self._read_image, iter(of_one_size)), strict=True):
             pixels = torch.from_numpy(np.stack([image for (image,) in images])).to(device)
             mean, std = self.protocol.mean or backbone.mean, self.protocol.std or backbone.std
             yield batch, patch_features(backbone, normalized(pixels, mean, std))
-
-
-def batches(items: list[LabeledImage], batch_size: int) -> Iterator[list[LabeledImage]]:
-    for start in range(0, len(items), batch_size):
-        yield items[start : start + batch_size]
 
 
 def patch_label_distribution(

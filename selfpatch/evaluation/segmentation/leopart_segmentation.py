@@ -12,7 +12,7 @@ from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.feature_cache import unwrap_cache
 from selfpatch.evaluation.features import (
     Backbone,
-    Cached,
+    ReadCache,
     eval_mode,
     floor_to_patch_multiple,
     normalized,
@@ -25,13 +25,13 @@ from selfpatch.evaluation.head_training import resume_key, seeded, train_head
 from selfpatch.evaluation.metrics import mean_cross_entropy
 from selfpatch.evaluation.protocols.linear_segmentation import LeopartSegmentation
 from selfpatch.evaluation.segmentation.segmentation_scores import ConfusionMeter, SegmentationScores, upsampled_argmax
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 
 Sample = tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]  # image and mask
 
 
 def evaluate_leopart(
-    backbone: Backbone, data: SegmentationData, protocol: LeopartSegmentation, context: Context
+    backbone: Backbone, data: SegmentationData, protocol: LeopartSegmentation, context: EvalContext
 ) -> SegmentationScores:
     """Train the layer, and score it on all validation images.
 
@@ -49,7 +49,7 @@ def evaluate_leopart(
 
     with eval_mode(backbone):
         # 1. Train on crops.
-        read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
+        read = ReadCache(lambda item: (data.read_image(item), data.read_mask(item)))
 
         def sample(epoch: int, index: int) -> Sample:
             rng = sample_rng(protocol.seed, epoch, index)

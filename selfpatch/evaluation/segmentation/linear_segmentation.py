@@ -20,7 +20,7 @@ from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_se
 from selfpatch.evaluation.feature_cache import unwrap_cache
 from selfpatch.evaluation.features import (
     Backbone,
-    Cached,
+    ReadCache,
     eval_mode,
     floor_to_patch_multiple,
     patch_features,
@@ -32,8 +32,8 @@ from selfpatch.evaluation.segmentation.leopart_segmentation import evaluate_leop
 from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.segmentation.segmentation_scores import SegmentationScores, evaluate_several
 from selfpatch.evaluation.segmentation.sliding_window import encode_windows, merge_windows
-from selfpatch.evaluation.segmentation.training_crops import assemble, photometric_distortion, random_crop
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.segmentation.training_crops import collate, photometric_distortion, random_crop
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.training.loop import PeriodicCallback
 
@@ -43,14 +43,14 @@ WARMUP_START = 1e-6  # fraction of the learning rate at step 0, in both protocol
 
 
 def run(
-    backbone: Backbone, root: Path, protocol: LinearSegmentation | LeopartSegmentation, context: Context
+    backbone: Backbone, root: Path, protocol: LinearSegmentation | LeopartSegmentation, context: EvalContext
 ) -> EvalOutput:
     data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     evaluate = evaluate_leopart if isinstance(protocol, LeopartSegmentation) else evaluate_linear_segmentation
     scores = evaluate(backbone, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
-    return EvalOutput(scores.metrics, data.facts(), scores.details)
+    return EvalOutput(scores.metrics, data.describe(), scores.details)
 
 
 class LinearHead(nn.Module):
@@ -69,7 +69,7 @@ class LinearHead(nn.Module):
 
 
 def evaluate_linear_segmentation(
-    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: Context
+    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: EvalContext
 ) -> SegmentationScores:
     """Train the layer on the training images, and score it on the validation images at their own size.
 
@@ -133,13 +133,13 @@ def upsampled_logits(
 
 
 def train_heads(
-    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: Context
+    backbone: Backbone, data: SegmentationData, protocol: LinearSegmentation, context: EvalContext
 ) -> dict[int, LinearHead]:
     """The layer at every validation step, in eval mode, by the number of steps done; call it within `eval_mode`.
 
     They are kept in OUT/heads, so that a training that is done, or goes on, need not repeat them.
     """
-    read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
+    read = ReadCache(lambda item: (data.read_image(item), data.read_mask(item)))
     size = crop_size(protocol, backbone.patch_size)
 
     def sample(epoch: int, index: int) -> Sample:
@@ -151,7 +151,7 @@ def train_heads(
         return image, mask
 
     def losses(samples: list[Sample]) -> dict[str, Float[Tensor, ""]]:
-        images, masks = assemble(samples, size, backbone.mean, backbone.std, device=context.device)
+        images, masks = collate(samples, size, backbone.mean, backbone.std, device=context.device)
         return {"segmentation": pixel_loss(head(padded_features(unwrap_cache(backbone), images)), masks)}
 
     def keep_head(step: int) -> dict[str, float]:

@@ -16,6 +16,7 @@ from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_se
 from selfpatch.evaluation.features import (
     Backbone,
     RowBuffer,
+    batches,
     eval_mode,
     floor_to_patch_multiple,
     normalized,
@@ -26,16 +27,15 @@ from selfpatch.evaluation.features import (
 )
 from selfpatch.evaluation.metrics import IGNORED, iou_of_pairs, segmentation_metrics
 from selfpatch.evaluation.protocols.overclustering import Overclustering
-from selfpatch.evaluation.segmentation.in_context_segmentation import batches
 from selfpatch.evaluation.segmentation.k_means import k_means, nearest_center
 from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
 from selfpatch.evaluation.segmentation.segmentation_scores import NUM_SHOWN, Prediction
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 
 PROJECTED_AT_ONCE = 2**16  # tokens
 
 
-def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: Overclustering, context: EvalContext) -> EvalOutput:
     """Cluster the patches of all validation images together, match clusters to classes, and score the matches.
 
     For each K the metrics hold the mean ("mIoU/K=500") and the standard deviation ("spread/K=500") over the seeds.
@@ -101,7 +101,8 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: Conte
             context.report(done, total)
         metrics |= {f"mIoU/K={name}": float(np.mean(scores)), f"spread/K={name}": float(np.std(scores))}
     details = {"num_patches": num_patches, "num_components_kept": components.shape[1]}
-    return EvalOutput(metrics, data.facts(), details)
+    spreads = [f"spread/K={name}" for name in protocol.num_clusters]
+    return EvalOutput(metrics, data.describe(), details, lower_is_better=spreads)
 
 
 class Batch(NamedTuple):

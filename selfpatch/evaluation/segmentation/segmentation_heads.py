@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class FPNNeck(nn.Module):
-    """Feature pyramid network: every level is told what the coarser ones know.
+    """Feature pyramid network: a top-down pathway adds the upsampled coarser levels to each level.
 
     Args:
         in_channels: of each level.
@@ -132,16 +132,16 @@ class UPerHead(nn.Module):
         self.conv_seg = classifier(channels, num_classes)
 
     def forward(self, maps: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B C R S"]:
-        # 1. What the coarsest level shows at large.
+        # 1. Pyramid pooling of the coarsest level.
         pooled = [resize(pool(maps[-1]), maps[-1], self.align_corners) for pool in self.psp_modules]
         top = self.bottleneck(torch.cat([maps[-1], *pooled], dim=1))
 
-        # 2. Down the pyramid.
+        # 2. Top-down pathway.
         levels = [lateral(level) for lateral, level in zip(self.lateral_convs, maps[:-1], strict=True)] + [top]
         for fine in range(len(levels) - 2, -1, -1):
             levels[fine] = levels[fine] + resize(levels[fine + 1], levels[fine], self.align_corners)
 
-        # 3. All levels at the finest.
+        # 3. Fuse all levels at the finest resolution.
         levels = [smooth(level) for smooth, level in zip(self.fpn_convs, levels[:-1], strict=True)] + [top]
         joined = torch.cat([resize(level, levels[0], self.align_corners) for level in levels], dim=1)
         return self.conv_seg(self.dropout(self.fpn_bottleneck(joined)))

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from selfpatch.evaluation.datasets.labeled_images import LabeledImage, spread
 from selfpatch.evaluation.datasets.segmentation import SegmentationData
-from selfpatch.evaluation.features import Backbone, normalized, prefetch
+from selfpatch.evaluation.features import Backbone, keep_ratio_size, normalized, prefetch
 from selfpatch.evaluation.metrics import IGNORED, confusion_matrix, segmentation_metrics
 from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
-from selfpatch.evaluation.segmentation.training_crops import keep_ratio_size, rescale
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.segmentation.training_crops import rescale
+from selfpatch.evaluation.task import EvalContext
 
 NUM_SHOWN = 8
 MAX_UPSAMPLED = 2**27  # numbers that maps of classes hold at full size at once: 512 MiB
@@ -75,7 +75,7 @@ def evaluate_images(
     backbone: Backbone,
     protocol: LinearSegmentation | DecoderTraining,
     predict_logits: Callable[[Float[Tensor, "3 H W"]], Float[Tensor, "C H W"]],
-    context: Context,
+    context: EvalContext,
 ) -> SegmentationScores:
     """Scores of one model; see `evaluate_several`."""
     (meter,) = evaluate_several(data, backbone, protocol, lambda image: [predict_logits(image)], 1, context)
@@ -89,7 +89,7 @@ def evaluate_several(
     protocol: LinearSegmentation | DecoderTraining,
     predict_logits: Callable[[Float[Tensor, "3 H W"]], Iterable[Float[Tensor, "C H W"]]],
     num_models: int,
-    context: Context,
+    context: EvalContext,
 ) -> list[ConfusionMeter]:
     """Each validation image, normalised, through every model; logits go bilinearly to its own size, then argmax.
 

@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.data.loading.sampler import sample_rng
-from selfpatch.errors import UserError
 from selfpatch.evaluation.class_bars import write_class_bars
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.feature_cache import unwrap_cache
-from selfpatch.evaluation.features import Cached, floor_to_patch_multiple
+from selfpatch.evaluation.features import (
+    ReadCache,
+    floor_to_patch_multiple,
+    is_hierarchical,
+    scale_out_indices,
+)
 from selfpatch.evaluation.head_training import resume_key, seeded, train_head
 from selfpatch.evaluation.metrics import pixel_loss
-from selfpatch.evaluation.protocols.decoder_training import BLOCKS, DecoderTraining
+from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
 from selfpatch.evaluation.protocols.semantic_fpn import SemanticFPN
 from selfpatch.evaluation.protocols.upernet import UPerNet
 from selfpatch.evaluation.segmentation.prediction_pictures import write_prediction_sheets
@@ -33,13 +37,13 @@ from selfpatch.evaluation.segmentation.segmentation_heads import (
 )
 from selfpatch.evaluation.segmentation.segmentation_scores import evaluate_images
 from selfpatch.evaluation.segmentation.sliding_window import sliding_window
-from selfpatch.evaluation.segmentation.training_crops import assemble, photometric_distortion, random_crop
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.segmentation.training_crops import collate, photometric_distortion, random_crop
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.optim.schedules import warmup_poly
 
-# Parts of the names of parameters that weight decay leaves alone. mmsegmentation's rule for its transformers; it takes
-# the biases of the backbone and the batch norms of the decoder ("bn") along, and so do we.
-NO_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table", "norm")
+# Parts of the names of parameters without weight decay. mmsegmentation's configurations add "norm", which its vision
+# transformer (ln1, ln2) and its decoders (bn) have in no name: their norms decay, and those of its Swin do not.
+NO_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
 
 
 class Segmenter(nn.Module):
@@ -47,28 +51,28 @@ class Segmenter(nn.Module):
 
     Args:
         backbone: is trained; hand in a copy where others use it.
-        stages: of the backbone, whose maps the neck gets.
+        out_indices: stages of the backbone whose maps the neck reads.
         auxiliary: a head for a second loss, and the level that it sees.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        stages: Sequence[int],
+        out_indices: Sequence[int],
         neck: nn.Module,
         head: nn.Module,
         auxiliary: tuple[nn.Module, int] | None = None,
     ):
         super().__init__()
         self.backbone = backbone
-        self.stages = list(stages)
+        self.out_indices = list(out_indices)
         self.neck, self.head = neck, head
         self.auxiliary, self.auxiliary_level = auxiliary or (None, 0)
-        freeze_unused(self.backbone, self.stages)
+        freeze_unused(self.backbone, self.out_indices)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C r s"], Tensor | None]:
         """Class scores of the head and, if there is one, of the auxiliary head."""
-        levels = self.neck(self.backbone.forward_intermediates(images, self.stages))
+        levels = self.neck(self.backbone.forward_intermediates(images, self.out_indices))
         return self.head(levels), None if self.auxiliary is None else self.auxiliary(levels[self.auxiliary_level])
 
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H W"]:
@@ -87,19 +91,19 @@ class Segmenter(nn.Module):
 
 def semantic_fpn(backbone: Backbone, num_classes: int, protocol: SemanticFPN) -> Segmenter:
     """Maps of a plain transformer go into the pyramid as they are, all of one stride, as the paper has it."""
-    stages = decoder_out_indices(backbone, protocol.taps)
-    widths = [backbone.stages[stage].embed_dim for stage in stages]
+    out_indices = scale_out_indices(backbone, protocol.out_indices)
+    widths = [backbone.stages[stage].embed_dim for stage in out_indices]
     return Segmenter(
         backbone,
-        stages,
+        out_indices,
         FPNNeck(widths, protocol.fpn_channels),
         SemanticFPNHead(protocol.fpn_channels, protocol.head_channels, num_classes, dropout=protocol.dropout),
     )
 
 
 def upernet(backbone: Backbone, num_classes: int, protocol: UPerNet) -> Segmenter:
-    stages = decoder_out_indices(backbone, protocol.taps)
-    widths = [backbone.stages[stage].embed_dim for stage in stages]
+    out_indices = scale_out_indices(backbone, protocol.out_indices)
+    widths = [backbone.stages[stage].embed_dim for stage in out_indices]
     neck = (
         nn.Identity() if is_hierarchical(backbone) else MultiLevelNeck(widths, backbone.embed_dim, protocol.neck_scales)
     )
@@ -111,14 +115,14 @@ def upernet(backbone: Backbone, num_classes: int, protocol: UPerNet) -> Segmente
         level = protocol.auxiliary_level
         fcn = FCNHead(widths[level], protocol.auxiliary_channels, num_classes, dropout=protocol.dropout)
         auxiliary = (fcn, level)
-    return Segmenter(backbone, stages, neck, head, auxiliary)
+    return Segmenter(backbone, out_indices, neck, head, auxiliary)
 
 
-def run_semantic_fpn(backbone: Backbone, root: Path, protocol: SemanticFPN, context: Context) -> EvalOutput:
+def run_semantic_fpn(backbone: Backbone, root: Path, protocol: SemanticFPN, context: EvalContext) -> EvalOutput:
     return run("semantic-fpn", semantic_fpn, backbone, root, protocol, context)
 
 
-def run_upernet(backbone: Backbone, root: Path, protocol: UPerNet, context: Context) -> EvalOutput:
+def run_upernet(backbone: Backbone, root: Path, protocol: UPerNet, context: EvalContext) -> EvalOutput:
     return run("upernet", upernet, backbone, root, protocol, context)
 
 
@@ -128,13 +132,12 @@ def run(
     backbone: Backbone,
     root: Path,
     protocol: Any,
-    context: Context,
+    context: EvalContext,
 ) -> EvalOutput:
     """Train a copy of the backbone with the decoder, or go on from context.out; score the validation images.
 
     Source: alinlab/SelfPatch segmentation/; open-mmlab/mmsegmentation.
-    Differs: position embeddings are resampled as the backbone does it, where mmsegmentation takes bicubic ones that are
-    not antialiased; batches run on over the ends of epochs.
+    Differs: see `DecoderTraining.differs`.
     """
     data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
     own = copy.deepcopy(unwrap_cache(backbone))
@@ -150,21 +153,21 @@ def run(
     scores = score(segmenter, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
-    details = {"stages": segmenter.stages, "num_parameters": sum(p.numel() for p in segmenter.parameters())}
-    return EvalOutput(scores.metrics, data.facts(), details)
+    details = {"out_indices": segmenter.out_indices, "num_parameters": sum(p.numel() for p in segmenter.parameters())}
+    return EvalOutput(scores.metrics, data.describe(), details)
 
 
 def train(
     segmenter: Segmenter,
     data: SegmentationData,
     protocol: SemanticFPN | UPerNet,
-    context: Context,
+    context: EvalContext,
     *,
     identity: dict[str, Any],
 ) -> None:
-    """In place; goes on where context.out has the beginning of the same training."""
+    """Train in place; resumes from context.out if it holds the same training."""
     backbone = segmenter.backbone
-    read = Cached(lambda item: (data.read_image(item), data.read_mask(item)))
+    read = ReadCache(lambda item: (data.read_image(item), data.read_mask(item)))
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
 
     def sample(epoch: int, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
@@ -174,7 +177,7 @@ def train(
         return (photometric_distortion(image, rng) if protocol.photometric_distortion else image), mask
 
     def losses(samples: list[Any]) -> dict[str, Tensor]:
-        images, masks = assemble(samples, size, backbone.mean, backbone.std, device=context.device)
+        images, masks = collate(samples, size, backbone.mean, backbone.std, device=context.device)
         logits, auxiliary = segmenter(images)
         terms = {"decoder": pixel_loss(logits, masks)}
         if auxiliary is not None:
@@ -201,7 +204,7 @@ def train(
     )
 
 
-def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTraining, context: Context) -> Any:
+def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTraining, context: EvalContext) -> Any:
     window = floor_to_patch_multiple(protocol.image_size, segmenter.backbone.patch_size)
 
     def predict_logits(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "C H W"]:
@@ -214,32 +217,19 @@ def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTrainin
     return evaluate_images(data, segmenter.backbone, protocol, predict_logits, context)
 
 
-def is_hierarchical(backbone: Backbone) -> bool:
-    return len({stage.stride_px for stage in backbone.stages}) > 1
-
-
-def decoder_out_indices(backbone: Backbone, taps: Sequence[int]) -> list[int]:
-    """Blocks of a plain transformer at the same shares of its depth as `taps` of twelve; all stages of a pyramid."""
-    depth = len(backbone.stages)
-    if is_hierarchical(backbone):
-        if depth != len(taps):
-            raise UserError(f"the decoders take four maps, and this backbone has {depth} stages; choose another one")
-        return list(range(depth))
-    return [-(-(tap + 1) * depth // BLOCKS) - 1 for tap in taps]
-
-
-def freeze_unused(backbone: Backbone, stages: Sequence[int]) -> None:
-    """All parameters are trained but those that these maps do not depend on, such as the final norm's."""
+def freeze_unused(backbone: Backbone, out_indices: Sequence[int]) -> None:
+    """Train all parameters but those that these maps do not depend on, such as the final norm's."""
     parameters = list(backbone.requires_grad_(True).parameters())
     image = torch.zeros(1, 3, *backbone.patch_size, device=parameters[0].device)
-    total = torch.stack([stage.sum() for stage in backbone.forward_intermediates(image, stages)]).sum()
+    total = torch.stack([stage.sum() for stage in backbone.forward_intermediates(image, out_indices)]).sum()
     for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
         parameter.requires_grad_(gradient is not None)
 
 
 def parameter_groups(segmenter: Segmenter, weight_decay: float) -> list[dict[str, Any]]:
+    without_decay = (*NO_DECAY, "norm") if is_hierarchical(segmenter.backbone) else NO_DECAY
     decay, no_decay = [], []
     for name, parameter in segmenter.named_parameters():
         if parameter.requires_grad:
-            (no_decay if any(part in name for part in NO_DECAY) else decay).append(parameter)
+            (no_decay if any(part in name for part in without_decay) else decay).append(parameter)
     return [{"params": decay, "weight_decay": weight_decay}, {"params": no_decay, "weight_decay": 0.0}]

@@ -1,4 +1,4 @@
-"""Predictions for an image of any size from a model that sees windows of one size."""
+"""Sliding-window inference: predictions for an image of any size from windows of one size."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torchvision.transforms.functional import adjust_hue, adjust_saturation
 
-from selfpatch.evaluation.features import normalized, resize_image, resize_mask
+from selfpatch.evaluation.features import keep_ratio_size, normalized, resize_image, resize_mask
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.decoder_training import DecoderTraining
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
@@ -24,15 +24,6 @@ MAX_BRIGHTNESS = 32  # added to or taken from the 256 levels
 CONTRAST = SATURATION = (0.5, 1.5)  # factors
 MAX_HUE = 18  # added or taken, of OpenCV's 180
 MAX_HUE_DINOV3 = 0.5  # added or taken, of a full turn
-
-
-def keep_ratio_size(image_size: tuple[int, int], short_side: int, long_side: int | None = None) -> tuple[int, int]:
-    """The largest (rows, columns) with the aspect kept whose sides are at most these; None: as long as it is."""
-    factor = short_side / min(image_size)
-    if long_side is not None:
-        factor = min(factor, long_side / max(image_size))
-    height, width = (max(1, int(side * factor + 0.5)) for side in image_size)
-    return height, width
 
 
 def rescale(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], *, antialias: bool) -> UInt8[np.ndarray, "R S 3"]:
@@ -80,22 +71,22 @@ def photometric_distortion(
     Source: mmsegmentation's PhotoMetricDistortion; DINOv3's class of the same name.
     """
     if rng.random() < 0.5:
-        image = as_levels(image + rng.uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS))
+        image = to_uint8(image + rng.uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS))
     contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
     contrast_comes_last = rng.random() < 0.5
     if not contrast_comes_last:
-        image = as_levels(image * contrast)
+        image = to_uint8(image * contrast)
     change_saturation, change_hue = STYLES[style]
     if rng.random() < 0.5:
         image = change_saturation(image, rng)
     if rng.random() < 0.5:
         image = change_hue(image, rng)
-    return as_levels(image * contrast) if contrast_comes_last else image
+    return to_uint8(image * contrast) if contrast_comes_last else image
 
 
 def scale_saturation(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-    hsv[..., 1] = as_levels(hsv[..., 1] * rng.uniform(*SATURATION))
+    hsv[..., 1] = to_uint8(hsv[..., 1] * rng.uniform(*SATURATION))
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
@@ -124,11 +115,11 @@ def from_chw(image: UInt8[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
-def as_levels(values: np.ndarray) -> np.ndarray:
+def to_uint8(values: np.ndarray) -> np.ndarray:
     return values.clip(0, 255).astype(np.uint8)
 
 
-def assemble(
+def collate(
     samples: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]],
     size: tuple[int, int],
     mean: Sequence[float],
@@ -136,7 +127,7 @@ def assemble(
     *,
     device: torch.device,
 ) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B h w"]]:
-    """Crops as one batch; those that are smaller than `size` get the mean colour and IGNORED on the right and below."""
+    """Crops as one batch, padded to `size` with the mean color and IGNORED on the right and below."""
     images = torch.zeros(len(samples), 3, *size, device=device)
     masks = torch.full((len(samples), *size), IGNORED, device=device)
     for i, (image, mask) in enumerate(samples):

@@ -15,6 +15,7 @@ from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.davis import Davis, Frame, Video, read_annotation, read_frame
 from selfpatch.evaluation.feature_cache import unwrap_cache
 from selfpatch.evaluation.features import (
+    batches,
     eval_mode,
     normalized,
     patch_features,
@@ -22,13 +23,13 @@ from selfpatch.evaluation.features import (
     resize_mask,
 )
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
-from selfpatch.evaluation.task import Context, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.evaluation.video.davis_measures import ObjectScores, global_measures, score_frame
 from selfpatch.evaluation.video.label_propagation import first_labels, labels_to_mask, propagate
 from selfpatch.evaluation.video.video_pictures import write_mask, write_video_pictures
 
 
-def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: Context) -> EvalOutput:
+def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: EvalContext) -> EvalOutput:
     """Writes OUT/masks/VIDEO/FRAME.png, OUT/scores.json (J and F by video, object and frame), and pictures.
 
     Source: facebookresearch/dino eval_video_segmentation.py, and alinlab/SelfPatch's copy, which has no final norm;
@@ -60,7 +61,7 @@ def run(backbone: Backbone, root: Path, protocol: VideoSegmentation, context: Co
     metrics = global_measures(list(named.values()))
     metrics |= {f"J&F/{name}": float(of_object.J.mean() + of_object.F.mean()) / 2 for name, of_object in named.items()}
     features = "output of the backbone" if uses_final_norm(backbone, protocol) else "last block, without a final norm"
-    return EvalOutput(metrics, data.facts(), {"features": features})
+    return EvalOutput(metrics, data.describe(), {"features": features}, lower_is_better=["J-Decay", "F-Decay"])
 
 
 def frame_size(video: Video, protocol: VideoSegmentation, patch_size: tuple[int, int]) -> tuple[int, int]:
@@ -115,10 +116,7 @@ def encode(
         # Rows and columns beyond the last whole patch are dropped, as the original's patch embedding drops them.
         return image[: rows // patch_rows * patch_rows, : columns // patch_columns * patch_columns]
 
-    batches = (
-        video.frames[start : start + protocol.batch_size] for start in range(0, len(video.frames), protocol.batch_size)
-    )
-    for frames in prefetch(read, batches):
+    for frames in prefetch(read, batches(video.frames, protocol.batch_size)):
         pixels = torch.from_numpy(np.stack(frames)).to(device)
         images = normalized(pixels, protocol.mean, protocol.std)
         yield from patch_features(backbone, images) if normed else last_block(backbone, images)

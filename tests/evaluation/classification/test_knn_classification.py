@@ -15,7 +15,7 @@ from selfpatch.evaluation.classification.knn_classification import (
     voted_ranks,
 )
 from selfpatch.evaluation.protocols.knn_classification import KnnClassification
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from tests.evaluation.labeled_classes import write_classes
 from tests.evaluation.labeled_scenes import BlindBackbone, ColorBackbone
 from tests.evaluation.without_float64 import WithoutFloat64
@@ -25,7 +25,7 @@ from tests.reference import plain_classification as plain
 def knn(root, out, backbone=None, report=lambda *_: None, **settings):
     small = {"resize_size": 18, "image_size": 16, "num_neighbors": (1, 3), "batch_size": 4}
     return run(
-        backbone or ColorBackbone(), root, KnnClassification(**{**small, **settings}), Context(out, report=report)
+        backbone or ColorBackbone(), root, KnnClassification(**{**small, **settings}), EvalContext(out, report=report)
     )
 
 

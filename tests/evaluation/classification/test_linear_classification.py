@@ -14,7 +14,7 @@ from selfpatch.evaluation.protocols import TASKS, protocol_name
 from selfpatch.evaluation.protocols.all_frozen import AllFrozen
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from tests.evaluation.boxed_scenes import ContrastBackbone
 from tests.evaluation.labeled_classes import COLORS, write_class, write_classes
 from tests.evaluation.labeled_scenes import BlindBackbone, ColorBackbone
@@ -26,7 +26,7 @@ TOKENS = Tokens(None, torch.zeros(1, 4, 3), (2, 2))
 
 def classify(root, out, backbone=None, report=lambda *_: None, **settings):
     protocol = LinearClassification(**{**SMALL, **settings})
-    return run(backbone or ColorBackbone(), root, protocol, Context(out, report=report))
+    return run(backbone or ColorBackbone(), root, protocol, EvalContext(out, report=report))
 
 
 # 1. Training
@@ -36,7 +36,7 @@ def trained(data: ClassFolder, out, **settings) -> LinearLayers:
     protocol = LinearClassification(**{**SMALL, **settings})
     torch.manual_seed(0)
     layers = LinearLayers(TOKENS, ("mean",), protocol.lrs, data.num_classes)
-    train_layers(layers, ColorBackbone().eval(), data, protocol, Context(out), size=(16, 16))
+    train_layers(layers, ColorBackbone().eval(), data, protocol, EvalContext(out), size=(16, 16))
     return layers
 
 
@@ -106,7 +106,7 @@ def test_all_frozen_takes_the_published_protocol(tmp_path):
 
     root = write_classes(tmp_path / "data", num_classes=2)
     tasks = ("linear-classification",)
-    all_frozen.run(ContrastBackbone(), root, AllFrozen(tasks=tasks), Context(tmp_path / "out"), run_task=run_task)
+    all_frozen.run(ContrastBackbone(), root, AllFrozen(tasks=tasks), EvalContext(tmp_path / "out"), run_task=run_task)
     assert seen["linear-classification"].batch_size == 1024
 
 

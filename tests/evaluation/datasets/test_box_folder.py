@@ -22,7 +22,7 @@ def test_reads_vocs_layout(tmp_path):
         inside = np.zeros(item.size, bool)
         inside[top:bottom, left:right] = True
         assert (is_object == inside).mean() > 0.97
-    assert data.facts() == {
+    assert data.describe() == {
         "split_found": "Pascal VOC, trainval", "num_images": 5, "num_images_without_objects": 0, "num_objects": 5,
         "val_set": "809a01c09777",
     }  # fmt: skip

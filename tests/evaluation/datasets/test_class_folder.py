@@ -19,7 +19,7 @@ def test_reads_train_and_val(tmp_path):
     assert [item.label for item in data.train] == [0] * 3 + [1] * 4 + [2] * 3
     assert [item.path.relative_to(root).as_posix() for item in data.val[:2]] == ["val/ant/0.png", "val/ant/1.png"]
     assert data.read_image(data.val[0]).shape == (20, 30, 3)
-    assert data.facts() == {
+    assert data.describe() == {
         "split": "train + val, a folder a class", "num_train_images": 10, "num_val_images": 6, "num_classes": 3,
         "notes": [], "val_set": "5f164be30807",
     }  # fmt: skip
@@ -47,7 +47,7 @@ def test_splits_every_class_by_the_hash_of_the_name(tmp_path):
 @pytest.mark.parametrize("link", [False, True])
 def test_splits_under_the_names_of_other_data_sets(tmp_path, train, val, link):
     root = write_classes(tmp_path / "data", num_classes=3)
-    expected = ClassFolder(root).facts()["val_set"]
+    expected = ClassFolder(root).describe()["val_set"]
     for old, new in (("train", train), ("val", val)):
         if link:
             (root / old).rename(tmp_path / new)
@@ -60,7 +60,7 @@ def test_splits_under_the_names_of_other_data_sets(tmp_path, train, val, link):
     data = ClassFolder(root)
     assert data.class_names == ["ant", "bee", "cat"]
     assert (len(data.train), len(data.val), data.layout) == (9, 6, f"{train} + {val}, a folder a class")
-    assert (data.facts()["val_set"] == expected) == (val == "val")
+    assert (data.describe()["val_set"] == expected) == (val == "val")
 
 
 def test_test_images_are_left_alone_where_there_are_validation_images(tmp_path):
@@ -100,7 +100,7 @@ def test_linked_classes_are_classes_and_what_is_left_out_is_noted(tmp_path):
     (tmp_path / "elsewhere/bee/more").symlink_to(tmp_path / "elsewhere")
     data = ClassFolder(tmp_path / "data")
     assert (data.class_names, len(data.train) + len(data.val)) == (["ant", "bee"], 6)
-    assert data.facts()["notes"] == [
+    assert data.describe()["notes"] == [
         "2 files were left out: 1 .heic, 1 .txt",
         "1 link to a folder was not followed: give the targets, or put the files there",
     ]
@@ -111,7 +111,7 @@ def test_names_of_classes_that_are_no_text(tmp_path):
         write_class(tmp_path / os.fsdecode(name), i, 2)
     data = ClassFolder(tmp_path)
     assert data.class_names == [r"\x1b[31m", "bee", r"\xff"]
-    assert json.loads(json.dumps(data.facts(), ensure_ascii=False).encode())["num_classes"] == 3
+    assert json.loads(json.dumps(data.describe(), ensure_ascii=False).encode())["num_classes"] == 3
 
 
 def test_limits_images_evenly_over_classes(tmp_path):

@@ -11,7 +11,8 @@ from PIL import Image
 from pycocotools import mask as oracle_mask
 from pycocotools.coco import COCO
 
-from selfpatch.evaluation.datasets.coco import TRAIN, VAL, CocoDetection, CocoSplit, mask_rle, targets
+from selfpatch.evaluation.datasets.coco import TRAIN, VAL, CocoDetection, CocoSplit, targets
+from selfpatch.evaluation.datasets.coco_annotations import mask_rle
 from tests.evaluation.coco_scenes import CATEGORIES, write_coco
 
 
@@ -81,9 +82,9 @@ def test_training_skips_images_with_nothing_on_them_and_validation_keeps_them(ro
     assert (len(data.train), len(data.val)) == (4, 4)
     assert all(targets(image) for image in data.train) and not data.val[-1].instances
     assert data.val[-1].masks().shape == (0, 48, 64) and data.val[-1].boxes().shape == (0, 4)
-    facts = data.facts()
-    assert (facts["num_train_images"], facts["num_val_images"], facts["num_classes"]) == (4, 4, 3)
-    assert facts["num_train_images_without_instances"] == 1
+    described = data.describe()
+    assert (described["num_train_images"], described["num_val_images"], described["num_classes"]) == (4, 4, 3)
+    assert described["num_train_images_without_instances"] == 1
     few = CocoDetection(root, max_images=2)
     assert (len(few.train), len(few.val)) == (2, 2)
 

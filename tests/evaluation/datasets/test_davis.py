@@ -21,7 +21,7 @@ def test_videos_in_the_order_of_the_list(tmp_path):
         assert [frame.annotation.name for frame in video.frames] == [f"{t:05d}.png" for t in range(4)]
         assert read_frame(video.frames[0]).shape == (20, 30, 3)
         assert set(np.unique(read_annotation(video.frames[0]))) == {0, 1, 2}
-    assert data.facts() == {
+    assert data.describe() == {
         "split": "ImageSets/2017/val.txt", "num_videos": 2, "num_frames": 8, "num_objects": 4, "val_set": "3065e31ad2c0",
     }  # fmt: skip
 
@@ -86,10 +86,10 @@ def test_annotations_that_are_jpeg_are_refused(tmp_path):
 
 def test_files_that_macos_leaves_beside_others_do_not_count(tmp_path):
     root = write_davis(tmp_path, size=(20, 30))
-    before = Davis(root).facts()
+    before = Davis(root).describe()
     for path in [*root.rglob("*.jpg"), *root.rglob("*.png")]:
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(80))
-    assert Davis(root).facts() == before
+    assert Davis(root).describe() == before
 
 
 def test_void_is_background_and_objects_are_those_of_the_first_frame(tmp_path):

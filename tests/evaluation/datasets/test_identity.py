@@ -36,10 +36,10 @@ SETS = {
 def test_a_moved_folder_is_the_same_data_set(tmp_path, name):
     write, read = SETS[name]
     root = write(tmp_path / "here")
-    facts = read(root).facts()
-    assert len(facts["val_set"]) == 12
+    described = read(root).describe()
+    assert len(described["val_set"]) == 12
     moved = read(shutil.copytree(root, tmp_path / "there"))
-    assert moved.facts() == facts
+    assert moved.describe() == described
     if name not in ("davis", "boxes"):  # which nothing is trained on
         assert moved.training_fingerprint() == read(root).training_fingerprint()
 
@@ -92,9 +92,9 @@ def rename_in_boxes(root):
 def test_data_sets_of_the_same_counts_are_told_apart(tmp_path, name, change):
     write, read = SETS[name]
     root = write(tmp_path)
-    before = read(root).facts()
+    before = read(root).describe()
     change(root)
-    after = read(root).facts()
+    after = read(root).describe()
     assert after.pop("val_set") != before.pop("val_set")
     assert after == before
 
@@ -142,7 +142,7 @@ def test_a_training_knows_its_annotations(tmp_path):
     """Categories that change their ids in both files: the same counts, names and images, other labels."""
     root = write_coco(tmp_path)
     data = CocoDetection(root)
-    facts, identity = data.facts(), data.training_fingerprint()
+    described, identity = data.describe(), data.training_fingerprint()
     for split in ("train", "val"):
         file = root / f"annotations/instances_{split}2017.json"
         content = json.loads(file.read_text())
@@ -150,5 +150,5 @@ def test_a_training_knows_its_annotations(tmp_path):
             entry["category_id"] = {3: 7, 7: 3}.get(entry["category_id"], entry["category_id"])
         file.write_text(json.dumps(content))
     data = CocoDetection(root)
-    assert data.facts() == facts
+    assert data.describe() == described
     assert data.training_fingerprint() != identity

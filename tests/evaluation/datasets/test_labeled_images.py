@@ -158,10 +158,10 @@ def test_names_that_differ_behind_a_dot(tmp_path):
 def test_files_that_macos_leaves_beside_others_do_not_count(tmp_path, write):
     """Resource forks, ._NAME, are no images though they are called so."""
     root = write(tmp_path)
-    before = read_segmentation(root).facts()
+    before = read_segmentation(root).describe()
     for path in [*root.rglob("*.jpg"), *root.rglob("*.png")]:
         path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7" + bytes(80))
-    assert read_segmentation(root).facts() == before
+    assert read_segmentation(root).describe() == before
 
 
 def test_names_without_utf8(tmp_path):

@@ -17,16 +17,16 @@ def test_indices_of_the_palette_are_classes_and_the_background_is_one(tmp_path, 
     assert (len(data.train), len(data.val)) == (2, 1)
     assert data.read_mask(data.val[0]).tolist() == mask_of(0, 15, 20, 255).tolist()
     assert data.layout == "Pascal VOC 2012, train + val"
-    assert data.facts()["notes"][0].startswith("train has 2 of the 1,464 images of Pascal VOC 2012")
+    assert data.describe()["notes"][0].startswith("train has 2 of the 1,464 images of Pascal VOC 2012")
 
 
 @pytest.mark.parametrize(("folder", "name"), [("VOC2007", "Pascal VOC 2007"), ("own", "Pascal VOC layout")])
 def test_other_years_and_own_data_are_not_called_2012(tmp_path, monkeypatch, folder, name):
     root = write_voc(tmp_path / folder)
-    facts = read_segmentation(root).facts()
-    assert (facts["split"], facts["notes"]) == (f"{name}, train + val", [])
+    described = read_segmentation(root).describe()
+    assert (described["split"], described["notes"]) == (f"{name}, train + val", [])
     monkeypatch.chdir(root)
-    assert read_segmentation(Path()).facts() == facts
+    assert read_segmentation(Path()).describe() == described
     (root / "ImageSets/Segmentation/val.txt").unlink()
     with pytest.raises(ValueError, match=f"looks like {name} but has no .*val.txt"):
         read_segmentation(root)

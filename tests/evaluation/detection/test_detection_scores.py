@@ -10,7 +10,7 @@ from pycocotools import mask as oracle_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from selfpatch.evaluation.datasets.coco import CocoImage, Instance
+from selfpatch.evaluation.datasets.coco_annotations import CocoImage, Instance
 from selfpatch.evaluation.detection.detection_scores import coco_metrics, pasted_mask, result_entries
 from selfpatch.evaluation.detection.detector import Detections
 from tests.evaluation.coco_scenes import box_of, compressed, uncompressed

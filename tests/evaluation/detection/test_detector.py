@@ -187,8 +187,8 @@ def test_losses_and_detections_of_every_family(name, neck):
     torch.manual_seed(0)
     backbone = backbones()[name]
     backbone.remove_final_norm()
-    heads = "normed" if neck == "simple" else "plain"
-    detector = Detector(backbone, 3, MaskRCNN(neck=neck, heads=heads, **SMALL)).train()
+    head_norm = "layer_norm" if neck == "simple" else "none"
+    detector = Detector(backbone, 3, MaskRCNN(neck=neck, head_norm=head_norm, **SMALL)).train()
     multiple = detector.size_divisor
     assert multiple % backbone.patch_size[0] == 0 and multiple == (28 if name == "registers" else 32)
     rows, columns = -(-64 // multiple) * multiple, -(-96 // multiple) * multiple

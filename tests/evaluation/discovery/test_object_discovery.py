@@ -9,7 +9,7 @@ from selfpatch.evaluation.discovery.lost import find_object
 from selfpatch.evaluation.discovery.object_discovery import in_pixels, padded, run, whole_image_notes
 from selfpatch.evaluation.protocols import protocol_name
 from selfpatch.evaluation.protocols.object_discovery import ObjectDiscovery
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 from tests.evaluation.boxed_scenes import ContrastBackbone, annotation, write_plain, write_voc
 from tests.reference import plain_lost as plain
@@ -86,7 +86,7 @@ class Blind(ContrastBackbone):
 
 
 def discover(root, out, backbone=None, report=lambda *_: None, **settings):
-    return run(backbone or ContrastBackbone(), root, ObjectDiscovery(**settings), Context(out, report=report))
+    return run(backbone or ContrastBackbone(), root, ObjectDiscovery(**settings), EvalContext(out, report=report))
 
 
 def test_a_split_that_is_named_is_the_same_protocol_as_one_that_is_found(tmp_path):
@@ -123,7 +123,7 @@ class Positive(ContrastBackbone):
 
 def test_says_so_when_boxes_are_whole_images_and_names_the_other_features(tmp_path):
     root = write_voc(tmp_path / "data", count=6)
-    context = Context(tmp_path / "out")
+    context = EvalContext(tmp_path / "out")
     result = run_task("object-discovery", Positive(), root, ObjectDiscovery(), context)
     assert result.details["num_boxes_of_whole_images"] == 6
     (note,) = result.notes

@@ -17,7 +17,7 @@ from selfpatch.evaluation.segmentation.in_context_segmentation import (
     patch_label_distribution,
     sample_patches,
 )
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from tests.evaluation.labeled_scenes import COLORS, BlindBackbone, ColorBackbone, random_mask, save_pair, write_ade20k
 from tests.reference import plain_in_context as plain
 from tests.reference import plain_segmentation_metrics as plain_metrics
@@ -70,7 +70,7 @@ def test_in_ade20k_the_programs_class_0_is_one_of_its_own_and_counts(tmp_path):
     assert (metrics["IoU/1"], metrics["IoU/2"], metrics["IoU/label 0"]) == pytest.approx((1, 4 / 6, 0))
     data = read_segmentation(tmp_path)
     protocol = replace(TASKS["in-context-segmentation"].presets["hummingbird-program"], **EXACT)
-    output = in_context_segmentation.run(ColorBackbone((1, 1)), tmp_path, protocol, Context(tmp_path / "out"))
+    output = in_context_segmentation.run(ColorBackbone((1, 1)), tmp_path, protocol, EvalContext(tmp_path / "out"))
     assert output.metrics == metrics and output.dataset_info["num_classes"] == data.num_classes == 2
     assert (tmp_path / "out/pictures/predictions_1.png").is_file()
 

@@ -8,7 +8,7 @@ from selfpatch.evaluation.metrics import IGNORED, mean_cross_entropy
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.linear_segmentation import LeopartSegmentation
 from selfpatch.evaluation.segmentation.leopart_segmentation import evaluate_leopart, num_steps_per_epoch
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.output.metric_logger import read_metrics
 from tests.evaluation.labeled_scenes import BlindBackbone, ColorBackbone, write_ade20k, write_stripes
 
@@ -19,11 +19,11 @@ def test_colours_are_separable_on_small_maps_and_a_blind_backbone_is_not(tmp_pat
         image_size=64, mask_size=20, eval_mask_size=20, epochs=40, drop_at=30, batch_size=3, lr=0.5
     )
     backbone = ColorBackbone()
-    seeing = evaluate_leopart(backbone, data, protocol, Context(tmp_path / "seeing"))
+    seeing = evaluate_leopart(backbone, data, protocol, EvalContext(tmp_path / "seeing"))
     assert seeing.metrics["mIoU"] > 0.8
     assert [shown.truth.shape for shown in seeing.predictions] == [(20, 20)] * 3
     assert backbone.training and not backbone.frozen.training
-    blind = evaluate_leopart(BlindBackbone(), data, protocol, Context(tmp_path / "blind"))
+    blind = evaluate_leopart(BlindBackbone(), data, protocol, EvalContext(tmp_path / "blind"))
     assert blind.metrics["mIoU"] < 0.3
     rates = {line["step"]: line["lr"] for line in read_metrics(tmp_path / "seeing" / "metrics.jsonl")}
     assert (rates[60], rates[70], rates[80]) == (0.5, 0.05, 0.05)  # 2 steps an epoch, a tenth after 30 epochs
@@ -42,13 +42,13 @@ def test_separable_stripes_score_exactly_1_on_masks_larger_than_the_training_map
     protocol = LeopartSegmentation(
         image_size=16, mask_size=8, eval_mask_size=16, crop_area=(1.0, 1.0), epochs=400, drop_at=400, lr=0.3
     )
-    scores = evaluate_leopart(ColorBackbone((1, 1)), data, protocol, Context(tmp_path / "out"))
+    scores = evaluate_leopart(ColorBackbone((1, 1)), data, protocol, EvalContext(tmp_path / "out"))
     assert scores.metrics["mIoU"] == scores.metrics["aAcc"] == 1.0
     assert [shown.truth.shape for shown in scores.predictions] == [(16, 16)]
     # Training does not depend on the size of the score: the layer that is done is scored at another one.
     trained = (tmp_path / "out/metrics.jsonl").read_bytes()
     larger = evaluate_leopart(
-        ColorBackbone((1, 1)), data, replace(protocol, eval_mask_size=32), Context(tmp_path / "out")
+        ColorBackbone((1, 1)), data, replace(protocol, eval_mask_size=32), EvalContext(tmp_path / "out")
     )
     assert [shown.prediction.shape for shown in larger.predictions] == [(32, 32)]
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == trained
@@ -64,7 +64,7 @@ def test_the_loss_is_a_mean_over_scored_pixels_and_0_without_any():
 
 
 def test_a_layer_that_is_done_is_scored_on_other_images(tmp_path):
-    root, out = write_ade20k(tmp_path / "data"), Context(tmp_path / "out")
+    root, out = write_ade20k(tmp_path / "data"), EvalContext(tmp_path / "out")
     protocol = LeopartSegmentation(image_size=32, mask_size=10, epochs=1, batch_size=3)
     evaluate_leopart(ColorBackbone(), read_segmentation(root), protocol, out)
     for kind in ("images", "annotations"):

@@ -19,7 +19,7 @@ from selfpatch.evaluation.segmentation.linear_segmentation import (
     train_heads,
     upsampled_logits,
 )
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.output.metric_logger import read_metrics
 from tests.evaluation.labeled_scenes import BlindBackbone, ColorBackbone, write_ade20k, write_stripes
 
@@ -43,12 +43,12 @@ def test_colours_are_separable_and_a_blind_backbone_is_not(tmp_path):
     data = read_segmentation(write_ade20k(tmp_path, size=(64, 96), cell=(32, 32)))
     backbone = ColorBackbone()
     # Channel dropout on three channels takes whole colours away.
-    seeing = evaluate_linear_segmentation(backbone, data, quick(dropout=0.0), Context(tmp_path / "seeing"))
+    seeing = evaluate_linear_segmentation(backbone, data, quick(dropout=0.0), EvalContext(tmp_path / "seeing"))
     assert seeing.metrics["mIoU"] > 0.9 and seeing.metrics["aAcc"] > 0.95
     assert [shown.prediction.shape for shown in seeing.predictions] == [(64, 96)] * 3
     assert backbone.training and not backbone.frozen.training
     protocol = quick(steps=10, warmup_steps=0)
-    blind = evaluate_linear_segmentation(BlindBackbone(), data, protocol, Context(tmp_path / "blind"))
+    blind = evaluate_linear_segmentation(BlindBackbone(), data, protocol, EvalContext(tmp_path / "blind"))
     assert blind.metrics["mIoU"] < 0.3
 
 
@@ -59,7 +59,7 @@ EXACT = {"image_size": 16, "stride": 10, "scale": (1.0, 1.0), "dropout": 0.0, "s
 def test_separable_classes_score_exactly_1(tmp_path):
     root = write_stripes(tmp_path / "data", [(5, 0, 0), (4, 1, 1), (4, 2, 2), (3, 3, 3)], width=24)
     data = read_segmentation(root)
-    scores = evaluate_linear_segmentation(ColorBackbone((1, 1)), data, quick(**EXACT), Context(tmp_path / "out"))
+    scores = evaluate_linear_segmentation(ColorBackbone((1, 1)), data, quick(**EXACT), EvalContext(tmp_path / "out"))
     assert [scores.metrics[name] for name in ("mIoU", "mIoU-matched", "aAcc", "mAcc")] == [1.0] * 4
 
 
@@ -67,7 +67,7 @@ def test_of_two_classes_that_look_alike_the_more_frequent_one_is_predicted(tmp_p
     """Classes 0 and 1 have 8 and 2 of 16 rows in one color: IoU 8/10 and 0; the other two are found: IoU 1."""
     root = write_stripes(tmp_path / "data", [(8, 0, 0), (2, 1, 0), (3, 2, 2), (3, 3, 3)])
     data = read_segmentation(root)
-    scores = evaluate_linear_segmentation(ColorBackbone((1, 1)), data, quick(**EXACT), Context(tmp_path / "out"))
+    scores = evaluate_linear_segmentation(ColorBackbone((1, 1)), data, quick(**EXACT), EvalContext(tmp_path / "out"))
     assert [scores.metrics[f"IoU/{name}"] for name in data.class_names] == [0.8, 0.0, 1.0, 1.0]
     assert scores.metrics["mIoU"] == pytest.approx(2.8 / 4, abs=1e-12)
     assert scores.metrics["aAcc"] == 14 / 16 and scores.metrics["mAcc"] == 3 / 4
@@ -93,7 +93,7 @@ def test_crops_and_windows_of_a_size_that_is_no_multiple_of_the_patch(tmp_path, 
     data = read_segmentation(write_ade20k(tmp_path / "data", size=(32, 32), num_val=1))
     backbone = Watching((14, 14))
     protocol = quick(steps=2, warmup_steps=0, scale=(1.0, 1.0), patch_fit=patch_fit)
-    scores = evaluate_linear_segmentation(backbone, data, protocol, Context(tmp_path / "out"))
+    scores = evaluate_linear_segmentation(backbone, data, protocol, EvalContext(tmp_path / "out"))
     num_windows = 1 if patch_fit == "center_pad" else 4
     assert [images.shape for images in backbone.seen] == [(4, 3, side, side)] * 2 + [(num_windows, 3, side, side)]
     assert scores.predictions[0].prediction.shape == (32, 32)
@@ -131,7 +131,7 @@ def test_the_loss_is_a_mean_over_all_pixels(tmp_path):
     half = np.full((32, 32), IGNORED, np.uint8)
     half[:16] = np.arange(32) // 8
     data.read_mask = lambda item: half
-    context = Context(tmp_path / "out")
+    context = EvalContext(tmp_path / "out")
     train_heads(BlindBackbone(), data, quick(steps=1, warmup_steps=0, scale=(1.0, 1.0), dropout=0.0), context)
     (line,) = read_metrics(context.out / "metrics.jsonl")
     assert line["loss"] == pytest.approx(math.log(4) / 2, rel=1e-5)
@@ -149,7 +149,7 @@ def test_the_best_validation_counts_and_the_result_names_it(tmp_path, monkeypatc
     data = read_segmentation(root)
 
     def score(out, **settings):
-        return evaluate_linear_segmentation(ColorBackbone(), data, quick(**settings), Context(tmp_path / out))
+        return evaluate_linear_segmentation(ColorBackbone(), data, quick(**settings), EvalContext(tmp_path / out))
 
     alone = {n: score(f"until {n}", steps=n, eval_interval=None).metrics["mIoU"] for n in (20, 40, 50)}
     assert alone[40] > max(alone[20], alone[50])
@@ -163,7 +163,7 @@ def test_the_best_validation_counts_and_the_result_names_it(tmp_path, monkeypatc
     score("out", steps=50, eval_interval=20, stride=32)
     assert (tmp_path / "out/metrics.jsonl").read_bytes() == trained
     output = linear_segmentation.run(
-        ColorBackbone(), root, quick(steps=50, eval_interval=20), Context(tmp_path / "out")
+        ColorBackbone(), root, quick(steps=50, eval_interval=20), EvalContext(tmp_path / "out")
     )
     assert output.details["best_step"] == 40
     (tmp_path / "out/heads/step-00000020.safetensors").unlink()
@@ -174,7 +174,7 @@ def test_the_best_validation_counts_and_the_result_names_it(tmp_path, monkeypatc
 def test_a_training_that_was_stopped_between_validations_ends_as_one_that_was_not(tmp_path, monkeypatch):
     data = read_segmentation(write_ade20k(tmp_path / "data"))
     protocol = quick(steps=6, warmup_steps=1, eval_interval=2)
-    whole = evaluate_linear_segmentation(ColorBackbone(), data, protocol, Context(tmp_path / "whole"))
+    whole = evaluate_linear_segmentation(ColorBackbone(), data, protocol, EvalContext(tmp_path / "whole"))
 
     def stop(backbone, images):
         if len(seen) == 5:
@@ -186,8 +186,8 @@ def test_a_training_that_was_stopped_between_validations_ends_as_one_that_was_no
     patch_features = linear_segmentation.patch_features
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr(linear_segmentation, "patch_features", stop)
-        evaluate_linear_segmentation(ColorBackbone(), data, protocol, Context(tmp_path / "out"))
-    gone_on = evaluate_linear_segmentation(ColorBackbone(), data, protocol, Context(tmp_path / "out"))
+        evaluate_linear_segmentation(ColorBackbone(), data, protocol, EvalContext(tmp_path / "out"))
+    gone_on = evaluate_linear_segmentation(ColorBackbone(), data, protocol, EvalContext(tmp_path / "out"))
     assert (gone_on.metrics, gone_on.details) == (whole.metrics, whole.details)
 
 
@@ -196,7 +196,7 @@ def test_the_same_seed_gives_the_same_head_and_global_random_numbers_stay(tmp_pa
 
     def weights(out, **settings):
         protocol = quick(steps=4, warmup_steps=1, **settings)
-        return train_heads(ColorBackbone(), data, protocol, Context(tmp_path / out))[4].state_dict()
+        return train_heads(ColorBackbone(), data, protocol, EvalContext(tmp_path / out))[4].state_dict()
 
     torch.manual_seed(0)
     expected_next = torch.rand(3)
@@ -212,7 +212,7 @@ def test_training_survives_batches_without_a_scored_pixel(tmp_path):
     root = write_ade20k(tmp_path, num_train=1)
     data = read_segmentation(root)
     data.read_mask = lambda item: torch.full(item.size, IGNORED, dtype=torch.uint8).numpy()
-    head = train_heads(ColorBackbone(), data, quick(steps=2, warmup_steps=0), Context(tmp_path / "out"))[2]
+    head = train_heads(ColorBackbone(), data, quick(steps=2, warmup_steps=0), EvalContext(tmp_path / "out"))[2]
     assert head.linear.weight.isfinite().all()
 
 
@@ -237,7 +237,7 @@ def test_head_drops_whole_channels_and_starts_small():
 
 def test_a_layer_that_is_done_is_scored_by_another_stride_and_on_other_images(tmp_path):
     root = write_ade20k(tmp_path / "data")
-    out, protocol = Context(tmp_path / "out"), quick(steps=2, warmup_steps=0)
+    out, protocol = EvalContext(tmp_path / "out"), quick(steps=2, warmup_steps=0)
     evaluate_linear_segmentation(ColorBackbone(), read_segmentation(root), protocol, out)
     trained = (out.out / "metrics.jsonl").read_bytes()
     for kind in ("images", "annotations"):
@@ -250,7 +250,7 @@ def test_a_layer_that_is_done_is_scored_by_another_stride_and_on_other_images(tm
 
 def test_progress_counts_images(tmp_path):
     calls = []
-    context = Context(tmp_path / "out", report=lambda *call: calls.append(call))
+    context = EvalContext(tmp_path / "out", report=lambda *call: calls.append(call))
     data = read_segmentation(write_ade20k(tmp_path / "data"))
     evaluate_linear_segmentation(ColorBackbone(), data, quick(steps=2, warmup_steps=0), context)
     assert calls == [(1, 3), (2, 3), (3, 3)]

@@ -15,7 +15,7 @@ from selfpatch.evaluation.segmentation.overclustering import (
     resize_maps,
     run,
 )
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from tests.evaluation.labeled_scenes import BlindBackbone, ColorBackbone, write_ade20k, write_stripes
 from tests.reference import plain_overclustering as plain
 
@@ -23,7 +23,7 @@ SMALL = {"image_size": 32, "mask_size": 16, "num_clusters": ("classes", 8), "num
 
 
 def overcluster(root, out, backbone=None, **settings):
-    return run(backbone or ColorBackbone(), root, Overclustering(**{**SMALL, **settings}), Context(out))
+    return run(backbone or ColorBackbone(), root, Overclustering(**{**SMALL, **settings}), EvalContext(out))
 
 
 # 1. Matching
@@ -144,7 +144,7 @@ def test_follows_from_the_seed_and_neither_batches_nor_the_order_of_k_matter(tmp
 def test_progress_goes_to_the_end(tmp_path):
     calls = []
     protocol = Overclustering(**SMALL)
-    context = Context(tmp_path / "out", report=lambda *call: calls.append(call))
+    context = EvalContext(tmp_path / "out", report=lambda *call: calls.append(call))
     run(ColorBackbone(), write_ade20k(tmp_path / "data"), protocol, context)
     assert calls[-6:] == [(done, 15) for done in (2, 3, 6, 9, 12, 15)]  # after those of the check
 

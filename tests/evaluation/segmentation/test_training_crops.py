@@ -7,9 +7,8 @@ import torch
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.segmentation.training_crops import (
-    assemble,
     blend_with_gray,
-    keep_ratio_size,
+    collate,
     photometric_distortion,
     random_crop,
     rescale,
@@ -21,20 +20,6 @@ from tests.evaluation.labeled_scenes import COLORS, random_mask
 
 def protocol(**settings) -> LinearSegmentation:
     return LinearSegmentation(image_size=32, stride=32, scale=(0.5, 2.0), **settings)
-
-
-def test_sizes_are_mmcvs():
-    assert keep_ratio_size((683, 512), 256) == (342, 256)
-    assert keep_ratio_size((333, 500), 512) == (512, 769)
-    assert keep_ratio_size((10, 10), 7) == (7, 7)
-    # mmcv.rescale_size of (2048, 512): the smaller of the two factors, both sides rounded half up.
-    rng = np.random.default_rng(0)
-    for _ in range(200):
-        height, width = (int(side) for side in rng.integers(20, 3000, 2))
-        factor = min(2048 / max(height, width), 512 / min(height, width))
-        assert keep_ratio_size((height, width), 512, 2048) == (int(height * factor + 0.5), int(width * factor + 0.5))
-    assert keep_ratio_size((100, 1000), 512, 2048) == (205, 2048)
-    assert keep_ratio_size((1, 10_000), 512, 2048) == (1, 2048)
 
 
 def test_very_long_images_are_limited_before_they_are_cropped():
@@ -125,7 +110,7 @@ def test_an_image_that_no_draw_changes_stays_as_it_is():
 
 def test_small_crops_are_filled_with_the_mean_colour_and_labels_that_do_not_count():
     image, mask = COLORS[[[0, 1], [2, 3]]], np.array([[0, 1], [2, 3]], np.uint8)
-    images, masks = assemble([(image, mask)], (3, 4), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), device=torch.device("cpu"))
+    images, masks = collate([(image, mask)], (3, 4), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), device=torch.device("cpu"))
     assert masks[0].tolist() == [[0, 1, IGNORED, IGNORED], [2, 3, IGNORED, IGNORED], [IGNORED] * 4]
     assert images[0, :, 2:].abs().max() == images[0, :, :, 2:].abs().max() == 0
     assert images[0, :, 0, 1].tolist() == pytest.approx((COLORS[1] / 255 * 2 - 1).tolist(), abs=1e-6)

@@ -11,7 +11,7 @@ from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.evaluation.datasets.davis import Davis, Video, read_annotation, read_frame
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.video_segmentation import VideoSegmentation
-from selfpatch.evaluation.task import Context
+from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 from selfpatch.evaluation.video import video_segmentation
 from selfpatch.evaluation.video.video_pictures import FRAMES_PER_ANIMATION, PALETTE, evenly_spaced
@@ -35,7 +35,7 @@ def test_equals_a_restatement(tmp_path, size):
     root = write_davis(tmp_path / "data", num_frames=6, size=size, num_objects=3)
     protocol = VideoSegmentation(image_size=40, long_side_multiple=16, num_last_frames=2, radius=2, num_neighbors=4)
     backbone = ColorStages((8, 8))
-    outcome = video_segmentation.run(backbone, root, protocol, Context(tmp_path / "out"))
+    outcome = video_segmentation.run(backbone, root, protocol, EvalContext(tmp_path / "out"))
 
     objects = {}
     for video in Davis(root).videos:
@@ -59,6 +59,7 @@ def test_equals_a_restatement(tmp_path, size):
         for i, scores in enumerate(plain_davis.score_video(truths, masks_of(tmp_path / "out", video.name)), start=1):
             objects[f"{video.name}_{i}"] = scores
     assert [name for name in outcome.metrics if "/" in name] == [f"J&F/{name}" for name in objects]
+    assert set(outcome.lower_is_better) == {name for name in outcome.metrics if name.endswith("-Decay")}
     for name, (J, F) in objects.items():
         assert outcome.metrics[f"J&F/{name}"] == pytest.approx((np.mean(J) + np.mean(F)) / 2, abs=1e-9)
     for letter, of_frames in zip("JF", zip(*objects.values(), strict=True), strict=True):
@@ -84,7 +85,7 @@ def test_dino_propagates_normed_patches_and_selfpatch_the_last_block(tmp_path, p
     )
     backbone = small_vit("no final norm" if norm == "none" else "class token", patch_size=8)
     backbone.final_norm_from_aggregator = norm == "the aggregator's"
-    output = video_segmentation.run(backbone, root, protocol, Context(tmp_path / "out"))
+    output = video_segmentation.run(backbone, root, protocol, EvalContext(tmp_path / "out"))
     assert output.details == {"features": "output of the backbone" if normed else "last block, without a final norm"}
 
     (video,) = Davis(root).videos
@@ -124,8 +125,8 @@ def test_a_backbone_that_sees_colours_follows_objects_and_a_blind_one_does_not(t
 
     root = write_davis(tmp_path / "data", num_frames=6, size=(96, 160))
     protocol = VideoSegmentation(image_size=96, long_side_multiple=8)
-    seeing = video_segmentation.run(ColorStages((4, 4)), root, protocol, Context(tmp_path / "seeing")).metrics
-    blind = video_segmentation.run(Blind((4, 4)), root, protocol, Context(tmp_path / "blind")).metrics
+    seeing = video_segmentation.run(ColorStages((4, 4)), root, protocol, EvalContext(tmp_path / "seeing")).metrics
+    blind = video_segmentation.run(Blind((4, 4)), root, protocol, EvalContext(tmp_path / "blind")).metrics
     assert seeing["J&F-Mean"] > 0.9
     assert seeing["J-Recall"] == seeing["F-Recall"] == 1
     assert blind["J&F-Mean"] < 0.5
@@ -134,11 +135,11 @@ def test_a_backbone_that_sees_colours_follows_objects_and_a_blind_one_does_not(t
 def test_neither_batch_size_nor_the_mode_matter(tmp_path):
     root = write_davis(tmp_path / "data")
     backbone = ColorStages()
-    expected = video_segmentation.run(backbone, root, SMALL, Context(tmp_path / "a")).metrics
+    expected = video_segmentation.run(backbone, root, SMALL, EvalContext(tmp_path / "a")).metrics
     assert backbone.training
     for batch_size in (1, 3, 100):
         protocol = VideoSegmentation(image_size=48, long_side_multiple=8, radius=3, batch_size=batch_size)
-        assert video_segmentation.run(backbone, root, protocol, Context(tmp_path / "b")).metrics == expected
+        assert video_segmentation.run(backbone, root, protocol, EvalContext(tmp_path / "b")).metrics == expected
 
 
 def test_frames_are_normalised_with_the_protocols_numbers(tmp_path):
@@ -150,7 +151,7 @@ def test_frames_are_normalised_with_the_protocols_numbers(tmp_path):
             return super().forward(images)
 
     root = write_davis(tmp_path / "data", videos=("ball",), num_frames=3)
-    video_segmentation.run(Watching(), root, SMALL, Context(tmp_path / "out"))
+    video_segmentation.run(Watching(), root, SMALL, EvalContext(tmp_path / "out"))
     pixels = read_frame(Davis(root).videos[0].frames[0])
     expected = (pixels / 255 - (0.485, 0.456, 0.406)) / (0.228, 0.224, 0.225)
     assert seen[0].shape == (3, 3, 48, 80)
@@ -165,7 +166,7 @@ def test_every_family_at_sizes_that_are_not_square(tmp_path, family):
         backbone = small_vit(family)
     root = write_davis(tmp_path / "data", videos=("ball",), num_frames=3, size=(70, 130))
     protocol = VideoSegmentation(image_size=64, long_side_multiple=32)
-    outcome = video_segmentation.run(backbone, root, protocol, Context(tmp_path / "out"))
+    outcome = video_segmentation.run(backbone, root, protocol, EvalContext(tmp_path / "out"))
     assert 0 <= outcome.metrics["J&F-Mean"] <= 1
     assert [mask.shape for mask in masks_of(tmp_path / "out", "ball")] == [(70, 130)] * 3
 
@@ -196,7 +197,7 @@ def test_frames_smaller_than_a_patch_are_refused_before_anything_is_written(tmp_
         ({"image_size": 4, "long_side_multiple": 1}, "less than one patch of 8 x 8"),
     ):
         with pytest.raises(ValueError, match=message):
-            video_segmentation.run(ColorStages(), root, VideoSegmentation(**settings), Context(tmp_path / "out"))
+            video_segmentation.run(ColorStages(), root, VideoSegmentation(**settings), EvalContext(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -212,7 +213,7 @@ def test_an_object_that_appears_later_is_not_followed_and_one_that_is_nowhere_is
         if t > 0:
             labels[:4, :4], labels[:4, -4:] = 2, 4
         save_annotation(path, labels)
-    metrics = video_segmentation.run(ColorStages(), root, SMALL, Context(tmp_path / "out")).metrics
+    metrics = video_segmentation.run(ColorStages(), root, SMALL, EvalContext(tmp_path / "out")).metrics
     assert [name for name in metrics if "/" in name] == ["J&F/ball_1", "J&F/ball_2", "J&F/ball_3"]
     assert metrics["J&F/ball_1"] == 1
     assert metrics["J&F/ball_2"] == 0
@@ -225,7 +226,7 @@ def test_254_objects(tmp_path):
     labels = np.array(Image.fromarray(labels).resize((80, 48), Image.Resampling.NEAREST))
     for t in range(3):
         save_annotation(root / f"Annotations/480p/ball/{t:05d}.png", labels)
-    outcome = video_segmentation.run(ColorStages(), root, SMALL, Context(tmp_path / "out"))
+    outcome = video_segmentation.run(ColorStages(), root, SMALL, EvalContext(tmp_path / "out"))
     assert outcome.dataset_info["num_objects"] == 254
     assert len(outcome.metrics) == 7 + 254
 
@@ -236,7 +237,7 @@ def test_254_objects(tmp_path):
 def test_a_run_writes_masks_scores_pictures_and_its_result(tmp_path):
     root, out = write_davis(tmp_path / "data", num_frames=6), tmp_path / "out"
     calls = []
-    context = Context(out, report=lambda *call: calls.append(call), model="colors")
+    context = EvalContext(out, report=lambda *call: calls.append(call), model="colors")
     result = run_task("video-segmentation", ColorStages(), root, SMALL, context)
     assert calls == [(i, 12) for i in range(1, 13)]
     names = ["J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay"]
