@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from selfpatch.evaluation.protocols.all_frozen import AllFrozen
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.data.loading.sampler import EpochSampler
@@ -11,7 +12,6 @@ from selfpatch.evaluation import all_frozen
 from selfpatch.evaluation.classification.linear_classification import LinearLayers, choose_vectors, run, train_layers
 from selfpatch.evaluation.datasets.class_folder import ClassFolder
 from selfpatch.evaluation.protocols import TASKS, protocol_name
-from selfpatch.evaluation.protocols.all_frozen import AllFrozen
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import EvalContext
