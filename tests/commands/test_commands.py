@@ -82,7 +82,9 @@ def test_evaluate_writes_the_whole_protocol(task, run, scenes, tmp_path, capsys)
     command = ["evaluate", str(run), "--task", task, "--data", str(scenes / "ade20k"), "--out", str(tmp_path / "out")]
     assert main([*command, *settings]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert set(result) == {"task", "protocol", "metrics", "model", "data", "seconds", "versions", "details", "notes"}
+    assert set(result) == {
+        "task", "protocol", "metrics", "model", "data", "seconds", "versions", "details", "notes", "lower_is_better",
+    }  # fmt: skip
     assert result["task"] == task
     assert result["protocol"]["image_size"] == 48
     assert 0 <= result["metrics"]["mIoU"] <= 1

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from selfpatch.evaluation.protocols.all_frozen import AllFrozen
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.data.loading.sampler import EpochSampler
-from selfpatch.evaluation import all_frozen
+from selfpatch.evaluation import frozen_tasks
 from selfpatch.evaluation.classification.linear_classification import LinearLayers, choose_vectors, run, train_layers
 from selfpatch.evaluation.datasets.class_folder import ClassFolder
 from selfpatch.evaluation.protocols import TASKS, protocol_name
+from selfpatch.evaluation.protocols.frozen_tasks import FrozenTasks
 from selfpatch.evaluation.protocols.linear_classification import LinearClassification
 from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import EvalContext
@@ -97,7 +97,7 @@ def test_the_default_is_the_published_protocol():
         assert len(LinearLayers(tokens, vectors, default.lrs, 2).layers) == num_layers
 
 
-def test_all_frozen_takes_the_published_protocol(tmp_path):
+def test_frozen_tasks_take_the_published_protocol(tmp_path, monkeypatch):
     seen = {}
 
     def run_task(task, backbone, data, protocol, context):
@@ -106,7 +106,8 @@ def test_all_frozen_takes_the_published_protocol(tmp_path):
 
     root = write_classes(tmp_path / "data", num_classes=2)
     tasks = ("linear-classification",)
-    all_frozen.run(ContrastBackbone(), root, AllFrozen(tasks=tasks), EvalContext(tmp_path / "out"), run_task=run_task)
+    monkeypatch.setattr(frozen_tasks, "run_task", run_task)
+    frozen_tasks.run(ContrastBackbone(), root, FrozenTasks(tasks=tasks), EvalContext(tmp_path / "out"))
     assert seen["linear-classification"].batch_size == 1024
 
 
