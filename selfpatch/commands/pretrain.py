@@ -260,7 +260,7 @@ def restore(
     init_from: Path | str | None,
 ) -> None:
     """Load what the run goes on from, in the order that run_folder.py states."""
-    found, skipped_checkpoints = run.newest_checkpoint(source)
+    found, skipped_checkpoints = run.load_newest(state, source)
     if found is None and skipped_checkpoints and resume is None:
         raise UserError(
             f"no checkpoint of {run.path} can be read: {skipped_checkpoints[0]}. Give another one to go on from "
@@ -272,8 +272,8 @@ def restore(
         found = checkpoint.load(Path(resume))
         require_pretraining_checkpoint(found)
         run.require_same_method(found.state["method"], config, Path(resume))
-    if found is not None:
         state.load(found)
+    if found is not None:
         say(f"going on from {found.path} at step {state.step}")
     elif init_from is not None:
         student_teacher = state.student_teacher

@@ -134,3 +134,38 @@ def test_a_state_that_is_no_object_is_damage(tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"state\.json is damaged"):
         checkpoint.load(path)
+
+
+def test_a_file_that_is_no_safetensors_is_damage(tmp_path):
+    """Though its checksum is right."""
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    (path / "model.safetensors").write_bytes(b"x")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["model.safetensors"] = hashlib.sha256(b"x").hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.load_latest(tmp_path)[0].state["step"] == 10
+
+
+def test_a_file_that_the_disk_does_not_give_is_damage(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+    bad = save(tmp_path, 20)
+    sha256 = checkpoint._sha256
+
+    def read(path):
+        if path.parent == bad:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", read)
+    newest, skipped = checkpoint.load_latest(tmp_path)
+    assert newest.state["step"] == 10
+    assert "Input/output error" in skipped[0]
+    assert checkpoint.latest_state(tmp_path) == {"step": 10}
+
+
+def test_the_latest_state_is_that_of_a_whole_file(tmp_path):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    (path / "state.json").write_text('{"step": 21}')
+    assert checkpoint.latest_state(tmp_path) == {"step": 10}
