@@ -101,13 +101,14 @@ def pretrain(
         # 3. Train.
         with working(UnreadableImage):
             stopped_by = run_training(config, source, run, parts, monitor, device)
+            load_line = export(parts.state, config, run)
         result = PretrainResult(
             out=run.path,
             steps_done=parts.state.step,
             num_steps=parts.num_steps,
             scores=monitor.scores(),
             backbone_file=run.backbone_file,
-            load_line=export(parts.state, config, run),
+            load_line=load_line,
             stopped_by=stopped_by,
         )
     if result.stopped_by:
@@ -182,7 +183,7 @@ def run_training(
     monitor: TrainingMonitor,
     device: torch.device,
 ) -> int | None:
-    """Train from where the state is to the end, or until stopped; returns the signal that stopped it."""
+    """Train from where the state is to the end, or until stopped; returns the signal that stopped it before."""
     # 1. From where to where, if there is anything to do.
     state, first_step, num_steps = parts.state, parts.state.step, parts.num_steps
     stop_at = config.run.stop_at_step or num_steps
@@ -241,7 +242,7 @@ def run_training(
             callbacks=[*monitor.callbacks(state.student_teacher), saving],
             should_stop=lambda done: signal.received is not None or done >= stop_at,
         )
-    return signal.received
+    return signal.received if state.step < num_steps else None  # too late to stop anything
 
 
 def export(state: TrainState, config: PretrainConfig, run: RunFolder) -> str:
