@@ -81,7 +81,7 @@ def pretrain(
     source = ImageFolder(Path(images))
     config = override(config or find_recipe(recipe), settings or {})
     device = find_device(config.run.device)
-    config, resolved = resolve_config(config, len(source), Path(out), device, init_from=init_from)
+    config, resolved = resolve_config(config, len(source), Path(out), device, resume=resume, init_from=init_from)
 
     with closing(RunFolder(Path(out))) as run:
         # 1. The parts. What cannot work is refused here, before anything is written.

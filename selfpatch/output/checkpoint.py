@@ -118,11 +118,23 @@ def latest_state(folder: Path) -> dict[str, Any]:
     """The newest checkpoint's state, or the next one's if that is damaged, without a look at tensors; else empty."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            _compare_checksum(path, "state.json", _read_manifest(path))
-            return _read_json(path / "state.json")
-        except (DamagedCheckpointError, OSError):
+            return load_state(path)
+        except DamagedCheckpointError:
             continue
     return {}
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, without a look at its tensors.
+
+    Raises:
+        DamagedCheckpointError: it is missing, cannot be read, or is not what was written.
+    """
+    try:
+        _compare_checksum(path, "state.json", _read_manifest(path))
+        return _read_json(path / "state.json")
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def require(found: Checkpoint, *, state: Mapping[str, type], tensors: Iterable[str]) -> None:

@@ -187,6 +187,23 @@ def test_resume_from_another_runs_checkpoint(scenes, unbroken, tmp_path):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_resume_takes_over_what_is_derived_and_how_prototypes_were_frozen(scenes, tmp_path):
+    """As OUT's own run does: normalization, batch size, and "always" in an earlier version's words."""
+    frozen = "objectives.dino.head.freeze_prototypes_epochs"
+    run(scenes, tmp_path / "first", **{"run.stop_at_step": 2, "crops.mean": (0.5, 0.5, 0.5), frozen: 10_000})
+    result = pretrain(
+        scenes / "images",
+        tmp_path / "second",
+        config=tiny_config(),
+        settings={"optim.steps": NUM_STEPS, "run.stop_at_step": 3, "optim.batch_size": "auto", frozen: "always"},
+        resume=tmp_path / "first" / "checkpoints" / "step-00000002",
+    )
+    assert result.steps_done == 3
+    state = checkpoint.load_state(tmp_path / "second" / "checkpoints" / "step-00000003")
+    assert state["method"]["crops"]["mean"] == [0.5, 0.5, 0.5]
+    assert state["method"]["objectives"]["dino"]["head"]["freeze_prototypes_epochs"] == 10_000
+
+
 def test_init_from_starts_student_and_teacher_with_those_weights(scenes, unbroken, tmp_path):
     settings = {"optim.steps": 1, "optim.lr": 1e-12, "teacher.momentum": 1.0, "efficiency.num_workers": 0}
     config = tiny_config()
