@@ -46,7 +46,7 @@ ESTIMATED_STEPS = 100
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What a run left behind."""
+    """Results of a run: its folder, its steps and scores, the file of its backbone."""
 
     out: Path
     steps_done: int

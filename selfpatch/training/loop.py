@@ -27,13 +27,13 @@ class DivergenceError(RuntimeError):
 class StepOutput(NamedTuple):
     """The outcome of one optimizer step."""
 
-    metrics: dict[str, Tensor]  # scalars without gradient: "loss", its objectives ("NAME/loss"), signals
+    metrics: dict[str, Tensor]  # scalars without gradient: "loss", each objective's ("NAME/loss"), signals
     applied: bool  # False: something was not finite on some rank, and nothing has changed
 
 
 @runtime_checkable
 class TrainTask(Protocol):
-    """What the loop trains: it knows its losses, and how a step changes its weights."""
+    """A training as the loop sees it: it knows its losses, and how a step changes its weights."""
 
     batch_size: int  # images per step, over all ranks
 
@@ -135,7 +135,7 @@ def train(
             progress.say(f"step {step + 1}: the loss or a gradient is not finite; the step is skipped")
             if skipped_in_a_row >= max_skipped:
                 raise DivergenceError(
-                    f"{skipped_in_a_row} steps in a row were skipped, the last is step {step} (seed {seed}): "
+                    f"{skipped_in_a_row} steps in a row were skipped, the last is step {step + 1} (seed {seed}): "
                     f"{not_finite(metrics)}. {task.divergence_hint(step, metrics)}"
                 )
 
@@ -196,14 +196,14 @@ class MetricWindow:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data."""
+        """Count the time inside as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside does not count."""
+        """Leave the time inside out."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
@@ -216,5 +216,5 @@ class MetricWindow:
 
 
 def not_finite(metrics: dict[str, Tensor]) -> str:
-    terms = [name for name, value in metrics.items() if name.endswith("loss") and not torch.isfinite(value)]
-    return f"these are not finite: {', '.join(terms)}" if terms else "the losses are finite, a gradient is not"
+    losses = [name for name, value in metrics.items() if name.endswith("loss") and not torch.isfinite(value)]
+    return f"these are not finite: {', '.join(losses)}" if losses else "the losses are finite, a gradient is not"
