@@ -69,6 +69,8 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
                 f"no room for a checkpoint of {needed / 1e6:.0f} MB in {folder}; make room and start again, "
                 "the run goes on from the checkpoint before",
             ) from error
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{final} cannot be written: {error}") from error
         raise
     # Later ones are of a time line that was given up, damaged most likely: they must not push out what is whole.
     steps = sorted(folder.glob("step-*"))

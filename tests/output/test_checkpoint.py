@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from selfpatch.output import checkpoint
 from selfpatch.output.atomic_files import atomic_write
@@ -71,6 +72,18 @@ def test_a_full_disk_says_how_much_is_needed_and_keeps_what_was_there(tmp_path, 
     with pytest.raises(OSError, match="4 MB"):
         checkpoint.save(tmp_path, 20, big, {"step": 20}, keep=3)
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
+
+
+def test_a_disk_that_fails_otherwise_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    """As safetensors has its own class for it."""
+
+    def over_quota(*_args, **_kwargs):
+        raise SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 122)")
+
+    monkeypatch.setattr(checkpoint, "save_file", over_quota)
+    with pytest.raises(OSError, match="quota"):
+        save(tmp_path, 20)
+    assert not list(tmp_path.iterdir())
 
 
 def test_replacing_is_all_or_nothing(tmp_path):
