@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -49,5 +50,8 @@ def export_timm(backbone: Backbone, path: Path, *, metadata: Mapping[str, str] |
     }
     tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     with atomic_write(path) as temporary:
-        save_file(tensors, temporary, metadata=dict(metadata or {}) | description)
+        try:
+            save_file(tensors, temporary, metadata=dict(metadata or {}) | description)
+        except SafetensorError as error:  # a full disk, say
+            raise OSError(f"{path} cannot be written: {error}") from error
     return Architecture(name, arguments).as_code(checkpoint_path=str(path))

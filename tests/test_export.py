@@ -5,7 +5,7 @@ import sys
 import pytest
 import timm
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.export import export_timm
@@ -40,6 +40,16 @@ def test_the_line_runs_without_this_package(tmp_path):
     line = export_timm(small_vit("class token"), tmp_path / "backbone.safetensors")
     code = f"import timm\n{line}\nimport sys; assert 'selfpatch' not in sys.modules"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=tmp_path)
+
+
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    def full(*_arguments, **_settings):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("selfpatch.export.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_timm(small_vit("class token"), tmp_path / "backbone.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 def test_metadata(tmp_path):

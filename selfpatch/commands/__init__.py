@@ -1,1 +1,1 @@
-"""What each command does, as a Python function. Only this layer knows all the parts."""
+"""Every command as a Python function. Only this layer knows all the parts."""

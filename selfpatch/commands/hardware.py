@@ -25,7 +25,7 @@ def find_device(name: str) -> torch.device:
 
 
 def augment_on_device(given: str, device: torch.device) -> bool:
-    """Whether colours are changed on the device, as efficiency.color_augmentation says; "auto": if it is a GPU."""
+    """Resolve efficiency.color_augmentation: True means on the device, which "auto" means if that is a GPU."""
     return given == "device" or (given == "auto" and device.type == "cuda")
 
 

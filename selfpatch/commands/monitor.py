@@ -1,4 +1,4 @@
-"""What is looked at while a run trains: scores of the teacher's patches, pictures, curves."""
+"""Monitoring of a run while it trains: scores of the teacher's patches, pictures, curves."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -80,7 +80,7 @@ class TrainingMonitor:
         return {f"in_context/{name}": scores.metrics[name] for name in ("mIoU", "aAcc", "mAcc")}
 
     def picture(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
-        """What the patches see, anew each time, and the curves so far."""
+        """Draw the pictures of the teacher's patches anew, and the curves so far."""
         visualize(
             student_teacher.teacher.export_backbone(),
             list(read_evenly_spaced(self._images, NUM_PICTURED_IMAGES)),

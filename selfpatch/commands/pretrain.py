@@ -46,7 +46,7 @@ ESTIMATED_STEPS = 100
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What a run left behind."""
+    """Results of a run: its folder, its steps and scores, the file of its backbone."""
 
     out: Path
     steps_done: int
@@ -81,7 +81,7 @@ def pretrain(
     source = ImageFolder(Path(images))
     config = override(config or find_recipe(recipe), settings or {})
     device = find_device(config.run.device)
-    config, resolved = resolve_config(config, len(source), Path(out), device, init_from=init_from)
+    config, resolved = resolve_config(config, len(source), Path(out), device, resume=resume, init_from=init_from)
 
     with closing(RunFolder(Path(out))) as run:
         # 1. The parts. What cannot work is refused here, before anything is written.
@@ -101,13 +101,14 @@ def pretrain(
         # 3. Train.
         with working(UnreadableImage):
             stopped_by = run_training(config, source, run, parts, monitor, device)
+            load_line = export(parts.state, config, run)
         result = PretrainResult(
             out=run.path,
             steps_done=parts.state.step,
             num_steps=parts.num_steps,
             scores=monitor.scores(),
             backbone_file=run.backbone_file,
-            load_line=export(parts.state, config, run),
+            load_line=load_line,
             stopped_by=stopped_by,
         )
     if result.stopped_by:
@@ -182,7 +183,7 @@ def run_training(
     monitor: TrainingMonitor,
     device: torch.device,
 ) -> int | None:
-    """Train from where the state is to the end, or until stopped; returns the signal that stopped it."""
+    """Train from where the state is to the end, or until stopped; returns the signal that stopped it before."""
     # 1. From where to where, if there is anything to do.
     state, first_step, num_steps = parts.state, parts.state.step, parts.num_steps
     stop_at = config.run.stop_at_step or num_steps
@@ -241,7 +242,7 @@ def run_training(
             callbacks=[*monitor.callbacks(state.student_teacher), saving],
             should_stop=lambda done: signal.received is not None or done >= stop_at,
         )
-    return signal.received
+    return signal.received if state.step < num_steps else None  # too late to stop anything
 
 
 def export(state: TrainState, config: PretrainConfig, run: RunFolder) -> str:
@@ -260,7 +261,7 @@ def restore(
     init_from: Path | str | None,
 ) -> None:
     """Load what the run goes on from, in the order that run_folder.py states."""
-    found, skipped_checkpoints = run.newest_checkpoint(source)
+    found, skipped_checkpoints = run.load_newest(state, source)
     if found is None and skipped_checkpoints and resume is None:
         raise UserError(
             f"no checkpoint of {run.path} can be read: {skipped_checkpoints[0]}. Give another one to go on from "
@@ -272,8 +273,8 @@ def restore(
         found = checkpoint.load(Path(resume))
         require_pretraining_checkpoint(found)
         run.require_same_method(found.state["method"], config, Path(resume))
-    if found is not None:
         state.load(found)
+    if found is not None:
         say(f"going on from {found.path} at step {state.step}")
     elif init_from is not None:
         student_teacher = state.student_teacher

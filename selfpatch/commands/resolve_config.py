@@ -10,26 +10,41 @@ from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_start
 from selfpatch.commands.resource_estimate import fit_batch_size
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig
-from selfpatch.config.io import override, read_yaml
+from selfpatch.config.io import config_of, override, read_yaml
 from selfpatch.config.renamed import as_begun
+from selfpatch.output import checkpoint
 from selfpatch.output.progress import say
 from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.recipes.derive import ResolvedSetting, RunFacts, default_backbone, derive
 
 
 def resolve_config(
-    config: PretrainConfig, num_images: int, out: Path, device: torch.device, *, init_from: Path | str | None
+    config: PretrainConfig,
+    num_images: int,
+    out: Path,
+    device: torch.device,
+    *,
+    resume: Path | str | None,
+    init_from: Path | str | None,
 ) -> tuple[PretrainConfig, list[ResolvedSetting]]:
-    """Fill in what follows from the images, the hardware and the weights that the run starts from."""
-    config_file = RunFolder(out).config_file
-    begun = read_yaml(config_file) if config_file.is_file() else None
+    """Fill in what follows from the images, the hardware, the run that goes on, and the weights that a new one has."""
+    begun = begun_config(out, resume)
     facts = run_facts(config, num_images, device)
-    config, fitted = fit_batch_size(config, facts, out, device)
+    config, fitted = fit_batch_size(config, facts, begun, device)
     config, derived = derive(config, facts)
     config, normalization = resolve_normalization(config, begun, init_from)
     if begun is not None:
         config = as_begun(config, begun)
     return config, fitted + derived + normalization
+
+
+def begun_config(out: Path, resume: Path | str | None) -> PretrainConfig | None:
+    """Settings of the run that goes on: OUT's own, or the one that the checkpoint `resume` is of; None: a new run."""
+    config_file = RunFolder(out).config_file
+    if config_file.is_file():
+        return read_yaml(config_file)
+    method = None if resume is None else checkpoint.load_state(Path(resume)).get("method")
+    return None if method is None else config_of(method)
 
 
 def resolve_normalization(

@@ -1,15 +1,14 @@
-"""What is chosen and said before a run and while it waits: a batch that fits, memory, time, how data come faster."""
+"""Advice on resources, before a run and while it waits: a batch that fits, memory, time, how data come faster."""
 
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 
 from selfpatch.backbones.build import build_backbone
 from selfpatch.commands.hardware import augment_on_device, num_cores, num_workers
 from selfpatch.config import PretrainConfig, rows_columns
-from selfpatch.config.io import override, read_yaml
+from selfpatch.config.io import override
 from selfpatch.pretraining.estimate import (
     PROBE_BATCH_SIZES,
     TIMED_BATCH_SIZE,
@@ -17,20 +16,19 @@ from selfpatch.pretraining.estimate import (
     largest_batch,
     time_per_image,
 )
-from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
 from selfpatch.recipes.derive import ResolvedSetting, RunFacts, derive
 from selfpatch.training.memory import available_memory
 
 
 def fit_batch_size(
-    config: PretrainConfig, facts: RunFacts, out: Path, device: torch.device
+    config: PretrainConfig, facts: RunFacts, begun: PretrainConfig | None, device: torch.device
 ) -> tuple[PretrainConfig, list[ResolvedSetting]]:
     """With optim.batch-size "auto", the largest that fits; a run that goes on keeps the one it has."""
     if config.optim.batch_size != "auto":
         return config, []
-    if (config_file := RunFolder(out).config_file).exists():
-        batch_size, reason = read_yaml(config_file).optim.batch_size, "as this run began"
+    if begun is not None:
+        batch_size, reason = begun.optim.batch_size, "as this run began"
     else:
         trial, _ = derive(override(config, {"optim.batch_size": None}), facts)
         trial = override(trial, {"optim.batch_size": trial.optim.batch_size or PROBE_BATCH_SIZES[0]})
@@ -68,14 +66,14 @@ def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps:
 
 
 def data_wait_hint(config: PretrainConfig, device: torch.device) -> str:
-    """What makes data come faster, by what has not been done yet."""
+    """List the ways to faster data that have not been taken yet."""
     workers, cores = num_workers(config.efficiency.num_workers), num_cores()
     on_device = augment_on_device(config.efficiency.color_augmentation, device)
     advice = [
         workers < cores and f"more processes that read (--efficiency.num-workers {cores}: there are {cores} cores)",
         not on_device
         and device.type != "cpu"
-        and "changing colours on the device (--efficiency.color-augmentation device)",
+        and "color augmentation on the device (--efficiency.color-augmentation device)",
         f"smaller images on disk: JPEGs whose short side is about {2 * min(rows_columns(config.crops.global_size))} px "
         "decode fastest and lose nothing that crops would show",
         "a disk that is nearer",

@@ -68,6 +68,6 @@ def visualize(
 
 
 def own_positives(model: Path | str) -> SelfPatchConfig:
-    """How a run finds positives; as in the paper if `model` is no run, or one that does not look for them."""
+    """Settings by which a run finds positives; the paper's if `model` is no run, or one that finds none."""
     config_file = Path(model) / "config.yaml"
     return positives_config(read_yaml(config_file).objectives if config_file.is_file() else None)

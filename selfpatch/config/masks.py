@@ -1,4 +1,4 @@
-"""How the student's global crops are masked."""
+"""Settings of the masks on the student's global crops."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

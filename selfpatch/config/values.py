@@ -22,7 +22,7 @@ def options(kind: Any) -> tuple[Any, ...]:
 
 
 def allowed(kind: Any, *, none: str = "null") -> str:
-    """What a setting of a type may be, all options of a union: "auto, a whole number or null"."""
+    """Name the values that a setting of a type may have, all options of a union: "auto, a whole number or null"."""
     words = [word for option in options(kind) for word in _words(option, none)]
     return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
 
@@ -122,7 +122,7 @@ def _read_words_as(kind: Any, words: list[str]) -> Any:
 
 
 def num_words(kind: Any) -> list[int | None]:
-    """How many words of the command line a value may take, most first; None: any number."""
+    """Possible numbers of words on the command line for one value, most first; None: any number."""
     counts: set[int | None] = set()
     for option in options(kind):
         if get_origin(option) is tuple:

@@ -209,7 +209,10 @@ def _batches(
 
 def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[str, Any], context: EvalContext) -> int:
     """Load what OUT holds; returns the number of steps done."""
-    found, skipped_checkpoints = checkpoint.load_latest(context.out / "checkpoints")
+    found, skipped_checkpoints = checkpoint.load_latest(
+        context.out / "checkpoints",
+        lambda found: checkpoint.require(found, state={"step": int}, tensors=("model", "optimizer")),
+    )
     for reason in skipped_checkpoints:
         say(f"warning: {reason}; an older checkpoint is used")
     if found is None:

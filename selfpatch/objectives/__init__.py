@@ -1,1 +1,1 @@
-"""The terms of the loss: each an `Objective` over the same encoded views."""
+"""The parts of the loss: each an `Objective` over the same encoded views."""

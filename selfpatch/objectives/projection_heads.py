@@ -60,7 +60,7 @@ class ProjectionHead(nn.Module):
 
 
 def hidden(config: HeadConfig) -> list[nn.Module]:
-    """What stands between two linear layers."""
+    """Layers between two linear ones."""
     return [BatchNorm(config.hidden_dim), nn.GELU()] if config.batch_norm else [nn.GELU()]
 
 

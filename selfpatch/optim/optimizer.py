@@ -43,7 +43,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
     """Load what `optimizer_state` gave, whatever groups the parameters are in by now.
 
     Raises:
-        UserError: it has a parameter that the module lacks.
+        UserError: it has a parameter that the module lacks, or has in another shape.
     """
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
@@ -52,16 +52,27 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Te
     names = {parameter: name for name, parameter in module.named_parameters()}
     if unknown := by_parameter.keys() - set(names.values()):
         raise UserError(f"the optimizer's state is of another model: it has {min(unknown)}, which this one lacks")
+    for parameter, name in names.items():
+        for value in by_parameter.get(name, {}).values():
+            if value.ndim > 0 and value.shape != parameter.shape:  # a count of steps has no axes
+                shapes = f"{tuple(value.shape)}, not {tuple(parameter.shape)}"
+                raise UserError(f"the optimizer's state is of another model: {name} has {shapes}")
     ordered = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     state = {index: by_parameter[name] for index, name in enumerate(ordered) if name in by_parameter}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def positional_names(tensors: dict[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """State that was saved as "position.state name", by the order of `parameter_groups`, under parameters' names."""
+    """State that was saved as "position.state name", by the order of `parameter_groups`, under parameters' names.
+
+    Raises:
+        UserError: a name is no position of a parameter.
+    """
     names = {parameter: name for name, parameter in module.named_parameters()}
     ordered = [names[parameter] for group in parameter_groups(module) for parameter in group["params"]]
-    positions = ((name.partition("."), value) for name, value in tensors.items())
+    positions = [(name.partition("."), value) for name, value in tensors.items()]
+    if odd := [position for (position, _, _), _ in positions if position not in map(str, range(len(ordered)))]:
+        raise UserError(f"the optimizer's state is of another model: it has {odd[0]!r} of {len(ordered)} parameters")
     return {f"{ordered[int(position)]}/{key}": value for (position, _, key), value in positions}
 
 

@@ -10,9 +10,11 @@ import errno
 import hashlib
 import json
 import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +22,10 @@ from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import fsync
 
 MANIFEST = "manifest.json"
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint is not whole, or holds something else than what its writer put there: an older one may do."""
 
 
 class Checkpoint(NamedTuple):
@@ -63,6 +69,8 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
                 f"no room for a checkpoint of {needed / 1e6:.0f} MB in {folder}; make room and start again, "
                 "the run goes on from the checkpoint before",
             ) from error
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{final} cannot be written: {error}") from error
         raise
     # Later ones are of a time line that was given up, damaged most likely: they must not push out what is whole.
     steps = sorted(folder.glob("step-*"))
@@ -76,53 +84,103 @@ def load(path: Path) -> Checkpoint:
     """Read a checkpoint after comparing every file with its checksum.
 
     Raises:
-        UserError: a file is missing, or is not what was written.
+        DamagedCheckpointError: a file is missing, cannot be read, or is not what was written.
     """
+    try:
+        manifest = _read_manifest(path)
+        for name in manifest:
+            _compare_checksum(path, name, manifest)
+        tensors = {Path(name).stem: load_file(path / name) for name in manifest if name.endswith(".safetensors")}
+        return Checkpoint(path, tensors, _read_json(path / "state.json"))
+    except (OSError, SafetensorError) as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def load_latest(
+    folder: Path, accept: Callable[[Checkpoint], None] = lambda found: None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and why newer ones were skipped.
+
+    Args:
+        accept: raises DamagedCheckpointError for one that its writer cannot have written, so that it is skipped too.
+    """
+    skipped_checkpoints = []
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            found = load(path)
+            accept(found)
+        except DamagedCheckpointError as error:
+            skipped_checkpoints.append(str(error))
+        else:
+            return found, skipped_checkpoints
+    return None, skipped_checkpoints
+
+
+def latest_state(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint's state, or the next one's if that is damaged, without a look at tensors; else empty."""
+    for path in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            return load_state(path)
+        except DamagedCheckpointError:
+            continue
+    return {}
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint, without a look at its tensors.
+
+    Raises:
+        DamagedCheckpointError: it is missing, cannot be read, or is not what was written.
+    """
+    try:
+        _compare_checksum(path, "state.json", _read_manifest(path))
+        return _read_json(path / "state.json")
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def require(found: Checkpoint, *, state: Mapping[str, type], tensors: Iterable[str]) -> None:
+    """Refuse a checkpoint that lacks values of its state, has them of another type, or lacks files of tensors.
+
+    Raises:
+        DamagedCheckpointError: with the first of them.
+    """
+    for name, kind in state.items():
+        value = found.state.get(name)
+        if type(value) is not kind:
+            raise DamagedCheckpointError(f"{found.path / 'state.json'} is damaged: its {name} is {value!r}")
+    for name in tensors:
+        if name not in found.tensors:
+            raise DamagedCheckpointError(f"{found.path / MANIFEST} is damaged: it lists no {name}.safetensors")
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The checksum of every file of a checkpoint."""
     manifest_file = path / MANIFEST
     if not manifest_file.is_file():
-        raise UserError(
+        raise DamagedCheckpointError(
             f"{path} is not a whole checkpoint: it has no {MANIFEST}; give one such as RUN/checkpoints/step-00001000"
         )
     manifest = _read_json(manifest_file)
     # Names of files beside it: an entry "../other/model.safetensors" would load another checkpoint's weights.
     if "state.json" not in manifest or any(Path(name).name != name for name in manifest):
-        raise UserError(f"{manifest_file} is damaged: it lists {', '.join(manifest) or 'no files'}")
-    for name, checksum in manifest.items():
-        file = path / name
-        if not file.is_file() or _sha256(file) != checksum:
-            raise UserError(f"{file} is missing or not what was written: its checksum differs")
-    tensors = {Path(name).stem: load_file(path / name) for name in manifest if name.endswith(".safetensors")}
-    return Checkpoint(path, tensors, _read_json(path / "state.json"))
+        raise DamagedCheckpointError(f"{manifest_file} is damaged: it lists {', '.join(manifest) or 'no files'}")
+    return manifest
 
 
-def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and why newer ones were skipped."""
-    skipped_checkpoints = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            return load(path), skipped_checkpoints
-        except UserError as error:
-            skipped_checkpoints.append(str(error))
-    return None, skipped_checkpoints
-
-
-def latest_state(folder: Path) -> dict[str, Any]:
-    """The state of the newest checkpoint, without a look at its tensors; empty if none can be read."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        try:
-            return _read_json(path / "state.json")
-        except (UserError, OSError):
-            continue
-    return {}
+def _compare_checksum(path: Path, name: str, manifest: dict[str, Any]) -> None:
+    file = path / name
+    if not file.is_file() or _sha256(file) != manifest[name]:
+        raise DamagedCheckpointError(f"{file} is missing or not what was written: its checksum differs")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+        raise DamagedCheckpointError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is damaged: it holds {type(values).__name__}, not names and values")
+        raise DamagedCheckpointError(f"{path} is damaged: it holds {type(values).__name__}, not names and values")
     return values
 
 

@@ -15,7 +15,7 @@ class MetricLogger:
         self.path = path
         self._failed = False
         if path.exists():  # a run that goes on writes again what came after its checkpoint
-            kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+            kept = [line for line in read_metrics(path) if first_step > 0 and line["step"] <= first_step]
             with atomic_write(path) as file:
                 file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
@@ -30,13 +30,15 @@ class MetricLogger:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All whole lines, none of a file that is not there; the last one may have been cut by a crash."""
+    """All whole lines, none of a file that is not there; a crash may have cut the last one, or a disk damaged some."""
     lines = []
     if not path.exists():
         return lines
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            lines.append(json.loads(text))
-        except ValueError:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
             continue
+        if isinstance(line, dict) and type(line.get("step")) is int:
+            lines.append(line)
     return lines

@@ -57,7 +57,7 @@ class PhaseProgressBar:
 
 
 class TrainingProgress:
-    """A bar with the terms of the loss, speed, share of time waiting for data, memory and time left.
+    """A bar with the objectives of the loss, speed, share of time waiting for data, memory and time left.
 
     Where the output is no terminal it is a line a log step.
     """
@@ -85,9 +85,9 @@ class TrainingProgress:
             self._bar.update(self._task, completed=step + 1)
 
     def show(self, step: int, metrics: dict[str, Any]) -> None:
-        terms = "  ".join(f"{k.removesuffix('/loss')} {v:.3f}" for k, v in metrics.items() if k.endswith("loss"))
+        losses = "  ".join(f"{k.removesuffix('/loss')} {v:.3f}" for k, v in metrics.items() if k.endswith("loss"))
         text = (
-            f"{terms}  {metrics['images_per_second']:.0f} images/s  data {metrics['data_wait']:.0%}  "
+            f"{losses}  {metrics['images_per_second']:.0f} images/s  data {metrics['data_wait']:.0%}  "
             f"{metrics['memory_mb'] / 1024:.1f} GB"
         )
         if self._bar is not None:

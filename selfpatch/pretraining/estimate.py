@@ -1,4 +1,4 @@
-"""What a run will need, from steps of the model itself: memory, time, and the largest batch that fits."""
+"""Memory and time of a run, and the largest batch that fits, from steps of the model itself."""
 
 import time
 import weakref

@@ -66,19 +66,19 @@ class RunFolder:
     def close(self) -> None:
         self._lock.close()
 
-    def newest_checkpoint(self, images: ImageSource) -> tuple[Checkpoint | None, list[str]]:
-        """OUT's own newest valid checkpoint, and why newer ones were skipped.
+    def load_newest(self, state: TrainState, images: ImageSource) -> tuple[Checkpoint | None, list[str]]:
+        """Load OUT's own newest valid checkpoint into `state`; returns it, and why newer ones were skipped.
 
         Raises:
-            UserError: it was made with other images.
+            UserError: it was made with other images, or by a newer version.
         """
-        found, skipped_checkpoints = checkpoint.load_latest(self.checkpoints)
+        found, skipped_checkpoints = checkpoint.load_latest(self.checkpoints, state.load)
         if found is not None:
             self._require_same_images(found.state, images)
         return found, skipped_checkpoints
 
     def _require_same_images(self, state: dict[str, Any], images: ImageSource) -> None:
-        if "images" in state and state["images"] != images.fingerprint():
+        if isinstance(state.get("images"), str) and state["images"] != images.fingerprint():
             raise UserError(
                 f"the images are not those that the run in {self.path} was made with ({state.get('num_images')} then, "
                 f"{len(images)} now, or other names); put them back to go on, or give a new folder for a new run"

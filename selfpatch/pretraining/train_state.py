@@ -9,7 +9,7 @@ from torch import Tensor
 
 from selfpatch.errors import UserError
 from selfpatch.optim.optimizer import load_optimizer_state, optimizer_state, positional_names
-from selfpatch.output.checkpoint import Checkpoint
+from selfpatch.output.checkpoint import Checkpoint, DamagedCheckpointError, require
 from selfpatch.pretraining.student_teacher import StudentTeacher
 
 # 1: optimizer state by position, heads directly in their objectives, no counters. 2: optimizer state by parameter name.
@@ -48,7 +48,8 @@ class TrainState:
     def load(self, found: Checkpoint) -> None:
         """
         Raises:
-            UserError: not a checkpoint of a pretraining run, written by a newer version, or of another model.
+            DamagedCheckpointError: no run with this model can have written it.
+            UserError: it was written by a newer version.
         """
         require_pretraining_checkpoint(found)
         version = found.state.get("format", 1)
@@ -58,27 +59,37 @@ class TrainState:
                 "known); update selfpatch"
             )
         model, optimizer = found.tensors["model"], found.tensors["optimizer"]
-        if version == 1:
-            model = {_name_of_format_1(name): tensor for name, tensor in model.items()}
-            optimizer = positional_names(optimizer, self.student_teacher)
         try:
+            if version == 1:
+                model = {_name_of_format_1(name): tensor for name, tensor in model.items()}
+                optimizer = positional_names(optimizer, self.student_teacher)
             self.student_teacher.load_state_dict(model)
-        except RuntimeError as error:
-            raise UserError(f"{found.path} holds another model: {' '.join(str(error).split())[:500]}") from error
-        load_optimizer_state(self.optimizer, optimizer, self.student_teacher)
+            load_optimizer_state(self.optimizer, optimizer, self.student_teacher)
+        except (RuntimeError, UserError) as error:
+            reason = " ".join(str(error).split())[:500]
+            raise DamagedCheckpointError(f"{found.path} holds another model: {reason}") from error
         self.step = found.state["step"]
-        self.counters = Counters(**found.state.get("counters", {"images": 0}))
+        self.counters = Counters(**found.state.get("counters", {}))
 
 
 def require_pretraining_checkpoint(found: Checkpoint) -> None:
     """
     Raises:
-        UserError: it is another kind of checkpoint, such as that of an evaluation's head.
+        DamagedCheckpointError: it is another kind of checkpoint, such as that of an evaluation's head, or its state is
+            damaged.
     """
     if not {"step", "method"} <= found.state.keys() or not {"model", "optimizer"} <= found.tensors.keys():
-        raise UserError(
+        raise DamagedCheckpointError(
             f"{found.path} is no checkpoint of a pretraining run; give one such as RUN/checkpoints/step-00001000"
         )
+    later = {"images": str, "format": int, "counters": dict}  # not in the earliest checkpoints
+    types = {"step": int, "method": dict} | {name: kind for name, kind in later.items() if name in found.state}
+    require(found, state=types, tensors=())
+    counters = found.state.get("counters", {})
+    if not counters.keys() <= asdict(Counters()).keys() or not all(type(count) is int for count in counters.values()):
+        raise DamagedCheckpointError(f"{found.path / 'state.json'} is damaged: its counters are {counters!r}")
+    if found.state["step"] < 0:
+        raise DamagedCheckpointError(f"{found.path / 'state.json'} is damaged: its step is {found.state['step']}")
 
 
 def _name_of_format_1(name: str) -> str:

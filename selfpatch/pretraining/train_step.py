@@ -179,6 +179,7 @@ def accumulate_gradients(
     for views in parts:
         with autocast():
             loss, metrics = student_teacher(views, step)
+        del views  # before the next part is made: two would be held in float
         (loss / num_parts).backward()
         for name, value in ({"loss": loss.detach()} | metrics).items():
             sums[name] = sums[name] + value if name in sums else value

@@ -5,7 +5,7 @@ The caller hands in the task (losses, how a step changes weights) and the callba
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -27,13 +27,13 @@ class DivergenceError(RuntimeError):
 class StepOutput(NamedTuple):
     """The outcome of one optimizer step."""
 
-    metrics: dict[str, Tensor]  # scalars without gradient: "loss", its objectives ("NAME/loss"), signals
+    metrics: dict[str, Tensor]  # scalars without gradient: "loss", each objective's ("NAME/loss"), signals
     applied: bool  # False: something was not finite on some rank, and nothing has changed
 
 
 @runtime_checkable
 class TrainTask(Protocol):
-    """What the loop trains: it knows its losses, and how a step changes its weights."""
+    """A training as the loop sees it: it knows its losses, and how a step changes its weights."""
 
     batch_size: int  # images per step, over all ranks
 
@@ -67,7 +67,8 @@ class PeriodicCallback(NamedTuple):
 
     Args:
         at_start, at_stop: also before the first step, or when the run is stopped.
-        within_budget: left out while bookkeeping has taken more than MAX_BOOKKEEPING of the time: nobody asked for it.
+        within_budget: nobody asked for it; left out while such callbacks have taken more than MAX_BOOKKEEPING of the
+            time.
     """
 
     steps: int
@@ -105,16 +106,16 @@ def train(
     budget = BookkeepingBudget()
     task.train_mode()
 
-    def call(callback: Callback, done: int) -> None:
-        with window.paused(), budget.spending():
-            if values := callback(done):
+    def call(periodic: PeriodicCallback, done: int) -> None:
+        with window.paused(), budget.spending() if periodic.within_budget else nullcontext():
+            if values := periodic.callback(done):
                 logger.log(done, values)
         task.train_mode()
 
     if first_step == 0:
         for periodic in callbacks:
             if periodic.at_start:
-                call(periodic.callback, 0)
+                call(periodic, 0)
 
     for step in range(first_step, num_steps):
         # 1. The batch of this step, made while the step before was computed.
@@ -134,7 +135,7 @@ def train(
             progress.say(f"step {step + 1}: the loss or a gradient is not finite; the step is skipped")
             if skipped_in_a_row >= max_skipped:
                 raise DivergenceError(
-                    f"{skipped_in_a_row} steps in a row were skipped, the last is step {step} (seed {seed}): "
+                    f"{skipped_in_a_row} steps in a row were skipped, the last is step {step + 1} (seed {seed}): "
                     f"{not_finite(metrics)}. {task.divergence_hint(step, metrics)}"
                 )
 
@@ -155,14 +156,14 @@ def train(
         for periodic in callbacks:
             due = done % periodic.steps == 0 and (budget.is_left() or not periodic.within_budget)
             if due or done == num_steps or (stop and periodic.at_stop):
-                call(periodic.callback, done)
+                call(periodic, done)
         if stop:
             return done
     return num_steps
 
 
 class BookkeepingBudget:
-    """Time that callbacks have taken, as a fraction of the run's."""
+    """Time that callbacks which nobody asked for have taken, as a fraction of the run's."""
 
     def __init__(self) -> None:
         self._start, self._spent = time.perf_counter(), 0.0
@@ -195,14 +196,14 @@ class MetricWindow:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens inside is waiting for data."""
+        """Count the time inside as waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens inside does not count."""
+        """Leave the time inside out."""
         start = time.perf_counter()
         yield
         self._start += time.perf_counter() - start
@@ -215,5 +216,5 @@ class MetricWindow:
 
 
 def not_finite(metrics: dict[str, Tensor]) -> str:
-    terms = [name for name, value in metrics.items() if name.endswith("loss") and not torch.isfinite(value)]
-    return f"these are not finite: {', '.join(terms)}" if terms else "the losses are finite, a gradient is not"
+    losses = [name for name, value in metrics.items() if name.endswith("loss") and not torch.isfinite(value)]
+    return f"these are not finite: {', '.join(losses)}" if losses else "the losses are finite, a gradient is not"

@@ -1,4 +1,4 @@
-"""How much memory a run has taken, and how much there is."""
+"""Memory that a run has taken, and memory that there is."""
 
 import os
 import resource

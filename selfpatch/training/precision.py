@@ -14,7 +14,7 @@ def autocast_for(precision: str, device: torch.device) -> Callable[[], AbstractC
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """What "auto" is on this device."""
+    """Replace "auto" by the precision that this device has."""
     if precision != "auto":
         return precision
     has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from selfpatch.output import checkpoint
 from selfpatch.output.atomic_files import atomic_write
@@ -73,6 +74,18 @@ def test_a_full_disk_says_how_much_is_needed_and_keeps_what_was_there(tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000010"]
 
 
+def test_a_disk_that_fails_otherwise_is_an_error_of_the_disk(tmp_path, monkeypatch):
+    """As safetensors has its own class for it."""
+
+    def over_quota(*_args, **_kwargs):
+        raise SafetensorError("Error while serializing: I/O error: Disk quota exceeded (os error 122)")
+
+    monkeypatch.setattr(checkpoint, "save_file", over_quota)
+    with pytest.raises(OSError, match="quota"):
+        save(tmp_path, 20)
+    assert not list(tmp_path.iterdir())
+
+
 def test_replacing_is_all_or_nothing(tmp_path):
     target = tmp_path / "file"
     target.write_text("old")
@@ -134,3 +147,38 @@ def test_a_state_that_is_no_object_is_damage(tmp_path):
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"state\.json is damaged"):
         checkpoint.load(path)
+
+
+def test_a_file_that_is_no_safetensors_is_damage(tmp_path):
+    """Though its checksum is right."""
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    (path / "model.safetensors").write_bytes(b"x")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["model.safetensors"] = hashlib.sha256(b"x").hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    assert checkpoint.load_latest(tmp_path)[0].state["step"] == 10
+
+
+def test_a_file_that_the_disk_does_not_give_is_damage(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+    bad = save(tmp_path, 20)
+    sha256 = checkpoint._sha256
+
+    def read(path):
+        if path.parent == bad:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return sha256(path)
+
+    monkeypatch.setattr(checkpoint, "_sha256", read)
+    newest, skipped = checkpoint.load_latest(tmp_path)
+    assert newest.state["step"] == 10
+    assert "Input/output error" in skipped[0]
+    assert checkpoint.latest_state(tmp_path) == {"step": 10}
+
+
+def test_the_latest_state_is_that_of_a_whole_file(tmp_path):
+    save(tmp_path, 10)
+    path = save(tmp_path, 20)
+    (path / "state.json").write_text('{"step": 21}')
+    assert checkpoint.latest_state(tmp_path) == {"step": 10}

@@ -1,6 +1,7 @@
 """A run that was stopped and goes on ends as if nothing had happened, bit for bit: at every step, with other workers."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -39,6 +40,13 @@ def run(scenes: Path, out: Path, **settings):
 def unbroken(scenes, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "unbroken"
     run(scenes, out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def stopped_at_4(scenes, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "stopped"
+    run(scenes, out, **{"run.stop_at_step": 4, "evaluate.data": None})
     return out
 
 
@@ -84,7 +92,7 @@ def test_a_signal_at_any_step_saves_and_the_same_command_goes_on(step, number, s
         context.setattr(update, "apply_gradients", signalled)
         result = run(scenes, tmp_path / "run")
     assert result.steps_done == step + 1
-    assert result.stopped_by == number
+    assert result.stopped_by == (number if step + 1 < NUM_STEPS else None)  # then it was too late to stop anything
     run(scenes, tmp_path / "run")
     assert_same_run(tmp_path / "run", unbroken)
 
@@ -107,6 +115,57 @@ def test_a_damaged_newest_checkpoint_costs_two_steps_and_no_more(scenes, unbroke
     assert_same_run(tmp_path / "run", unbroken)
 
 
+def removed(name):
+    return lambda state, tensors: state.pop(name)
+
+
+def changed(name, value):
+    return lambda state, tensors: state.update({name: value})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        removed("step"), removed("method"), removed("format"), changed("step", "4"), changed("step", True),
+        changed("format", None), changed("counters", [1]), changed("counters", {"other": 1}),
+        lambda state, tensors: tensors.pop("optimizer"),
+        lambda state, tensors: tensors["model"].popitem(),
+        lambda state, tensors: tensors["optimizer"].update({k: torch.zeros(3, 1, 2) for k in tensors["optimizer"]}),
+    ],
+)  # fmt: skip
+def test_a_newest_checkpoint_that_this_run_cannot_have_written_is_passed_over(
+    damage, scenes, stopped_at_4, tmp_path, capsys
+):
+    """Every file as its checksum says, and no traceback: the run goes on from the one before."""
+    shutil.copytree(stopped_at_4, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    found = checkpoint.load(folder / "step-00000004")
+    damage(found.state, found.tensors)
+    checkpoint.save(folder, 4, found.tensors, found.state, keep=2)
+    result = run(scenes, tmp_path / "run", **{"run.stop_at_step": 3, "evaluate.data": None})
+    assert result.steps_done == 3
+    assert "step-00000002 at step 2" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_a_newer_version_is_not_passed_over(scenes, stopped_at_4, tmp_path):
+    shutil.copytree(stopped_at_4, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    found = checkpoint.load(folder / "step-00000004")
+    checkpoint.save(folder, 4, found.tensors, found.state | {"format": 99}, keep=2)
+    with pytest.raises(ValueError, match="newer version"):
+        run(scenes, tmp_path / "run")
+
+
+def test_one_wrong_letter_in_the_newest_state_is_damage_and_not_other_images(scenes, stopped_at_4, tmp_path, capsys):
+    shutil.copytree(stopped_at_4, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "step-00000004" / "state.json"
+    fingerprint = checkpoint.load(file.parent).state["images"]
+    other = ("0" if fingerprint[0] != "0" else "1") + fingerprint[1:]
+    file.write_text(file.read_text().replace(fingerprint, other))
+    run(scenes, tmp_path / "run", **{"run.stop_at_step": 3, "evaluate.data": None})
+    assert "step-00000002 at step 2" in capsys.readouterr().out
+
+
 def test_a_finished_run_says_so_and_changes_nothing(scenes, unbroken, capsys):
     before = final_weights(unbroken)
     run(scenes, unbroken)
@@ -126,6 +185,23 @@ def test_resume_from_another_runs_checkpoint(scenes, unbroken, tmp_path):
     )
     ours, theirs = final_weights(tmp_path / "second"), final_weights(unbroken)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_resume_takes_over_what_is_derived_and_how_prototypes_were_frozen(scenes, tmp_path):
+    """As OUT's own run does: normalization, batch size, and "always" in an earlier version's words."""
+    frozen = "objectives.dino.head.freeze_prototypes_epochs"
+    run(scenes, tmp_path / "first", **{"run.stop_at_step": 2, "crops.mean": (0.5, 0.5, 0.5), frozen: 10_000})
+    result = pretrain(
+        scenes / "images",
+        tmp_path / "second",
+        config=tiny_config(),
+        settings={"optim.steps": NUM_STEPS, "run.stop_at_step": 3, "optim.batch_size": "auto", frozen: "always"},
+        resume=tmp_path / "first" / "checkpoints" / "step-00000002",
+    )
+    assert result.steps_done == 3
+    state = checkpoint.load_state(tmp_path / "second" / "checkpoints" / "step-00000003")
+    assert state["method"]["crops"]["mean"] == [0.5, 0.5, 0.5]
+    assert state["method"]["objectives"]["dino"]["head"]["freeze_prototypes_epochs"] == 10_000
 
 
 def test_init_from_starts_student_and_teacher_with_those_weights(scenes, unbroken, tmp_path):
