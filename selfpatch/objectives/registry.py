@@ -5,6 +5,7 @@ from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.objectives.dino import DINO
 from selfpatch.objectives.ibot import IBOT
 from selfpatch.objectives.koleo import KoLeo
+from selfpatch.objectives.moco_v3 import MoCoV3
 from selfpatch.objectives.objective import Objective
 from selfpatch.objectives.selfpatch import SelfPatch
 
@@ -12,6 +13,7 @@ OBJECTIVES = {
     "dino": DINO,
     "selfpatch": SelfPatch,
     "ibot": IBOT,
+    "moco_v3": MoCoV3,
     "koleo": KoLeo,
 }
 

@@ -25,11 +25,12 @@ MASKS = MaskConfig(ratio=(0.3, 0.5), prob=1.0)
 
 
 def small(name: str, **changes) -> ObjectiveConfig:
-    """The objective's config with a small head, if it has one, and masks, if it needs them."""
+    """The objective's config with a small head and layers, if it has them, and masks, if it needs them."""
     objective = inspect.signature(OBJECTIVES[name].__init__).parameters["config"].annotation()
     head = {"head": HEAD} if hasattr(objective, "head") else {}
     masks = {"masks": MASKS} if getattr(objective, "masks", None) else {}
-    return dataclasses.replace(objective, **head | masks | changes)
+    layers = {"hidden_dim": 32, "output_dim": 16} if hasattr(objective, "output_dim") else {}
+    return dataclasses.replace(objective, **head | masks | layers | changes)
 
 
 def objectives_of(*names: str) -> ObjectivesConfig:

@@ -8,15 +8,17 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import DINOConfig, HeadConfig, SelfDistillationConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
+from selfpatch.config.objectives.moco_v3 import MoCoV3Config
 from selfpatch.objectives.dino import DINO
 from selfpatch.objectives.distillation_branch import DistillationBranch
 from selfpatch.objectives.encoder import Encoded, EncodedViews
 from selfpatch.objectives.ibot import IBOT
+from selfpatch.objectives.moco_v3 import MoCoV3
 from tests.parity.kits import ROOTS, find_kits
 
 KITS = find_kits("losses.safetensors", "losses.json")
@@ -93,6 +95,24 @@ def test_ibot(kit):
         torch.testing.assert_close(tensor.grad, tensors[f"{name}_grad"], **TOLERANCE, msg=name)
     for name, objective in (("center_after", dino), ("patch_center_after", ibot)):
         torch.testing.assert_close(objective.branch.distillation.center, tensors[name].flatten(), **TOLERANCE, msg=name)
+
+
+def test_moco_v3(kit):
+    settings, tensors = part_of(kit, "moco_v3")
+    queries = [leaf(tensors[name]) for name in ("q1", "q2")]
+    config = MoCoV3Config(temperature=settings["temperature"], hidden_dim=1, output_dim=1)
+    objective = MoCoV3(queries[0].shape[1], config, steps_per_epoch=1)
+    objective.projector = objective.teacher_projector = objective.predictor = nn.Identity()
+    num_images = len(queries[0])
+    loss, _ = objective(
+        image_views(num_images, torch.cat(queries)),
+        image_views(num_images, torch.cat([tensors["k1"], tensors["k2"]])),
+        0,
+    )
+    loss.backward()
+    torch.testing.assert_close(loss.item(), settings["loss"], **TOLERANCE)
+    for name, query in zip(("q1", "q2"), queries, strict=True):
+        torch.testing.assert_close(query.grad, tensors[f"{name}_grad"], **TOLERANCE, msg=name)
 
 
 def part_of(kit, method: str) -> tuple[dict, dict[str, Tensor]]:

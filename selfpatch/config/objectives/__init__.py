@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from selfpatch.config.objectives.dino import DINOConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.koleo import KoLeoConfig
+from selfpatch.config.objectives.moco_v3 import MoCoV3Config
 from selfpatch.config.objectives.objective import ObjectiveConfig
 from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.config.objectives.selfpatch import SelfPatchConfig
@@ -19,6 +20,7 @@ class ObjectivesConfig(Config, group="objectives"):
     dino: DINOConfig | None = DINOConfig()
     selfpatch: SelfPatchConfig | None = None
     ibot: IBOTConfig | None = None
+    moco_v3: MoCoV3Config | None = None
     koleo: KoLeoConfig | None = None
 
     def __post_init__(self):
