@@ -7,6 +7,7 @@ import torch
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import ObjectivesConfig, SelfDistillationConfig, SelfPatchConfig
+from selfpatch.config.io import read_yaml
 from selfpatch.config.masks import MaskConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.patch import PatchConfig
@@ -258,6 +259,20 @@ def test_settings_that_make_no_loss(settings, words):
 def test_objectives_that_do_not_go_together(objectives, words):
     with pytest.raises(UserError, match=words):
         ObjectivesConfig(**objectives)
+
+
+def test_masked_selfpatch_is_a_line_of_a_settings_file(tmp_path):
+    """The example of docs/methods.md."""
+    (tmp_path / "config.yaml").write_text(
+        "objectives:\n"
+        "  dino: {}\n"
+        "  selfpatch: {masks: {kind: block, prob: 0.5}, visible_weight: 0.5, aggregation: similarity_weighted_mean}\n"
+    )
+    config = read_yaml(tmp_path / "config.yaml")
+    assert config.aggregator is None
+    assert config.objectives.selfpatch == SelfPatchConfig(
+        masks=MaskConfig(), visible_weight=0.5, aggregation="similarity_weighted_mean"
+    )
 
 
 def test_more_positives_than_patches_are_refused():
