@@ -174,7 +174,7 @@ def test_without_masks_no_mask_token_is_made():
 
 def test_before_its_start_an_objective_has_neither_weight_nor_masks_and_then_it_rises():
     settings = IBOTConfig(
-        head=HEAD, masks=MASKS, weight=2.0, start_epoch=1.5, ramp_epochs=1.0,
+        head=HEAD, masks=MASKS, visible_weight=1.0, weight=2.0, start_epoch=1.5, ramp_epochs=1.0,
         distillation=SelfDistillationConfig(teacher_temperature=0.08, warmup_epochs=3),
     )  # fmt: skip
     student_teacher = student_teacher_of(settings)  # four steps an epoch
@@ -182,9 +182,10 @@ def test_before_its_start_an_objective_has_neither_weight_nor_masks_and_then_it_
     assert [objective.weight_at(step) for step in (0, 5, 6, 7, 8, 9, 10, 99)] == [0, 0, 0.5, 1, 1.5, 2, 2, 2]
     assert [student_teacher.masks_at(step) for step in (0, 5, 6, 99)] == [None, None, MASKS, MASKS]
 
-    views = views_of(student_teacher)._replace(masks=None)
-    loss, _ = student_teacher(views, 5)
-    assert loss == 0
+    for step, weight in ((5, 0.0), (6, 0.5), (10, 2.0)):
+        loss, metrics = student_teacher(views_of(student_teacher), step)
+        torch.testing.assert_close(loss, weight * metrics["ibot/loss"])
+        assert metrics["ibot/loss"] > 0
     # The warm-up of the temperature (0.04, 0.06, 0.08 an epoch) counts from the start.
     student, teacher = encoded(student_teacher, views_of(student_teacher))
     from_step_6, _ = objective(student, teacher, 6 + 4)
