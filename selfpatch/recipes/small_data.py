@@ -92,10 +92,11 @@ def dino_ibot_small() -> PretrainConfig:
     Expected: no result on a real data set yet.
 
     Targets, heads and teacher are those of `dino-selfpatch-small`, for the same reasons. The patches have a head of
-    their own, as in DINOv2, and Sinkhorn spreads the masked ones over its prototypes.
+    their own, as in DINOv2, and Sinkhorn spreads the masked ones over its prototypes. The weight is that of SelfPatch:
+    with iBOT's weight of 1 a short run made the patches worse (docs/tried.md).
     """
     config = dino_small()
     assert config.objectives.dino is not None
     image_level = config.objectives.dino
-    patch_level = IBOTConfig(head=image_level.head, distillation=image_level.distillation)
+    patch_level = IBOTConfig(weight=0.1, head=image_level.head, distillation=image_level.distillation)
     return replace(config, recipe="dino-ibot-small", objectives=replace(config.objectives, ibot=patch_level))
