@@ -31,6 +31,15 @@ def global_mean(x: Tensor) -> Tensor:
     return global_sum(x) / world_size()
 
 
+def gather_rows(x: Tensor) -> Tensor:
+    """The rows of all ranks, each of which holds equally many, one rank after another, without gradient."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
 def any_rank(flag: bool, device: torch.device | str = "cpu") -> bool:
     """True on every rank as soon as one rank says True: how ranks agree to skip, to stop and to save."""
     if world_size() == 1:

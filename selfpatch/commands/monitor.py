@@ -44,7 +44,7 @@ class TrainingMonitor:
         self._every = settings.every_steps or max(num_steps // 10, 1)
         self._image_size = settings.image_size or 2 * min(rows_columns(config.crops.global_size))
         self._positives = positives_config(config.objectives)
-        smallest = max(patch_size) * self._positives.window_size
+        smallest = max(patch_size) * self._positives.min_grid_side
         if self._image_size < smallest:
             raise UserError(
                 f"evaluate.image-size is {self._image_size}; scores and pictures need at least {smallest} px, the "

@@ -75,13 +75,13 @@ class Range:
 
 @dataclass(frozen=True)
 class Rule:
-    """A condition on a whole value, with what is allowed in words."""
+    """A condition on a whole value, with what is allowed in words; None and words are outside of it."""
 
     holds: Callable[[Any], bool]
     text: str
 
     def problem(self, value: Any, *, is_whole: bool) -> str | None:
-        return None if value is None or self.holds(value) else self.text
+        return None if value is None or isinstance(value, str) or self.holds(value) else self.text
 
 
 Finite = Range()

@@ -20,21 +20,40 @@ from selfpatch.objectives.self_distillation import (
 class DistillationBranch(nn.Module):
     """A projection head, its teacher, and the center or Sinkhorn that turns the teacher's logits into targets.
 
-    Owned by an objective; two objectives may share one (iBOT's shared head).
+    Owned by an objective. With `shared` (iBOT's shared head) both heads are that branch's, center and temperatures are
+    not. Its heads are registered there alone: once in `state_dict`, once in a checkpoint.
 
     Source: DINO, algorithm 1.
     """
 
-    def __init__(self, dim: int, head: HeadConfig, distillation: SelfDistillationConfig, *, steps_per_epoch: int):
+    head: ProjectionHead
+    teacher_head: ProjectionHead
+
+    def __init__(
+        self,
+        dim: int,
+        head: HeadConfig | None,
+        distillation: SelfDistillationConfig,
+        *,
+        steps_per_epoch: int,
+        shared: "DistillationBranch | None" = None,
+    ):
         super().__init__()
-        self.head = ProjectionHead(dim, head)
-        self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
-        self.distillation = SelfDistillation(self.head.num_prototypes, distillation, steps_per_epoch=steps_per_epoch)
-        if head.freeze_prototypes_epochs == "always":
-            self.head.prototypes.requires_grad_(False)
-            self._frozen_steps = 0
+        if head is not None:
+            self.head = ProjectionHead(dim, head)
+            self.teacher_head = copy.deepcopy(self.head).requires_grad_(False)
+            if head.freeze_prototypes_epochs == "always":
+                self.head.prototypes.requires_grad_(False)
+                self._frozen_steps = 0
+            else:
+                self._frozen_steps = head.freeze_prototypes_epochs * steps_per_epoch
         else:
-            self._frozen_steps = head.freeze_prototypes_epochs * steps_per_epoch
+            assert shared is not None, "settings without a head are refused without the objective that has one"
+            # Not as attributes of a module, which would register them a second time.
+            object.__setattr__(self, "head", shared.head)
+            object.__setattr__(self, "teacher_head", shared.teacher_head)
+            self._frozen_steps = shared._frozen_steps
+        self.distillation = SelfDistillation(self.head.num_prototypes, distillation, steps_per_epoch=steps_per_epoch)
 
     def predict(self, tokens: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows Z"]:
         """Unit vectors of the student's tokens, one matrix product before logits."""

@@ -15,6 +15,7 @@ class Needs(NamedTuple):
 
     Args:
         masks: how the student's global crops are masked; None: they are not.
+        masks_from_step: the first step in which they are.
         aggregator: patches are aggregated, so the encoder must have an aggregator that some objective trains.
         image_token: gradients flow through the image token.
     """
@@ -22,6 +23,7 @@ class Needs(NamedTuple):
     student_local: bool = False
     teacher_local: bool = False
     masks: MaskConfig | None = None
+    masks_from_step: int = 0
     aggregator: bool = False
     image_token: bool = False
 
@@ -41,6 +43,10 @@ class Objective(nn.Module):
         self, student: EncodedViews, teacher: EncodedViews, step: int
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         raise NotImplementedError
+
+    def weight_at(self, step: int) -> float:
+        """The weight of this objective in the loss of a step."""
+        return self.weight
 
     def check_grid(self, rows: int, columns: int) -> None:
         """Raises UserError if crops of rows x columns patches, of a kind that it needs, are too small for it."""

@@ -67,9 +67,9 @@ def hidden(config: HeadConfig) -> list[nn.Module]:
 class BatchNorm(nn.Module):
     """Normalises every channel over all other axes, always with the statistics of the batch at hand."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, *, affine: bool = True):
         super().__init__()
-        self.norm = nn.BatchNorm1d(dim, track_running_stats=False)
+        self.norm = nn.BatchNorm1d(dim, affine=affine, track_running_stats=False)
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
         return self.norm(x.flatten(0, -2)).view_as(x)

@@ -12,7 +12,7 @@ from selfpatch.config.masks import MaskConfig
 
 # First word of what numpy is seeded with: apart from those of orders and crops (data/loading/sampler.py).
 _MASK = 3
-# Smallest block in patches, and its lowest aspect ratio: BEiT's and iBOT's values.
+# Smallest block in patches, and its lowest aspect ratio: DINOv2's values. iBOT's smallest block is a ninth of the grid.
 MIN_BLOCK_SIZE, MIN_ASPECT = 4, 0.3
 # Blocks that do not add a patch before the rest is drawn patch by patch.
 MAX_TRIES = 10
@@ -44,7 +44,8 @@ def _draw_mask(config: MaskConfig, rng: np.random.Generator, grid_size: tuple[in
 def _add_blocks(mask: Bool[np.ndarray, "R S"], num_masked: int, rng: np.random.Generator) -> None:
     """Rectangles at random places, as long as one that fits into what is left to mask is found.
 
-    Source: BEiT's masking_generator as iBOT uses it; differs: what blocks leave over is masked patch by patch.
+    Source: BEiT's masking_generator as iBOT uses it. Differs: what blocks leave over is masked patch by patch, as in
+    DINOv2.
     """
     rows, columns = mask.shape
     failed = 0

@@ -26,15 +26,19 @@ class StudentTeacher(nn.Module):
 
     def __init__(self, encoder: Encoder, objectives: dict[str, Objective]):
         super().__init__()
-        self.student = encoder
-        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
-        self.objectives = nn.ModuleDict(objectives)
         needs = [objective.needs for objective in objectives.values()]
         self._student_local = any(need.student_local for need in needs)
         self._teacher_local = any(need.teacher_local for need in needs)
-        # How the student's global crops are masked; objectives that disagree would be an error of ours.
-        self.masks: MaskConfig | None = next((need.masks for need in needs if need.masks), None)
-        assert all(need.masks in (None, self.masks) for need in needs)
+        masking = [need for need in needs if need.masks]
+        # How the student's global crops are masked; objectives that disagree are refused by their settings.
+        self.masks: MaskConfig | None = masking[0].masks if masking else None
+        assert all(need.masks == self.masks for need in masking)
+        self._masks_from_step = min((need.masks_from_step for need in masking), default=0)
+        if self.masks is not None:
+            encoder.backbone.enable_masks()  # before the copy: the teacher has the same parameters
+        self.student = encoder
+        self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+        self.objectives = nn.ModuleDict(objectives)
         disable_stochastic_depth(self.teacher)
 
     def forward(self, views: Views, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -48,9 +52,13 @@ class StudentTeacher(nn.Module):
         total = torch.zeros((), device=views.global_crops.device)
         for name, objective in self.named_objectives.items():
             loss, signals = objective(student, teacher, step)
-            total = total + objective.weight * loss
+            total = total + objective.weight_at(step) * loss
             metrics |= {f"{name}/{key}": signal for key, signal in ({"loss": loss.detach()} | signals).items()}
         return total, metrics
+
+    def masks_at(self, step: int) -> MaskConfig | None:
+        """How the student's global crops are masked in a step; None: they are not, or not yet."""
+        return self.masks if step >= self._masks_from_step else None
 
     @property
     def named_objectives(self) -> dict[str, Objective]:
@@ -60,7 +68,7 @@ class StudentTeacher(nn.Module):
         """All pairs of a student's module and the teacher's that follows it, each once."""
         pairs = [(self.student, self.teacher)]
         pairs += [pair for objective in self.named_objectives.values() for pair in objective.ema_pairs()]
-        return list(dict.fromkeys(pairs))  # two objectives may share a branch
+        return list(dict.fromkeys(pairs))  # two objectives may share their heads
 
     def commit(self, momentum: float) -> None:
         """Apply an accepted step: teachers follow, centers move."""

@@ -132,11 +132,12 @@ class PretrainTask:
 
     def _draw_masks(self, step: int) -> Bool[Tensor, "G B N"] | None:
         student_teacher = self._state.student_teacher
-        if student_teacher.masks is None:
+        masks = student_teacher.masks_at(step)
+        if masks is None:
             return None
         return draw_masks(
-            student_teacher.masks,
-            self._sampler.indices(step),
+            masks,
+            self._sampler.indices(step).tolist(),
             seed=self._config.seed,
             step=step,
             num_crops=self._config.crops.num_global,

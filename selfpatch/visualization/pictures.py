@@ -53,13 +53,13 @@ def visualize(
     assert not backbone.training
     positives = positives or positives_config()
     image_size = image_size or 2 * min(backbone.image_size)
-    if image_size < positives.window_size * max(backbone.patch_size):
+    if image_size < positives.min_grid_side * max(backbone.patch_size):
         raise UserError(
-            f"image-size is {image_size} px, less than {positives.window_size} patches of {max(backbone.patch_size)} "
+            f"image-size is {image_size} px, less than {positives.min_grid_side} patches of {max(backbone.patch_size)} "
             "px, the window in which positives are sought; make it larger"
         )
     encoded = [
-        encode(backbone, name, pixels, image_size, min_patches=positives.window_size)
+        encode(backbone, name, pixels, image_size, min_patches=positives.min_grid_side)
         for name, pixels in images[:NUM_PCA]
     ]
     similarity = encoded[:NUM_SIMILARITY]

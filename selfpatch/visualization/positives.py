@@ -71,22 +71,26 @@ def draw_positives(
 
     `patches` are indices, the same in every image; None: `spread_patches`.
     """
+    window = config.window_size
     rows = []
     for image in images:
         found = neighborhoods(image.tokens, patches or spread_patches(image.tokens.grid_size), config)
         row = [Panel(_draw_overview(image, found, config), image.name)]
-        for number, around in enumerate(found, start=1):
+        for number, around in enumerate(found if isinstance(window, int) else [], start=1):
             position = divmod(around.patch, image.tokens.grid_size[1])
             row.append(Panel(_draw_window(image, around, config), f"{number}: row {position[0]}, column {position[1]}"))
         rows.append(row)
     return draw_sheet(
         "The positives that SelfPatch picks",
-        f"Yellow: a patch. Green: the {config.num_positives} of its neighbours in a window of {config.window_size} x "
-        f"{config.window_size} that are most similar to it, with their cosine similarity;\n"
+        f"Yellow: a patch. Green: the {config.num_positives} of its neighbours in a window of {window} x "
+        f"{window} that are most similar to it, with their cosine similarity;\n"
         + {
             "circular": "beyond a border the window goes on at the opposite side.",
             "none": "beyond a border there is nothing.",
-        }[config.padding_mode],
+        }[config.padding_mode]
+        if isinstance(window, int)
+        else f"Yellow: patches. Green: the {config.num_positives} of all other patches of the image that are most "
+        "similar to one of them.",
         rows,
     )
 
@@ -102,13 +106,15 @@ def _draw_overview(image: EncodedImage, found: list[Neighborhood], config: SelfP
         row, column = divmod(around.patch, columns)
         mark_patch(draw, (row, column), cell, CHOSEN)
         # Left of the window, which stays free to be looked at.
-        outlined_text(draw, (max(8, (column - config.window_size // 2) * cell - 8), (row + 0.5) * cell), str(number))
+        reach = config.window_size // 2 if isinstance(config.window_size, int) else 0
+        outlined_text(draw, (max(8, (column - reach) * cell - 8), (row + 0.5) * cell), str(number))
     return panel
 
 
 def _draw_window(image: EncodedImage, around: Neighborhood, config: SelfPatchConfig) -> Image.Image:
     """The patches of the window side by side as the objective sees them, wherever in the image they are."""
     side = config.window_size
+    assert isinstance(side, int)
     cell = WINDOW_SIDE // side
     panel = Image.new("RGB", (side * cell, side * cell), PAPER)
     draw = ImageDraw.Draw(panel)

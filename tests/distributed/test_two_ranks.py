@@ -16,7 +16,8 @@ from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.demo.scenes import write_scenes
-from selfpatch.distributed import any_rank, global_mean, global_sum
+from selfpatch.distributed import any_rank, gather_rows, global_mean, global_sum
+from selfpatch.objectives.moco_v3 import info_nce
 from selfpatch.objectives.self_distillation import SelfDistillation, distillation_signals, sinkhorn
 from selfpatch.optim.optimizer import optimizer_step
 from selfpatch.output.metric_logger import MetricLogger, read_metrics
@@ -79,6 +80,10 @@ def run_rank(rank: int, folder: Path) -> None:
     found["sinkhorn"] = sinkhorn(part(logits(), rank))
     found["signals"] = distillation_signals(part(logits(), rank).softmax(dim=-1), torch.tensor(1.0))
 
+    # Queries of a rank among the keys of all.
+    keys = gather_rows(part(logits().roll(1, dims=0), rank))
+    found["info_nce"] = info_nce(part(logits(), rank), keys, 0.5)
+
     # A gradient that is not finite on one rank: nobody steps.
     parameter = torch.nn.Parameter(torch.ones(2))
     parameter.grad = torch.tensor([1.0, float("nan") if rank == 1 else 1.0])
@@ -139,6 +144,12 @@ def test_the_center_is_that_of_the_joined_batch(ranks):
 def test_sinkhorn_balances_the_rows_of_all_ranks(ranks):
     torch.testing.assert_close(torch.cat([found["sinkhorn"] for found in ranks]), sinkhorn(logits()))
     assert not torch.allclose(ranks[0]["sinkhorn"], sinkhorn(part(logits(), 0)), atol=1e-3)
+
+
+def test_queries_are_compared_with_the_keys_of_all_ranks(ranks):
+    whole = info_nce(logits(), logits().roll(1, dims=0), 0.5)
+    for i in range(2):
+        torch.testing.assert_close(sum(found["info_nce"][i] for found in ranks) / WORLD_SIZE, whole[i])
 
 
 def test_the_mean_target_of_the_signals_is_over_all_ranks(ranks):

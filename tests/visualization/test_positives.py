@@ -97,3 +97,11 @@ def test_windows_show_the_pixels_of_their_patches():
         around = around._replace(positives=[8], similarity=[0.5])  # its frame is elsewhere
         window = positives._draw_window(image, around, config)
         assert window.getpixel((30, 30)) == color
+
+
+def test_of_a_window_over_the_whole_image_the_overview_is_all():
+    images = [EncodedImage("a.jpg", np.zeros((48, 64, 3), np.uint8), random_tokens((6, 8)))]
+    picture = draw_positives(images, SelfPatchConfig(window_size="image"))
+    assert picture.width < draw_positives(images, SelfPatchConfig()).width
+    (around,) = neighborhoods(images[0].tokens, [9], SelfPatchConfig(window_size="image"))
+    assert sorted([*around.window, 9]) == list(range(48))

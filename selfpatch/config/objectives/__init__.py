@@ -3,8 +3,11 @@
 from dataclasses import dataclass, fields
 
 from selfpatch.config.objectives.dino import DINOConfig
+from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.koleo import KoLeoConfig
+from selfpatch.config.objectives.moco_v3 import MoCoV3Config
 from selfpatch.config.objectives.objective import ObjectiveConfig
+from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.config.objectives.selfpatch import SelfPatchConfig
 from selfpatch.config.ranges import Config
 from selfpatch.errors import UserError
@@ -16,6 +19,8 @@ class ObjectivesConfig(Config, group="objectives"):
 
     dino: DINOConfig | None = DINOConfig()
     selfpatch: SelfPatchConfig | None = None
+    ibot: IBOTConfig | None = None
+    moco_v3: MoCoV3Config | None = None
     koleo: KoLeoConfig | None = None
 
     def __post_init__(self):
@@ -23,6 +28,20 @@ class ObjectivesConfig(Config, group="objectives"):
         if not self.given():
             names = ", ".join(field.name for field in fields(self))
             raise UserError(f"objectives has none that is set; give at least one of: {names}")
+        patch_objectives = {name: config for name, config in self.given().items() if isinstance(config, PatchConfig)}
+        masked = {name: config for name, config in patch_objectives.items() if config.masks}
+        if len({config.masks for config in masked.values()}) > 1:
+            names = " and ".join(f"objectives.{name}.masks" for name in masked)
+            raise UserError(
+                f"{names} differ, and all objectives see the same crops of the student; give them the same masks, or "
+                "leave the masks out of all but one"
+            )
+        for name, config in patch_objectives.items():
+            if config.head is None and self.dino is None:
+                raise UserError(
+                    f"objectives.{name}.head is None: it would be that of objectives.dino, which is left out; give it "
+                    "settings of its own, or use objectives.dino as well"
+                )
 
     def given(self) -> dict[str, ObjectiveConfig]:
         """The objectives that are set, by name."""

@@ -1,7 +1,7 @@
 """Settings that every objective has."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from selfpatch.config.ranges import Config, NonNegative
 
@@ -10,7 +10,9 @@ from selfpatch.config.ranges import Config, NonNegative
 class ObjectiveConfig(Config):
     """Base of every objective's settings."""
 
-    needs_aggregator: ClassVar[bool] = False
-
     # weight of this objective in the loss
     weight: Annotated[float, NonNegative] = 1.0
+
+    @property
+    def needs_aggregator(self) -> bool:
+        return False

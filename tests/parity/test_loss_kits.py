@@ -1,0 +1,165 @@
+"""Loss terms alone against the authors' programs: every losses kit below SELFPATCH_PARITY_KITS (see kits/README.md).
+
+A kit holds logits. An objective is given them as tokens, with heads that let them through.
+"""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from selfpatch.backbones.backbone import Tokens
+from selfpatch.config import DINOConfig, HeadConfig, SelfDistillationConfig
+from selfpatch.config.objectives.ibot import IBOTConfig
+from selfpatch.config.objectives.moco_v3 import MoCoV3Config
+from selfpatch.objectives.dino import DINO
+from selfpatch.objectives.distillation_branch import DistillationBranch
+from selfpatch.objectives.encoder import Encoded, EncodedViews
+from selfpatch.objectives.ibot import IBOT
+from selfpatch.objectives.moco_v3 import MoCoV3
+from tests.parity.kits import ROOTS, find_kits
+
+KITS = find_kits("losses.safetensors", "losses.json")
+# "epoch" needs no use: the temperature of that epoch is given.
+KNOWN = {
+    "dino": {"loss", "epoch", "teacher_temp", "crops", "student_temp", "center_momentum", "layout"},
+    "ibot": {"loss", "cls", "patch", "epoch", "teacher_temp", "teacher_patch_temp", "student_temp", "center_momentum"},
+    "moco_v3": {"loss", "temperature", "note"},
+}
+TOLERANCE = dict(rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture(params=KITS, ids=lambda kit: kit.name, scope="module")
+def kit(request) -> tuple[dict, dict[str, Tensor]]:
+    return json.loads((request.param / "losses.json").read_text()), load_file(request.param / "losses.safetensors")
+
+
+def test_kits_are_found():
+    assert KITS, f"no kit of losses below {ROOTS}"
+
+
+def test_kit_settings_are_all_known(kit):
+    """A setting that we do not know would pass unnoticed."""
+    settings, _ = kit
+    assert settings.keys() <= KNOWN.keys()
+    assert all(given.keys() <= KNOWN[method] for method, given in settings.items())
+
+
+def test_dino(kit):
+    settings, tensors = part_of(kit, "dino")
+    student, teacher = leaf(tensors["student"]), tensors["teacher"]
+    num_images = len(student) // settings["crops"]
+    branch = DINO(student.shape[1], DINOConfig(**logits_as_tokens(student.shape[1], settings)), steps_per_epoch=1)
+    expect_logits(branch.branch, tensors["center_before"])
+    loss, _ = branch(
+        image_views(num_images, student[: len(teacher)], student[len(teacher) :]),
+        image_views(num_images, teacher),
+        0,
+    )
+    loss.backward()
+    branch.commit()
+    torch.testing.assert_close(loss.item(), settings["loss"], **TOLERANCE)
+    torch.testing.assert_close(student.grad, tensors["student_grad"], **TOLERANCE)
+    torch.testing.assert_close(branch.branch.distillation.center, tensors["center_after"].flatten(), **TOLERANCE)
+
+
+def test_ibot(kit):
+    settings, tensors = part_of(kit, "ibot")
+    cls, patches = leaf(tensors["student_cls"]), leaf(tensors["student_patch"])
+    local = leaf(tensors["local_cls"]) if "local_cls" in tensors else None
+    num_images, grid_size = tensors["masks"].shape[1], tuple(tensors["masks"].shape[2:])
+    masks = tensors["masks"].bool().flatten(2).flatten(0, 1)
+    dino = DINO(cls.shape[1], DINOConfig(**logits_as_tokens(cls.shape[1], settings)), steps_per_epoch=1)
+    patch_settings = settings | {"teacher_temp": settings["teacher_patch_temp"]}
+    ibot = IBOT(patches.shape[2], IBOTConfig(**logits_as_tokens(patches.shape[2], patch_settings)), steps_per_epoch=1)
+    expect_logits(dino.branch, tensors["center_before"])
+    expect_logits(ibot.branch, tensors["patch_center_before"])
+
+    image_loss, _ = dino(image_views(num_images, cls, local), image_views(num_images, tensors["teacher_cls"]), 0)
+    patch_loss, _ = ibot(
+        patch_views(num_images, patches, grid_size, masks),
+        patch_views(num_images, tensors["teacher_patch"], grid_size),
+        0,
+    )
+    (image_loss + patch_loss).backward()
+    for objective in (dino, ibot):
+        objective.commit()
+
+    torch.testing.assert_close(image_loss.item(), settings["cls"], **TOLERANCE)
+    torch.testing.assert_close(patch_loss.item(), settings["patch"], **TOLERANCE)
+    torch.testing.assert_close((image_loss + patch_loss).item(), settings["loss"], **TOLERANCE)
+    given = {"student_cls": cls, "student_patch": patches} | ({} if local is None else {"local_cls": local})
+    for name, tensor in given.items():
+        torch.testing.assert_close(tensor.grad, tensors[f"{name}_grad"], **TOLERANCE, msg=name)
+    for name, objective in (("center_after", dino), ("patch_center_after", ibot)):
+        torch.testing.assert_close(objective.branch.distillation.center, tensors[name].flatten(), **TOLERANCE, msg=name)
+
+
+def test_moco_v3(kit):
+    settings, tensors = part_of(kit, "moco_v3")
+    queries = [leaf(tensors[name]) for name in ("q1", "q2")]
+    config = MoCoV3Config(temperature=settings["temperature"], hidden_dim=1, output_dim=1)
+    objective = MoCoV3(queries[0].shape[1], config, steps_per_epoch=1)
+    objective.projector = objective.teacher_projector = objective.predictor = nn.Identity()
+    num_images = len(queries[0])
+    loss, _ = objective(
+        image_views(num_images, torch.cat(queries)),
+        image_views(num_images, torch.cat([tensors["k1"], tensors["k2"]])),
+        0,
+    )
+    loss.backward()
+    torch.testing.assert_close(loss.item(), settings["loss"], **TOLERANCE)
+    for name, query in zip(("q1", "q2"), queries, strict=True):
+        torch.testing.assert_close(query.grad, tensors[f"{name}_grad"], **TOLERANCE, msg=name)
+
+
+def part_of(kit, method: str) -> tuple[dict, dict[str, Tensor]]:
+    """The settings and tensors of one method; skips a kit without it."""
+    settings, tensors = kit
+    if method not in settings:
+        pytest.skip(f"a kit without {method}")
+    return settings[method], {
+        name.removeprefix(f"{method}."): tensor for name, tensor in tensors.items() if name.startswith(f"{method}.")
+    }
+
+
+def leaf(tensor: Tensor) -> Tensor:
+    return tensor.clone().requires_grad_()
+
+
+def logits_as_tokens(num_prototypes: int, settings: dict) -> dict:
+    """Settings of an objective whose tokens are logits: a head of that width, and the kit's temperatures."""
+    distillation = SelfDistillationConfig(
+        student_temperature=settings["student_temp"],
+        teacher_temperature=settings["teacher_temp"],
+        center_momentum=settings.get("center_momentum", 0.9),
+    )
+    head = HeadConfig(num_prototypes=num_prototypes, hidden_dim=1, bottleneck_dim=num_prototypes)
+    return {"head": head, "distillation": distillation}
+
+
+def expect_logits(branch: DistillationBranch, center: Tensor) -> None:
+    """Heads that give back their input, and the center before the step."""
+    for head in (branch.head, branch.teacher_head):
+        head.bottleneck = lambda x: x
+        with torch.no_grad():
+            head.prototypes.weight_v.copy_(torch.eye(len(head.prototypes.weight_v)))
+    branch.distillation.center.copy_(center.flatten())
+
+
+def image_views(num_images: int, global_tokens: Tensor, local_tokens: Tensor | None = None) -> EncodedViews:
+    def encoded(image_token: Tensor | None) -> Encoded | None:
+        if image_token is None or not len(image_token):
+            return None
+        return Encoded(Tokens(None, image_token[:, None], (1, 1)), image_token)
+
+    return EncodedViews(num_images, encoded(global_tokens), encoded(local_tokens), None, lambda x: x, None)
+
+
+def patch_views(
+    num_images: int, patch_tokens: Tensor, grid_size: tuple[int, int], masks: Tensor | None = None
+) -> EncodedViews:
+    encoded = Encoded(Tokens(None, patch_tokens, grid_size), patch_tokens.mean(dim=1))
+    return EncodedViews(num_images, encoded, None, masks, lambda x: x, None)
