@@ -144,8 +144,7 @@ def test_no_more_than_one_part_of_a_batch_is_held_in_float(num_parts, monkeypatc
         tiny_student_teacher(config), parts, 0, lambda: torch.enable_grad(), num_parts=num_parts
     )
     numbers_of_a_part = 8 // num_parts * 2 * 3 * (32 * 32 + 24 * 24)
-    # The last part's crops may still be held by the loop while the next ones are made.
-    assert most[0] <= (2 if num_parts > 1 else 1) * numbers_of_a_part
+    assert most[0] == numbers_of_a_part
 
 
 def test_bookkeeping_that_nobody_asked_for_takes_a_twentieth_of_the_time(monkeypatch):
