@@ -95,7 +95,7 @@ def pretrain(
 
         # 2. Take the folder.
         command = printable(f"selfpatch pretrain {images} {out} --config THIS FILE", keep="\\")
-        run.open(config, header=f"selfpatch {installed_version('selfpatch')}: {command}")
+        run.open(config, source, header=f"selfpatch {installed_version('selfpatch')}: {command}")
         print_summary(config, source, parts, resolved, device=device)
 
         # 3. Train.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.commands.hardware import find_device
-from selfpatch.config import SelfPatchConfig
 from selfpatch.config.io import read_yaml
+from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.data.image_folder import ImageFolder, read_evenly_spaced
 from selfpatch.errors import UserError, working
 from selfpatch.output.atomic_files import require_writable
@@ -67,7 +67,7 @@ def visualize(
     return paths
 
 
-def own_positives(model: Path | str) -> SelfPatchConfig:
+def own_positives(model: Path | str) -> PatchConfig:
     """Settings by which a run finds positives; the paper's if `model` is no run, or one that finds none."""
     config_file = Path(model) / "config.yaml"
     return positives_config(read_yaml(config_file).objectives if config_file.is_file() else None)

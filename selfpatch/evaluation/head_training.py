@@ -213,10 +213,14 @@ def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, identity: dict[
         context.out / "checkpoints",
         lambda found: checkpoint.require(found, state={"step": int}, tensors=("model", "optimizer")),
     )
-    for reason in skipped_checkpoints:
-        say(f"warning: {reason}; an older checkpoint is used")
+    if found is None and skipped_checkpoints:
+        raise UserError(
+            f"no checkpoint of {context.out} can be read: {skipped_checkpoints[0]}. Give a new folder to train anew"
+        )
     if found is None:
         return 0
+    for reason in skipped_checkpoints:
+        say(f"warning: {reason}; an older checkpoint is used")
     stored = found.state.get("identity")
     if isinstance(stored, dict) and isinstance(stored.get("protocol"), dict):
         stored = stored | {"protocol": current_names(stored["protocol"])}

@@ -9,6 +9,7 @@ is the old one or the new one, never half of one.
 import errno
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -73,11 +74,16 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
             raise OSError(f"{final} cannot be written: {error}") from error
         raise
     # Later ones are of a time line that was given up, damaged most likely: they must not push out what is whole.
-    steps = sorted(folder.glob("step-*"))
+    steps = checkpoints_in(folder)
     later = [path for path in steps if path.name > final.name]
     for old in [*later, *steps[: len(steps) - len(later)][:-keep]]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Those that a run wrote, oldest first; a copy under another name, such as step-00000100.bak, is none."""
+    return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
 
 
 def load(path: Path) -> Checkpoint:
@@ -105,7 +111,7 @@ def load_latest(
         accept: raises DamagedCheckpointError for one that its writer cannot have written, so that it is skipped too.
     """
     skipped_checkpoints = []
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(checkpoints_in(folder)):
         try:
             found = load(path)
             accept(found)
@@ -118,7 +124,7 @@ def load_latest(
 
 def latest_state(folder: Path) -> dict[str, Any]:
     """The newest checkpoint's state, or the next one's if that is damaged, without a look at tensors; else empty."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
+    for path in reversed(checkpoints_in(folder)):
         try:
             return load_state(path)
         except DamagedCheckpointError:

@@ -3,6 +3,7 @@
 Where a run starts: (1) OUT's own newest valid checkpoint, (2) `--resume PATH`, (3) `--init-from WEIGHTS`, (4) scratch.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.bad_images_file = path / "bad_images.txt"
+        self.images_file = path / "images.json"
         self.backbone_file = path / "backbone.safetensors"
         self.checkpoints = path / "checkpoints"
         self.pictures = path / "pictures"
@@ -45,12 +47,12 @@ class RunFolder:
             )
         if self.config_file.exists():
             # Images first: settings that are derived from their number differ as a consequence.
-            self._require_same_images(checkpoint.latest_state(self.checkpoints), images)
+            self._require_same_images(checkpoint.latest_state(self.checkpoints) or self._read_images(), images)
             self.require_same_method(result_affecting(to_dict(read_yaml(self.config_file))), config, self.path)
             self._lock.take()  # from here on nobody else writes what this run is about to read
 
-    def open(self, config: PretrainConfig, *, header: str) -> None:
-        """Take the folder for this process, and write config.yaml.
+    def open(self, config: PretrainConfig, images: ImageSource, *, header: str) -> None:
+        """Take the folder for this process, and write config.yaml, and which images it is about.
 
         Raises:
             UserError: another process is running in it (its host and number are said).
@@ -59,9 +61,19 @@ class RunFolder:
         self._lock.take()
         with atomic_write(self.config_file) as file:
             write_yaml(config, file, header=header)
+        with atomic_write(self.images_file) as file:
+            file.write_text(json.dumps(identity_of(images)) + "\n", encoding="utf-8")
         if self.bad_images_file.exists():
             lines = self.bad_images_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
             self._bad_images = dict(line.split("\t", 1) for line in lines if "\t" in line)
+
+    def _read_images(self) -> dict[str, Any]:
+        """The images of a run that has no checkpoint yet; empty if that is not known."""
+        try:
+            values = json.loads(self.images_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return values if isinstance(values, dict) else {}
 
     def close(self) -> None:
         self._lock.close()
@@ -87,8 +99,7 @@ class RunFolder:
     def save(self, state: TrainState, images: ImageSource, config: PretrainConfig) -> None:
         """Write a checkpoint: the train state, and what a run that goes on has to agree in."""
         agreed = {
-            "num_images": len(images),
-            "images": images.fingerprint(),
+            **identity_of(images),
             "method": result_affecting(to_dict(config)),
         }
         checkpoint.save(
@@ -113,6 +124,10 @@ class RunFolder:
                 f"{where} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this "
                 "run, or the settings of then to go on"
             )
+
+
+def identity_of(images: ImageSource) -> dict[str, Any]:
+    return {"num_images": len(images), "images": images.fingerprint()}
 
 
 def result_affecting(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from selfpatch.backbones.backbone import Backbone
-from selfpatch.config import SelfPatchConfig
+from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.data.augmentation.normalize import normalize
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
@@ -33,7 +33,7 @@ def visualize(
     *,
     image_size: int | None = None,
     pixel: tuple[int, int] | None = None,
-    positives: SelfPatchConfig | None = None,
+    positives: PatchConfig | None = None,
 ) -> list[Path]:
     """Write pca.png, similarity.png, positives.png and, where there is a class token, attention.png.
 

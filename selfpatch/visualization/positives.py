@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import ObjectivesConfig, SelfPatchConfig
+from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.objectives.selfpatch import find_positives, neighborhood
 from selfpatch.visualization.sheet import (
     PAPER,
@@ -25,7 +26,7 @@ CHOSEN, PICKED = (255, 210, 40), (80, 255, 120)
 WINDOW_SIDE = 216
 
 
-def positives_config(objectives: ObjectivesConfig | None = None) -> SelfPatchConfig:
+def positives_config(objectives: ObjectivesConfig | None = None) -> PatchConfig:
     """How a run finds positives; as in the paper where it has no objective that does."""
     return (objectives and objectives.selfpatch) or SelfPatchConfig()
 
@@ -39,7 +40,7 @@ class Neighborhood(NamedTuple):
     similarity: list[float]  # of each positive
 
 
-def neighborhoods(tokens: Tokens, patches: list[int], config: SelfPatchConfig) -> list[Neighborhood]:
+def neighborhoods(tokens: Tokens, patches: list[int], config: PatchConfig) -> list[Neighborhood]:
     """As the objective finds them, in the first image of `tokens`."""
     indices, exists = neighborhood(tokens.grid_size, config.window_size, config.padding_mode)
     positives, similarity = find_positives(tokens, config)
@@ -64,9 +65,7 @@ def spread_patches(grid_size: tuple[int, int]) -> list[int]:
     return [row * columns + column for row, column in quarters] + [rows * columns - 1]
 
 
-def draw_positives(
-    images: list[EncodedImage], config: SelfPatchConfig, patches: list[int] | None = None
-) -> Image.Image:
+def draw_positives(images: list[EncodedImage], config: PatchConfig, patches: list[int] | None = None) -> Image.Image:
     """A row an image: the image with the chosen patches, then each window enlarged, with the similarity of positives.
 
     `patches` are indices, the same in every image; None: `spread_patches`.
@@ -95,7 +94,7 @@ def draw_positives(
     )
 
 
-def _draw_overview(image: EncodedImage, found: list[Neighborhood], config: SelfPatchConfig) -> Image.Image:
+def _draw_overview(image: EncodedImage, found: list[Neighborhood], config: PatchConfig) -> Image.Image:
     columns, cell = image.tokens.grid_size[1], cell_size(image.tokens.grid_size)
     panel = image_panel(image.pixels, image.tokens.grid_size)
     draw = ImageDraw.Draw(panel)
@@ -111,7 +110,7 @@ def _draw_overview(image: EncodedImage, found: list[Neighborhood], config: SelfP
     return panel
 
 
-def _draw_window(image: EncodedImage, around: Neighborhood, config: SelfPatchConfig) -> Image.Image:
+def _draw_window(image: EncodedImage, around: Neighborhood, config: PatchConfig) -> Image.Image:
     """The patches of the window side by side as the objective sees them, wherever in the image they are."""
     side = config.window_size
     assert isinstance(side, int)

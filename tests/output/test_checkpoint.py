@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -182,3 +183,13 @@ def test_the_latest_state_is_that_of_a_whole_file(tmp_path):
     path = save(tmp_path, 20)
     (path / "state.json").write_text('{"step": 21}')
     assert checkpoint.latest_state(tmp_path) == {"step": 10}
+
+
+def test_a_copy_that_a_user_made_is_neither_read_nor_deleted(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, {"model": {"w": torch.ones(2)}}, {"step": step}, keep=1)
+        if step == 1:
+            shutil.copytree(tmp_path / "step-00000001", tmp_path / "step-00000009.bak")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000009.bak"]
+    found, _ = checkpoint.load_latest(tmp_path)
+    assert found is not None and found.state["step"] == 3

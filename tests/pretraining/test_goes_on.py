@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import shutil
 import weakref
 from pathlib import Path
 
@@ -89,8 +90,9 @@ def test_a_checkpoint_of_a_newer_version_is_refused(images, tmp_path):
         run(images, tmp_path / "run")
 
 
-def test_an_image_that_was_removed_is_what_is_spoken_of(images, tmp_path):
-    """Not a setting that is derived from the number of images."""
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_an_image_that_was_removed_is_what_is_spoken_of(has_checkpoint, images, tmp_path):
+    """Not a setting that is derived from the number of images; of a run that was killed before its first save too."""
     folder = tmp_path / "images"
     folder.mkdir()
     for path in images.iterdir():
@@ -98,6 +100,8 @@ def test_an_image_that_was_removed_is_what_is_spoken_of(images, tmp_path):
     optim = dataclasses.replace(tiny_config().optim, warmup_epochs=None)
     config = dataclasses.replace(tiny_config(), optim=optim)
     pretrain(folder, tmp_path / "run", config=config, settings=SETTINGS | {"run.stop_at_step": 1})
+    if not has_checkpoint:
+        shutil.rmtree(tmp_path / "run" / "checkpoints")
     next(folder.iterdir()).unlink()
     with pytest.raises(UserError, match="9 then, 8 now"):
         pretrain(folder, tmp_path / "run", config=config, settings=SETTINGS)

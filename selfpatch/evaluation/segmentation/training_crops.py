@@ -23,7 +23,7 @@ CROP_TRIES = 10  # to find a crop in which no class has more than cat_max_ratio;
 MAX_BRIGHTNESS = 32  # added to or taken from the 256 levels
 CONTRAST = SATURATION = (0.5, 1.5)  # factors
 MAX_HUE = 18  # added or taken, of OpenCV's 180
-MAX_HUE_DINOV3 = 0.5  # added or taken, of a full turn
+MAX_HUE_HALF_CIRCLE = 0.5  # added or taken, of a full turn
 
 
 def rescale(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], *, antialias: bool) -> UInt8[np.ndarray, "R S 3"]:
@@ -101,7 +101,7 @@ def blend_with_gray(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator)
 
 
 def turn_hue_fully(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
-    return from_chw(adjust_hue(to_chw(image), rng.uniform(-MAX_HUE_DINOV3, MAX_HUE_DINOV3)))
+    return from_chw(adjust_hue(to_chw(image), rng.uniform(-MAX_HUE_HALF_CIRCLE, MAX_HUE_HALF_CIRCLE)))
 
 
 STYLES = {"mmseg": (scale_saturation, turn_hue), "dinov3": (blend_with_gray, turn_hue_fully)}
