@@ -57,7 +57,7 @@ def build_backbone(
 
 
 def is_swin(name: str) -> bool:
-    """Whether timm's model of this name is a Swin transformer of the first version."""
+    """True if timm's model of this name is a Swin transformer of the first version."""
     architecture = name.split(".")[0]
     return timm.is_model(architecture) and is_model_in_modules(architecture, ["swin_transformer"])
 

@@ -230,7 +230,7 @@ def _subset_blocks(blocks: Sequence[nn.Module], setting: str) -> list[nn.Module]
 
 
 def is_sharded(block: nn.Module) -> bool:
-    """Whether FSDP2 shards its parameters: it then replaces them between forward and backward."""
+    """True if FSDP2 shards its parameters: it then replaces them between forward and backward."""
     # By name: its import takes longer than all of this package.
     return any(base.__name__ == "FSDPModule" for base in type(block).__mro__)
 

@@ -1,4 +1,4 @@
-"""Arguments as the dataclass that declares them. tyro draws `--help`; mistakes are told here, in one paragraph.
+"""Arguments as the dataclass that declares them. tyro draws `--help`; mistakes are reported here, in one paragraph.
 
 Values are read by the same code as those of a settings file (config/values.py), and ranges are checked by the
 dataclasses, so that a setting is refused in the same words wherever it comes from.
@@ -177,7 +177,7 @@ def _require_all(kind: type, given: dict[Option, Any], declared: list[Option], p
 
 
 def _line(kind: type) -> str:
-    """What a command cannot do without, as it is typed."""
+    """The required arguments of a command, as they are typed."""
     declared, positional = declared_options(kind)
     flags = [f"{option.flag} {option.field.upper()}" for option in _required(kind, declared)]
     return " ".join([*(option.flag for option in positional), *flags])

@@ -1,4 +1,4 @@
-"""`selfpatch check`: read every image of a folder once, and say what a training run would meet. Needs no torch."""
+"""`selfpatch check`: read every image of a folder once, and report what a training run would meet. Needs no torch."""
 
 import hashlib
 from collections import Counter

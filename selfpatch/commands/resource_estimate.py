@@ -53,7 +53,7 @@ def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps:
     duration = timedelta(seconds=round(seconds * num_steps * config.optim.batch_size))
     text = (
         f"estimate: {needed / 2**30:.1f} GB of memory (counted: {need.fixed_bytes / 2**30:.1f} GB and "
-        f"{need.bytes_per_image / 2**20:.0f} MB an image), {duration} for {num_steps} steps (from a step of "
+        f"{need.bytes_per_image / 2**20:.0f} MB per image), {duration} for {num_steps} steps (from a step of "
         f"{TIMED_BATCH_SIZE} images, nothing compiled, if data keep up)"
     )
     if needed > available:

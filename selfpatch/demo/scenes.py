@@ -38,7 +38,7 @@ def write_scenes(
         OUT/images/scene_00000.jpg ...                                     unlabeled
         OUT/ade20k/images/{training,validation}/scene_00000.jpg ...
         OUT/ade20k/annotations/{training,validation}/scene_00000.png ...   1..C, in the order of classes.txt
-        OUT/ade20k/classes.txt                                             one name a line; written last
+        OUT/ade20k/classes.txt                                             one name per line; written last
 
     Each scene depends on (seed, split, index) alone, so asking for more only adds files. Files there are overwritten.
 

@@ -30,7 +30,7 @@ def warmup_cosine(peak: float, end: float, num_steps: int, warmup_steps: int = 0
 def warmup_poly(
     peak: float, num_steps: int, warmup_steps: int = 0, *, start: float = 1e-6, power: float = 1.0
 ) -> Schedule:
-    """`peak` times a power of the share of steps that are left, and in the warm-up times a line from `start` to 1.
+    """`peak` times a power of the fraction of steps that are left, and in the warm-up times a line from `start` to 1.
 
     Step 0 gives `start` times the peak, step `warmup_steps` is the first without the line; 0 would come at `num_steps`.
 
@@ -47,7 +47,7 @@ def warmup_poly(
 
 
 def epochwise_linear(start: float, end: float, num_epochs: int, steps_per_epoch: int) -> Schedule:
-    """From `start` to `end` in equal stairs, one an epoch, both included; then `end` (DINO's teacher temperature)."""
+    """From `start` to `end` in equal stairs, one per epoch, both included; then `end` (DINO's teacher temperature)."""
 
     def value(step: int) -> float:
         epoch = step // steps_per_epoch

@@ -26,7 +26,7 @@ class FolderLock:
         """Nothing happens if it is held already; the folder must exist.
 
         Raises:
-            UserError: another process holds it (its host and number are said).
+            UserError: another process holds it (the message names host and pid).
         """
         if self._file is not None:
             return

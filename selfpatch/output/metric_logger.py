@@ -9,7 +9,7 @@ from selfpatch.output.progress import say
 
 
 class MetricLogger:
-    """Appends to a .jsonl file, one object a line. Write errors are reported once and do not stop training."""
+    """Appends to a .jsonl file, one object per line. Write errors are reported once and do not stop training."""
 
     def __init__(self, path: Path, *, first_step: int = 0):
         self.path = path

@@ -23,7 +23,7 @@ MARGIN = 0.2
 LARGEST_BATCH = 1024
 
 
-# Images a step for which memory is counted; between and beyond them it grows by a straight line.
+# Images per step for which memory is counted; between and beyond them it grows by a straight line.
 PROBE_BATCH_SIZES = (32, 64)
 # Images in the step that is timed.
 TIMED_BATCH_SIZE = 2
@@ -70,7 +70,7 @@ def time_per_image(student_teacher: StudentTeacher, config: PretrainConfig, devi
 
 
 def largest_batch(need: Need, available_bytes: float, *, num_images: int, accumulate: int = 1) -> int:
-    """The largest power of two (times `accumulate`) that leaves MARGIN of the memory free, and four batches an epoch.
+    """The largest power of two (times `accumulate`) that leaves MARGIN of the memory free, and four batches per epoch.
 
     Raises:
         UserError: not a single image fits.
@@ -78,7 +78,7 @@ def largest_batch(need: Need, available_bytes: float, *, num_images: int, accumu
     fits = (available_bytes * (1 - MARGIN) - need.fixed_bytes) / need.bytes_per_image
     if fits < 1:
         raise UserError(
-            f"not one image a step fits into memory: {available_bytes / 2**30:.1f} GB are available, of which "
+            f"not one image per step fits into memory: {available_bytes / 2**30:.1f} GB are available, of which "
             f"{1 - MARGIN:.0%} may be used, and {need.bytes(1) / 2**30:.1f} GB are needed. Choose a smaller backbone "
             "(backbone.name), smaller crops (crops.global-size) or efficiency.activation-checkpointing full"
         )

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, what it was made with, and what it holds.
+"""The folder of a run: its lock, its settings and its files.
 
 Where a run starts: (1) OUT's own newest valid checkpoint, (2) `--resume PATH`, (3) `--init-from WEIGHTS`, (4) scratch.
 """
@@ -55,7 +55,7 @@ class RunFolder:
         """Take the folder for this process, and write config.yaml, and which images it is about.
 
         Raises:
-            UserError: another process is running in it (its host and number are said).
+            UserError: another process is running in it (the message names host and pid).
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.take()

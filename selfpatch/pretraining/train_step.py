@@ -146,7 +146,7 @@ class PretrainTask:
 
 
 def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: int, steps_per_epoch: int) -> Schedules:
-    """Source: DINO's main_dino.py; the learning rate is given for 256 images a batch."""
+    """Source: DINO's main_dino.py; the learning rate is given for 256 images per batch."""
     assert optim.lr and optim.warmup_epochs is not None and teacher.momentum is not None  # derived
     assert isinstance(optim.batch_size, int)
     ratio = optim.batch_size / 256

@@ -59,7 +59,7 @@ def derive(config: PretrainConfig, facts: RunFacts) -> tuple[PretrainConfig, lis
     largest = 256 if facts.on_gpu else 64
     quarter = 2 ** int(math.log2(max(facts.num_images / 4, 1)))
     batch_size = fill(
-        "optim.batch-size", optim.batch_size, min(largest, quarter), f"{hardware}, and at least four batches an epoch"
+        "optim.batch-size", optim.batch_size, min(largest, quarter), f"{hardware}, and at least four batches per epoch"
     )
     steps_per_epoch = max(facts.num_images // batch_size, 1)
     num_steps = optim.steps
@@ -74,7 +74,7 @@ def derive(config: PretrainConfig, facts: RunFacts) -> tuple[PretrainConfig, lis
     # 3. What follows from batch and length.
     fill(
         "optim.lr", optim.lr, 2e-3 * math.sqrt(batch_size / 64) * 96 / facts.embed_dim,
-        "2e-3 at 96 wide and 64 images a step; less the wider, more with the root of the batch",
+        "2e-3 at 96 wide and 64 images per step; less the wider, more with the root of the batch",
     )  # fmt: skip
     fill(
         "optim.warmup-epochs", optim.warmup_epochs, round(0.1 * num_steps / steps_per_epoch, 3),

@@ -18,7 +18,7 @@ def dino() -> PretrainConfig:
     """DINO, ViT-S/16, 300 epochs: the base that SelfPatch is compared with.
 
     Command: selfpatch pretrain IMAGES OUT --recipe dino
-    Hardware: 1,024 images a batch; 8 GPUs of 32 GB in the original.
+    Hardware: 1,024 images per batch; 8 GPUs of 32 GB in the original.
     Expected, on ImageNet-1k [SelfPatch's tables 1 and 2]: COCO AP box / mask 40.8 / 37.3; ADE20K Semantic FPN mIoU
     38.3. Not yet reproduced here.
 
@@ -31,7 +31,7 @@ def dino_selfpatch() -> PretrainConfig:
     """DINO + SelfPatch, ViT-S/16: the authors' run with every quirk of their code (docs/deviations.md).
 
     Command: selfpatch pretrain IMAGES OUT --recipe dino-selfpatch
-    Hardware: 1,024 images a batch; 8 GPUs of 32 GB in the original.
+    Hardware: 1,024 images per batch; 8 GPUs of 32 GB in the original.
     Expected, on ImageNet-1k [tables 1 and 2]: COCO AP box / mask 42.1 / 38.5; ADE20K Semantic FPN mIoU 41.2.
     Not yet reproduced here; the training step equals the original's (tests/parity). The paper trains for 200 epochs,
     the code's default is 300: which made the released weights is not known.

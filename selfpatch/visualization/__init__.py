@@ -1,1 +1,1 @@
-"""What the patches of a backbone see, as arrays and as pictures."""
+"""Visualizations of the patches of a backbone, as arrays and as pictures."""

@@ -1,4 +1,4 @@
-"""Where the class token looks: its attention to the patches in the last block, head by head."""
+"""Attention of the class token to the patches in the last block, head by head."""
 
 from jaxtyping import Float
 from PIL import Image
@@ -8,7 +8,7 @@ from selfpatch.visualization.sheet import ColorBar, EncodedImage, Panel, draw_sh
 
 
 def draw_attention_maps(images: list[EncodedImage], attentions: list[Float[Tensor, "h _r _s"]]) -> Image.Image:
-    """A row an image: the image, then one map a head, each bright where that head looks most."""
+    """One row per image: the image, then one map per head, each bright where that head looks most."""
     rows = []
     for image, heads in zip(images, attentions, strict=True):
         panels = [Panel(image_panel(image.pixels, image.tokens.grid_size), image.name)]
@@ -18,7 +18,7 @@ def draw_attention_maps(images: list[EncodedImage], attentions: list[Float[Tenso
         rows.append(panels)
     return draw_sheet(
         "Where the class token looks",
-        "Attention of the class token to the patches in the last block, one map a head.",
+        "Attention of the class token to the patches in the last block, one map per head.",
         rows,
         ColorBar("attention, in shares of the head's largest", 0.0, 1.0),
     )

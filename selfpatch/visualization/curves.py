@@ -1,4 +1,4 @@
-"""The curves of a run: the terms of the loss, the scores of the patches, whether the targets still say something."""
+"""The curves of a run: the objectives of the loss, the scores of the patches, signals of the targets."""
 
 from pathlib import Path
 from typing import Any

@@ -89,7 +89,7 @@ def image_panel(pixels: UInt8[np.ndarray, "H W 3"], grid_size: tuple[int, int]) 
 
 
 def map_panel(colors: UInt8[np.ndarray, "R S 3"]) -> Image.Image:
-    """One flat square a patch: no smoothness that the patches do not have."""
+    """One flat square per patch: no smoothness that the patches do not have."""
     rows, columns, _ = colors.shape
     cell = cell_size((rows, columns))
     return Image.fromarray(colors).resize((columns * cell, rows * cell), Image.Resampling.NEAREST)

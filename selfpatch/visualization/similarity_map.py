@@ -1,4 +1,4 @@
-"""How similar every patch, of one or several images, is to one chosen patch."""
+"""Similarity of every patch, of one or several images, to one chosen patch."""
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -41,7 +41,7 @@ def patch_at(pixel: tuple[int, int], image_size: tuple[int, int], grid_size: tup
 
 
 def draw_similarity_maps(images: list[EncodedImage], queries: list[tuple[int, tuple[int, int]]]) -> Image.Image:
-    """A row a query (index of an image, row and column of a patch): the patch framed, then the maps of all images."""
+    """One row per query (index of an image, row and column of a patch): framed, then the maps of all images."""
     token_maps = [image.tokens.patch_tokens[0].unflatten(0, image.tokens.grid_size) for image in images]
     maps = [
         [similarity_map(token_maps[index][patch], token_map).cpu().numpy() for token_map in token_maps]

@@ -59,7 +59,7 @@ def test_the_largest_batch_leaves_a_fifth_free(available, accumulate):
 
 def test_nothing_fits():
     with pytest.raises(
-        ValueError, match=r"not one image a step fits into memory: 1.0 GB .* efficiency.activation-checkpointing"
+        ValueError, match=r"not one image per step fits into memory: 1.0 GB .* efficiency.activation-checkpointing"
     ):
         largest_batch(Need(2**30, 2**20), 2**30, num_images=100)
 

@@ -96,7 +96,7 @@ def test_local_crops_follow_the_global_ones(side, on_gpu):
 )
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_crops_and_rate_follow_the_backbone_whatever_its_name(name, patch_size, embed_dim, device):
-    """Width and patch size of timm's models, as timm documents them; lr is 2e-3 at 96 wide and 64 images a step."""
+    """Width and patch size of timm's models, as timm documents them; lr is 2e-3 at 96 wide and 64 images per step."""
     given = override(find_recipe("dino-selfpatch-small"), {"backbone.name": name, "optim.batch_size": 64})
     facts = run_facts(given, 1000, torch.device(device))
     assert (facts.patch_size, facts.embed_dim) == (patch_size, embed_dim)

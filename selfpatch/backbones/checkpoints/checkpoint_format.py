@@ -34,7 +34,7 @@ class Network(NamedTuple):
     hints: Hints = Hints()
 
     def has(self, *patterns: str) -> bool:
-        """Whether any tensor's whole name fits a pattern."""
+        """True if the whole name of any tensor matches a pattern."""
         return any(re.fullmatch(pattern, name) for pattern in patterns for name in self.tensors)
 
 
@@ -54,7 +54,7 @@ class Encoder(NamedTuple):
 
 
 class TimmModel(NamedTuple):
-    """What `timm.create_model` needs, and the tensors for the model that it returns."""
+    """Arguments of `timm.create_model`, and the tensors for the model that it returns."""
 
     name: str
     arguments: dict[str, Any]
@@ -65,7 +65,7 @@ Infer = Callable[[Path, Encoder, Mapping[int, int], int | None], TimmModel]
 
 
 class CheckpointFormat(NamedTuple):
-    """How one program's checkpoints are recognized and read.
+    """The rules by which one program's checkpoints are recognized and read.
 
     Args:
         name: as shown to the user.

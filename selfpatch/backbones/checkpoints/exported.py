@@ -35,7 +35,7 @@ ARCHITECTURE_ARGUMENTS = {*WHOLE, *REAL, *SEQUENCES, *SWITCHES, *WORDS}
 
 
 class Description(NamedTuple):
-    """What the metadata of an exported file say."""
+    """Metadata of an exported file."""
 
     architecture: str
     arguments: dict[str, Any]

@@ -86,7 +86,7 @@ def fit_named(network: Network, num_heads: int | None) -> TimmModel | None:
 
 
 def timm_notes(hints: Hints) -> tuple[str, ...]:
-    """What timm notes of these weights: CLIP's, say, under a name whose activation they were not trained with."""
+    """timm's notes on these weights, such as a name whose activation is not the one of their training (CLIP)."""
     config = timm.get_pretrained_cfg(f"{hints.architecture}.{hints.tag}") if hints.tag else None
     if config is None or "quickgelu" in str(hints.architecture):
         return ()

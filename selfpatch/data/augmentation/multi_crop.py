@@ -66,7 +66,7 @@ class MultiCrop:
         )
 
     def is_smaller_than_crop(self, image: Image) -> bool:
-        """Whether the image is smaller than a global crop."""
+        """True if the image is smaller than a global crop."""
         return image.shape[0] < self.global_size[0] or image.shape[1] < self.global_size[1]
 
     def sample_params(self, rng: RandomSource, rows: int, columns: int) -> tuple[list[CropParams], list[CropParams]]:

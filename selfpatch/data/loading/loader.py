@@ -159,7 +159,7 @@ def _next_result(
 
 
 class _MakeCrops:
-    """What workers do: read the images of a task and write their crops to its slot."""
+    """The work of a worker: read the images of a task and write their crops to its slot."""
 
     def __init__(self, source: ImageSource, seed: int, multi_crop: MultiCrop, buffer: SharedCropBuffer):
         self._source, self._seed, self._multi_crop, self._buffer = source, seed, multi_crop, buffer

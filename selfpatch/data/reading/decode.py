@@ -43,7 +43,7 @@ class DecodedImage(NamedTuple):
 
 
 def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """The pixels of an image file as people see it; the format is told by its content, not by its name.
+    """The pixels of an image file as people see it; the format is recognized by its content, not by its name.
 
     - Turned upright as its EXIF orientation says.
     - Transparent parts show white: what was cut out is mostly shown on white, and black would swallow dark drawings.

@@ -161,7 +161,7 @@ def voc_pairs(root: Path, split: str) -> list[tuple[Path, Path]]:
         there = sorted(path.stem for path in (root / LISTS).glob("*.txt") if "_" not in path.stem)
         raise UserError(
             f"there is no list {names_file}; "
-            + (f"the splits there are: {', '.join(there)}" if there else "it holds the names of the images, one a line")
+            + (f"the splits there are: {', '.join(there)}" if there else "it has one image name per line")
         )
     pairs = [
         (root / "JPEGImages" / f"{name}.jpg", root / "Annotations" / f"{name}.xml")

@@ -91,7 +91,7 @@ class ClassFolder:
         }
 
     def training_fingerprint(self) -> dict[str, Any]:
-        """What a training that goes on must find again; validation images may come and go."""
+        """Facts in which a training that goes on must agree; validation images may come and go."""
         return {
             "num_train_images": len(self.train),
             "classes": self.class_names,

@@ -139,7 +139,7 @@ class CocoDetection:
         }
 
     def training_fingerprint(self) -> dict[str, Any]:
-        """What a training that goes on must find again; validation images may come and go."""
+        """Facts in which a training that goes on must agree; validation images may come and go."""
         with self.train_split.file.open("rb") as file:
             annotations = hashlib.file_digest(file, "sha256").hexdigest()
         return {

@@ -47,7 +47,7 @@ class SegmentationData:
 
     @property
     def leaves_out_label_0(self) -> bool:
-        """Whether label 0 is not scored and label 1 is the first class, as in ADE20K."""
+        """True if label 0 is not scored and label 1 is the first class, as in ADE20K."""
         return bool(self._layout.class_of[0] == IGNORED and self._layout.class_of[1] == 0)
 
     def describe(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class SegmentationData:
         }
 
     def training_fingerprint(self) -> dict[str, Any]:
-        """What a training that goes on must find again; validation images may come and go."""
+        """Facts in which a training that goes on must agree; validation images may come and go."""
         files = (path for item in self.train for path in (item.image, item.mask))
         return {
             "num_train_images": len(self.train),

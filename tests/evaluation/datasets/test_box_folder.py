@@ -89,7 +89,7 @@ def rewrite(text: str):
     [
         (shutil.rmtree, "there is no folder .*; give the folder that holds images and boxes"),
         (lambda root: shutil.rmtree(root / "Annotations"), "holds ImageSets, JPEGImages; images and boxes are expected"),
-        (lambda root: shutil.rmtree(root / "ImageSets"), "no list .*trainval.txt; it holds the names of the images"),
+        (lambda root: shutil.rmtree(root / "ImageSets"), "no list .*trainval.txt; it has one image name per line"),
         (lambda root: (root / "ImageSets/Main/trainval.txt").unlink(), "no list .*; the splits there are: train$"),
         (lambda root: (root / "ImageSets/Main/trainval.txt").write_text("\n"), "trainval.txt is empty"),
         (lambda root: (root / "JPEGImages/000001.jpg").unlink(), "1 of 4 images that .* not there: JPEGImages/000001.jpg"),
