@@ -74,7 +74,7 @@ class Backbone(nn.Module):
     num_heads: int = 1
     # Notes about the weights, shown to the user after loading.
     notes: tuple[str, ...] = ()
-    # Whether its final norm is borrowed from the aggregator: positives are then found in the tokens before it.
+    # True if its final norm is borrowed from the aggregator: positives are then found in the tokens before it.
     final_norm_from_aggregator: bool = False
     # Replaces the embedding of masked patches, [1, D]; None before `enable_masks`.
     mask_token: nn.Parameter | None

@@ -135,7 +135,7 @@ class PatchObjective(Objective):
     def _summaries(
         self, teacher: EncodedViews, tokens: Tokens
     ) -> tuple[Float[Tensor, "VB N D"], dict[str, Float[Tensor, ""]]]:
-        """What every patch shall predict, before the head, and signals about it."""
+        """Tokens for every patch to predict, before the head, and signals about them."""
         if self.config.target == "self":
             return teacher.norm(tokens.patch_tokens), similarity_signals(tokens.patch_tokens, None)
         positives, similarity = find_positives(tokens, self.config)

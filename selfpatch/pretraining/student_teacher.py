@@ -30,7 +30,7 @@ class StudentTeacher(nn.Module):
         self._student_local = any(need.student_local for need in needs)
         self._teacher_local = any(need.teacher_local for need in needs)
         masking = [need for need in needs if need.masks]
-        # How the student's global crops are masked; objectives that disagree are refused by their settings.
+        # Masks of the student's global crops; objectives that disagree are refused by their settings.
         self.masks: MaskConfig | None = masking[0].masks if masking else None
         assert all(need.masks == self.masks for need in masking)
         self._masks_from_step = min((need.masks_from_step for need in masking), default=0)
@@ -57,7 +57,7 @@ class StudentTeacher(nn.Module):
         return total, metrics
 
     def masks_at(self, step: int) -> MaskConfig | None:
-        """How the student's global crops are masked in a step; None: they are not, or not yet."""
+        """Masks of the student's global crops in a step; None: they are not masked, or not yet."""
         return self.masks if step >= self._masks_from_step else None
 
     @property
