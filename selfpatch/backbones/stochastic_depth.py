@@ -45,7 +45,7 @@ class SubsetDropPathBlock(nn.Module):
     branches: tuple[Callable[..., Tensor], Callable[..., Tensor]]
     # torch.compile's backend for the branches; None: they run uncompiled.
     compile_backend: str | Callable | None = None
-    # Whether backward recomputes outputs of norms and activations. Compiled branches do so anyway.
+    # True if backward recomputes outputs of norms and activations. Compiled branches do so anyway.
     selective_checkpointing = False
 
     def residuals(self, **attn_kwargs: Any) -> list[list[Branch]]:

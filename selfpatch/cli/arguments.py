@@ -199,6 +199,6 @@ def _unknown(flag: str, by_flag: dict[str, Option]) -> str:
 
 
 def _similarity(flag: str, other: str) -> float:
-    """Of the whole flags, or of their last parts: --lr is near to --optim.lr."""
+    """Nearest among whole flags, or among their last parts: --lr is near to --optim.lr."""
     last, other_last = (name.lstrip("-").rpartition(".")[2] for name in (flag, other))
     return max(SequenceMatcher(None, flag, other).ratio(), 0.95 * SequenceMatcher(None, last, other_last).ratio())

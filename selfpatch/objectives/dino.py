@@ -1,19 +1,17 @@
 """DINO: every crop of the student predicts the teacher's view of the global crops, image by image."""
 
-from collections.abc import Iterable
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfpatch.config import DINOConfig
-from selfpatch.objectives.distillation_branch import DistillationBranch
-from selfpatch.objectives.encoder import EncodedViews, Encoder
-from selfpatch.objectives.objective import Needs, Objective
+from selfpatch.objectives.distillation_branch import BranchObjective, DistillationBranch
+from selfpatch.objectives.encoder import EncodedViews
+from selfpatch.objectives.objective import Needs
 from selfpatch.objectives.self_distillation import TargetsOf, distillation_signals
 
 
-class DINO(Objective):
+class DINO(BranchObjective):
     """Image-level objective: mean cross-entropy over all pairs of a teacher's global crop and another student's crop.
 
     Source: DINO (ICCV 2021), algorithm 1; as SelfPatch runs it, where `center_crops` is "all".
@@ -48,18 +46,6 @@ class DINO(Objective):
         if self._centers_local and teacher.local_crops is not None:
             projected = torch.cat([projected, self.branch.project_teacher(teacher.local_crops.image_token)])
         self.branch.accumulate_center(projected)
-
-    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return self.branch.ema_pairs()
-
-    def frozen_parameters(self, encoder: Encoder, step: int) -> Iterable[nn.Parameter]:
-        return self.branch.frozen_parameters(step)
-
-    def commit(self) -> None:
-        self.branch.commit()
-
-    def discard(self) -> None:
-        self.branch.discard()
 
 
 def targets_excluding_self(targets: Float[Tensor, "GB K"], num_images: int) -> TargetsOf:

@@ -8,6 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.config import HeadConfig, SelfDistillationConfig
+from selfpatch.objectives.encoder import Encoder
+from selfpatch.objectives.objective import Objective
 from selfpatch.objectives.projection_heads import ProjectionHead
 from selfpatch.objectives.self_distillation import (
     SelfDistillation,
@@ -107,3 +109,21 @@ class DistillationBranch(nn.Module):
 
     def discard(self) -> None:
         self.distillation.discard()
+
+
+class BranchObjective(Objective):
+    """An objective with a branch: its EMA pairs, frozen parameters and changes of state are those of the branch."""
+
+    branch: DistillationBranch
+
+    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        return self.branch.ema_pairs()
+
+    def frozen_parameters(self, encoder: Encoder, step: int) -> Iterable[nn.Parameter]:
+        return self.branch.frozen_parameters(step)
+
+    def commit(self) -> None:
+        self.branch.commit()
+
+    def discard(self) -> None:
+        self.branch.discard()

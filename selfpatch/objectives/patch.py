@@ -1,17 +1,16 @@
 """The patch-level objective: patches of the student predict the teacher's. SelfPatch and iBOT are settings of it."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.config.objectives.patch import PatchConfig
-from selfpatch.objectives.distillation_branch import DistillationBranch
-from selfpatch.objectives.encoder import EncodedViews, Encoder
-from selfpatch.objectives.objective import Needs, Objective
+from selfpatch.objectives.distillation_branch import BranchObjective, DistillationBranch
+from selfpatch.objectives.encoder import EncodedViews
+from selfpatch.objectives.objective import Needs
 from selfpatch.objectives.positives import average_positives, find_positives, require_neighbors, similarity_signals
 from selfpatch.objectives.self_distillation import TargetsOf
 
@@ -19,7 +18,7 @@ from selfpatch.objectives.self_distillation import TargetsOf
 MIN_ROWS = 2
 
 
-class PatchObjective(Objective):
+class PatchObjective(BranchObjective):
     """Patch-level objective. For every patch of a view, on the teacher's side:
 
     1. its neighborhood, a square window around it, without itself;
@@ -150,18 +149,6 @@ class PatchObjective(Objective):
     def check_grid(self, rows: int, columns: int) -> None:
         if self.config.target == "neighbors":
             require_neighbors((rows, columns), self.config)
-
-    def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
-        return self.branch.ema_pairs()
-
-    def frozen_parameters(self, encoder: Encoder, step: int) -> Iterable[nn.Parameter]:
-        return self.branch.frozen_parameters(step)
-
-    def commit(self) -> None:
-        self.branch.commit()
-
-    def discard(self) -> None:
-        self.branch.discard()
 
 
 class ResolutionResult(NamedTuple):

@@ -27,7 +27,7 @@ WINDOW_SIDE = 216
 
 
 def positives_config(objectives: ObjectivesConfig | None = None) -> PatchConfig:
-    """How a run finds positives; as in the paper where it has no objective that does."""
+    """Settings by which a run finds positives; those of the paper where no objective of it does."""
     return (objectives and objectives.selfpatch) or SelfPatchConfig()
 
 
