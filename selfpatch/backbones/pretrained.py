@@ -79,7 +79,8 @@ def load_backbone(
     if (mean is None) != (std is None):
         raise UserError("mean and std go together (--mean and --std): give both, or neither")
     normalization = None if mean is None else check_normalization(mean, std, source="as given")
-    if network is not None and str(model).startswith("timm:"):
+    found = None if str(model).startswith("timm:") else find_run_checkpoint(model)
+    if network is not None and (found or str(model).startswith("timm:")):
         raise UserError(f"{model} is one network; leave out network, which chooses among those of a checkpoint")
     if str(model).startswith(SWIN):
         if (num_heads, pos_embed_interpolation) != (None, None):
@@ -90,11 +91,8 @@ def load_backbone(
         backbone = _load_swin(str(model).removeprefix("timm:"))
     elif str(model).startswith("timm:"):
         backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "antialias")
-    elif found := find_run_checkpoint(model):
-        if network is not None:
-            raise UserError(f"{model} is one network; leave out network, which chooses among those of a checkpoint")
-        description, tensors = read_run_checkpoint(found)
-        backbone = _load_described(found.path, description, tensors, pos_embed_interpolation or "antialias")
+    elif found is not None:
+        backbone = _load_described(found.path, *read_run_checkpoint(found), pos_embed_interpolation or "antialias")
         backbone.notes = (f"the backbone at step {step_of(found.path)} of the run {found.run}",)
     else:
         file = _find_file(Path(model))
@@ -102,9 +100,8 @@ def load_backbone(
         if FORMAT_KEY not in metadata:
             backbone = _load_checkpoint(file, num_heads, pos_embed_interpolation, network, normalization)
         elif network is None:
-            description = read_description(file, metadata)
-            tensors = read_checkpoint(file).tensors
-            backbone = _load_described(file, description, tensors, pos_embed_interpolation or "antialias")
+            described = read_description(file, metadata), read_checkpoint(file).tensors
+            backbone = _load_described(file, *described, pos_embed_interpolation or "antialias")
         else:
             raise UserError(f"{file} is one network; leave out network, which chooses among those of a checkpoint")
     if isinstance(backbone, ViT) and num_heads not in (None, backbone.num_heads):

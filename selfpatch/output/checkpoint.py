@@ -88,15 +88,7 @@ def save(
         if isinstance(error, SafetensorError):
             raise OSError(f"{final} cannot be written: {error}") from error
         raise
-    # Later ones are of a time line that was given up, damaged most likely: they must not push out what is whole.
-    steps = checkpoints_in(folder)
-    later = [path for path in steps if path.name > final.name]
-    for old in later:
-        shutil.rmtree(old, ignore_errors=True)
-    best = [path for path, _ in ranked(folder, by)[:keep_best]]
-    for old in steps[: len(steps) - len(later)][:-keep]:
-        if old not in best:
-            shutil.rmtree(old, ignore_errors=True)
+    _delete_old(folder, final.name, keep=keep, keep_best=keep_best, by=by)
     return final
 
 
@@ -208,6 +200,18 @@ def require(found: Checkpoint, *, state: Mapping[str, type], tensors: Iterable[s
     for name in tensors:
         if name not in found.tensors:
             raise DamagedCheckpointError(f"{found.path / MANIFEST} is damaged: it lists no {name}.safetensors")
+
+
+def _delete_old(folder: Path, newest: str, *, keep: int, keep_best: int, by: str) -> None:
+    # Later ones are of a time line that was given up, damaged most likely: they must not push out what is whole.
+    steps = checkpoints_in(folder)
+    later = [path for path in steps if path.name > newest]
+    for old in later:
+        shutil.rmtree(old, ignore_errors=True)
+    best = [path for path, _ in ranked(folder, by)[:keep_best]]
+    for old in steps[: len(steps) - len(later)][:-keep]:
+        if old not in best:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
