@@ -7,7 +7,7 @@ from typing import Any
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Architecture, Backbone
 from selfpatch.backbones.build import any_size_arguments, create_timm, wrap_timm
@@ -15,6 +15,7 @@ from selfpatch.backbones.checkpoints.exported import (
     ARCHITECTURE_ARGUMENTS,
     FORMAT_KEY,
     FORMAT_VERSION,
+    Description,
     read_description,
 )
 from selfpatch.backbones.checkpoints.formats import convert_checkpoint
@@ -23,9 +24,11 @@ from selfpatch.backbones.checkpoints.match import check_match, load_matching, ma
 from selfpatch.backbones.checkpoints.sidecar import Normalization, check_normalization
 from selfpatch.backbones.checkpoints.vit_structure import UnknownHeadsError
 from selfpatch.backbones.checkpoints.weights_io import check_weights, read_checkpoint, read_metadata
+from selfpatch.backbones.run_checkpoint import find_run_checkpoint, read_run_checkpoint
 from selfpatch.backbones.swin import Swin
 from selfpatch.backbones.vit import ViT
 from selfpatch.errors import UserError
+from selfpatch.output.checkpoint import step_of
 
 __all__ = [
     "ARCHITECTURE_ARGUMENTS", "FORMAT_KEY", "FORMAT_VERSION", "LoadedWeights", "load_backbone", "load_vit",
@@ -60,9 +63,9 @@ def load_backbone(
     """A backbone in evaluation mode, with the `mean` and `std` of its images; its `notes` are for the user.
 
     Args:
-        model: a run folder, an exported file, a checkpoint of another program (docs/models.md lists them) or the folder
-            that Hugging Face keeps it in, `timm:NAME.TAG` for weights that timm may download, or `timm:NAME` for random
-            ones, always the same.
+        model: a run folder, a checkpoint of it (RUN@best, RUN@last, RUN@step-400), an exported file, a checkpoint of
+            another program (docs/models.md lists them) or the folder that Hugging Face keeps it in, `timm:NAME.TAG` for
+            weights that timm may download, or `timm:NAME` for random ones, always the same.
         pos_embed_interpolation: None is what the original program does for its checkpoints, else "antialias".
         num_heads: of a checkpoint whose width is unusual; else it is known.
         network: prefix of the network to read, in a checkpoint of several.
@@ -76,7 +79,8 @@ def load_backbone(
     if (mean is None) != (std is None):
         raise UserError("mean and std go together (--mean and --std): give both, or neither")
     normalization = None if mean is None else check_normalization(mean, std, source="as given")
-    if network is not None and str(model).startswith("timm:"):
+    found = None if str(model).startswith("timm:") else find_run_checkpoint(model)
+    if network is not None and (found or str(model).startswith("timm:")):
         raise UserError(f"{model} is one network; leave out network, which chooses among those of a checkpoint")
     if str(model).startswith(SWIN):
         if (num_heads, pos_embed_interpolation) != (None, None):
@@ -87,13 +91,17 @@ def load_backbone(
         backbone = _load_swin(str(model).removeprefix("timm:"))
     elif str(model).startswith("timm:"):
         backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "antialias")
+    elif found is not None:
+        backbone = _load_described(found.path, *read_run_checkpoint(found), pos_embed_interpolation or "antialias")
+        backbone.notes = (f"the backbone at step {step_of(found.path)} of the run {found.run}",)
     else:
         file = _find_file(Path(model))
         metadata = read_metadata(file)
         if FORMAT_KEY not in metadata:
             backbone = _load_checkpoint(file, num_heads, pos_embed_interpolation, network, normalization)
         elif network is None:
-            backbone = _load_exported(file, metadata, pos_embed_interpolation or "antialias")
+            described = read_description(file, metadata), read_checkpoint(file).tensors
+            backbone = _load_described(file, *described, pos_embed_interpolation or "antialias")
         else:
             raise UserError(f"{file} is one network; leave out network, which chooses among those of a checkpoint")
     if isinstance(backbone, ViT) and num_heads not in (None, backbone.num_heads):
@@ -231,10 +239,10 @@ def _with_fixed_seed(create: Callable[..., nn.Module], name: str, arguments: dic
         return create(name, **arguments)
 
 
-def _load_exported(file: Path, metadata: dict[str, str], pos_embed_interpolation: str) -> Backbone:
-    description = read_description(file, metadata)
+def _load_described(
+    file: Path, description: Description, tensors: dict[str, Tensor], pos_embed_interpolation: str
+) -> Backbone:
     name, arguments = description.architecture, description.arguments
-    tensors = read_checkpoint(file).tensors
     with torch.device("meta"):  # shapes first: no memory is taken for a network that the file cannot fill
         match = match_tensors(tensors, create_timm(name, **arguments))
     if len(match.matched) < len(tensors) or match.missing:

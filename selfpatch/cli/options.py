@@ -10,7 +10,9 @@ FLAT = arg(name="")  # a group of settings whose flags carry no prefix
 Model = Annotated[
     Positional[str],
     arg(
-        metavar="MODEL", help="a run folder, an exported file, a checkpoint or folder of another program, or timm:NAME"
+        metavar="MODEL",
+        help="a run folder, a checkpoint of it (RUN@best, RUN@last, RUN@step-400), an exported file, a checkpoint or "
+        "folder of another program, or timm:NAME",
     ),
 ]
 Images = Annotated[

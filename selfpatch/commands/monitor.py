@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from selfpatch.commands.best_checkpoints import SCORES, BestCheckpoints
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.data.image_folder import read_evenly_spaced
 from selfpatch.data.source import ImageSource
@@ -41,7 +42,8 @@ class TrainingMonitor:
         self.progress: TrainingProgress | None = None
         self._config, self._images, self._run, self._device = config, images, run, device
         settings = config.evaluate
-        self._every = settings.every_steps or max(num_steps // 10, 1)
+        self.best = BestCheckpoints(config, run.checkpoints)
+        self.every = settings.every_steps or max(num_steps // 10, 1)
         self._image_size = settings.image_size or 2 * min(rows_columns(config.crops.global_size))
         self._positives = positives_config(config.objectives)
         smallest = max(patch_size) * self._positives.min_grid_side
@@ -64,9 +66,9 @@ class TrainingMonitor:
 
     def callbacks(self, student_teacher: StudentTeacher) -> Iterator[PeriodicCallback]:
         if self._evaluator is not None:
-            yield PeriodicCallback(self._every, partial(self.score, student_teacher), at_start=True)
+            yield PeriodicCallback(self.every, partial(self.score, student_teacher), at_start=True)
         within_budget = self._config.evaluate.every_steps is None
-        yield PeriodicCallback(self._every, partial(self.picture, student_teacher), within_budget=within_budget)
+        yield PeriodicCallback(self.every, partial(self.picture, student_teacher), within_budget=within_budget)
 
     def score(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
         """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions."""
@@ -76,8 +78,22 @@ class TrainingMonitor:
             f"step {step}: in-context mIoU {100 * scores.metrics['mIoU']:.1f}"
             + (" (before training)" if step == 0 else "")
         )
+        if warning := self._below_start(step, scores.metrics["mIoU"]):
+            self._say(warning)
         write_prediction_sheets(scores.predictions, self._data, self._run.pictures)
-        return {f"in_context/{name}": scores.metrics[name] for name in ("mIoU", "aAcc", "mAcc")}
+        return {name: scores.metrics[name.removeprefix("in_context/")] for name in SCORES}
+
+    def _below_start(self, step: int, score: float) -> str | None:
+        """The sentence for a score that has fallen below that before training; None: it has not, or had before."""
+        earlier = {done: value for done, value in self.scores().items() if done < step}
+        start = earlier.get(0)
+        if start is None or score >= start or earlier[max(earlier)] < start:
+            return None
+        text = f"warning: in-context mIoU {100 * score:.1f} is below the {100 * start:.1f} before training"
+        if self.best.count and self.best.metric == "in_context/mIoU":
+            best = max(earlier, key=lambda done: earlier[done])
+            text += f"; the best so far, {100 * earlier[best]:.1f} at step {best}, is kept as {self._run.path}@best"
+        return text
 
     def picture(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
         """Draw the pictures of the teacher's patches anew, and the curves so far."""

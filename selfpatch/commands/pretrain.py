@@ -115,6 +115,8 @@ def pretrain(
         say(
             f"stopped after {result.steps_done} of {result.num_steps} steps, saved; the same command goes on from there"
         )
+    for sentence in monitor.best.summary(result.out):
+        say(sentence)
     say(f"import timm; backbone = {result.load_line}")
     return result
 
@@ -218,11 +220,17 @@ def run_training(
         pin_memory=device.type == "cuda",
     )
 
+    logger = MetricLogger(run.metrics_file, first_step=first_step)
+
     def save(step: int) -> dict[str, float]:
-        run.save(state, source, config)
+        run.save(state, source, config, monitor.best.metrics(logger.latest, step), num_best=monitor.best.count)
         export(state, config, run)
         return {}
 
+    def save_if_best(step: int) -> dict[str, float]:
+        return save(step) if monitor.best.has_place_for(monitor.best.metrics(logger.latest, step)) else {}
+
+    saving_best = PeriodicCallback(monitor.every, save_if_best, at_start=True)
     save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
     saving = PeriodicCallback(save_every, save, at_stop=True, within_budget=config.run.save_every is None)
     # 3. The loop.
@@ -237,9 +245,9 @@ def run_training(
             log_every=config.run.log_every,
             max_skipped=config.run.max_skipped,
             device=device,
-            logger=MetricLogger(run.metrics_file, first_step=first_step),
+            logger=logger,
             progress=progress,
-            callbacks=[*monitor.callbacks(state.student_teacher), saving],
+            callbacks=[*monitor.callbacks(state.student_teacher), saving_best, saving],
             should_stop=lambda done: signal.received is not None or done >= stop_at,
         )
     return signal.received if state.step < num_steps else None  # too late to stop anything

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from selfpatch.backbones.pretrained import load_backbone
+from selfpatch.backbones.run_checkpoint import run_folder
 from selfpatch.commands.hardware import find_device
 from selfpatch.config.io import read_yaml
 from selfpatch.config.objectives.patch import PatchConfig
@@ -69,5 +70,5 @@ def visualize(
 
 def own_positives(model: Path | str) -> PatchConfig:
     """Settings by which a run finds positives; the paper's if `model` is no run, or one that finds none."""
-    config_file = Path(model) / "config.yaml"
+    config_file = run_folder(model) / "config.yaml"
     return positives_config(read_yaml(config_file).objectives if config_file.is_file() else None)

@@ -57,6 +57,11 @@ class RunConfig(Config, group="run"):
     save_every: Annotated[int | None, Positive] = None
     # number of newest checkpoints that are kept
     max_to_keep: Annotated[int, Positive] = 3
+    # number of best checkpoints that are kept besides; 0: none; None: 1, where the run has the metric to rank them by
+    keep_best: Annotated[int | None, NonNegative] = None
+    # metric of the log that ranks checkpoints: in_context/mIoU, in_context/mAcc, in_context/aAcc, or a loss (lower is
+    # better): loss, dino/loss, ...
+    keep_best_by: str = "in_context/mIoU"
     # stop when more than this fraction of the images cannot be read
     max_bad_fraction: Annotated[float, UnitInterval] = 0.2
     # stop after this many steps in a row whose loss or gradient is not finite

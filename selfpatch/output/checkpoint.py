@@ -1,17 +1,20 @@
-"""Checkpoints of a run: written whole or not at all, with checksums, the last few kept.
+"""Checkpoints of a run: written whole or not at all, with checksums, the last few and the best kept.
 
     OUT/checkpoints/step-00012000/   model.safetensors  optimizer.safetensors  state.json  manifest.json (their sha256)
 
 A checkpoint is written beside its place and renamed, files and folder synced first: after a crash or a power loss there
 is the old one or the new one, never half of one.
+
+Which are the best follows from the checkpoints themselves: the state of each holds the metrics of its step.
 """
 
 import errno
 import hashlib
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,8 +38,20 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]
 
 
-def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], *, keep: int) -> Path:
-    """Write `folder/step-XXXXXXXX` and delete all but the newest `keep`, later steps first.
+def save(
+    folder: Path,
+    step: int,
+    tensors: dict[str, dict[str, Tensor]],
+    state: dict[str, Any],
+    *,
+    keep: int,
+    keep_best: int = 0,
+    by: str = "",
+) -> Path:
+    """Write `folder/step-XXXXXXXX` and delete all but the newest `keep`, later steps first, and the best.
+
+    Args:
+        keep_best: number of checkpoints that are kept for their value of the metric `by` (see `ranked`).
 
     Raises:
         OSError: the disk is full (with the bytes needed) or not writable; what was there before is untouched.
@@ -73,11 +88,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
         if isinstance(error, SafetensorError):
             raise OSError(f"{final} cannot be written: {error}") from error
         raise
-    # Later ones are of a time line that was given up, damaged most likely: they must not push out what is whole.
-    steps = checkpoints_in(folder)
-    later = [path for path in steps if path.name > final.name]
-    for old in [*later, *steps[: len(steps) - len(later)][:-keep]]:
-        shutil.rmtree(old, ignore_errors=True)
+    _delete_old(folder, final.name, keep=keep, keep_best=keep_best, by=by)
     return final
 
 
@@ -86,17 +97,48 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
 
 
-def load(path: Path) -> Checkpoint:
+def ranked(folder: Path, metric: str) -> list[tuple[Path, float]]:
+    """The checkpoints that have a value of `metric` in their state's "metrics", best first; of equal ones the earlier.
+
+    Losses are better when lower, everything else when higher. One whose state is damaged has no value.
+    """
+    values = {}
+    for path in checkpoints_in(folder) if metric else []:
+        try:
+            metrics = load_state(path).get("metrics")
+        except DamagedCheckpointError:
+            continue
+        value = metrics.get(metric) if isinstance(metrics, dict) else None
+        if isinstance(value, int | float) and math.isfinite(value):
+            values[path] = value
+    return sorted(values.items(), key=lambda item: item[1] if is_loss(metric) else -item[1])
+
+
+def is_loss(metric: str) -> bool:
+    """True for a metric that is better when lower: "loss", and the "NAME/loss" of every objective."""
+    return metric.rpartition("/")[2] == "loss"
+
+
+def step_of(path: Path) -> int:
+    """The number of steps done, by the name of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
+
+
+def load(path: Path, *, names: Collection[str] | None = None) -> Checkpoint:
     """Read a checkpoint after comparing every file with its checksum.
+
+    Args:
+        names: files of tensors to read (without .safetensors); None: all of them.
 
     Raises:
         DamagedCheckpointError: a file is missing, cannot be read, or is not what was written.
     """
     try:
         manifest = _read_manifest(path)
-        for name in manifest:
+        files = [name for name in manifest if names is None or name == "state.json" or Path(name).stem in names]
+        for name in files:
             _compare_checksum(path, name, manifest)
-        tensors = {Path(name).stem: load_file(path / name) for name in manifest if name.endswith(".safetensors")}
+        tensors = {Path(name).stem: load_file(path / name) for name in files if name.endswith(".safetensors")}
         return Checkpoint(path, tensors, _read_json(path / "state.json"))
     except (OSError, SafetensorError) as error:
         raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
@@ -158,6 +200,18 @@ def require(found: Checkpoint, *, state: Mapping[str, type], tensors: Iterable[s
     for name in tensors:
         if name not in found.tensors:
             raise DamagedCheckpointError(f"{found.path / MANIFEST} is damaged: it lists no {name}.safetensors")
+
+
+def _delete_old(folder: Path, newest: str, *, keep: int, keep_best: int, by: str) -> None:
+    # Later ones are of a time line that was given up, damaged most likely: they must not push out what is whole.
+    steps = checkpoints_in(folder)
+    later = [path for path in steps if path.name > newest]
+    for old in later:
+        shutil.rmtree(old, ignore_errors=True)
+    best = [path for path, _ in ranked(folder, by)[:keep_best]]
+    for old in steps[: len(steps) - len(later)][:-keep]:
+        if old not in best:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

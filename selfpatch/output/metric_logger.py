@@ -13,6 +13,7 @@ class MetricLogger:
 
     def __init__(self, path: Path, *, first_step: int = 0):
         self.path = path
+        self.latest: dict[str, tuple[int, Any]] = {}  # by name: the last value logged, and its step
         self._failed = False
         if path.exists():  # a run that goes on writes again what came after its checkpoint
             kept = [line for line in read_metrics(path) if first_step > 0 and line["step"] <= first_step]
@@ -20,6 +21,7 @@ class MetricLogger:
                 file.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def log(self, step: int, values: dict[str, Any]) -> None:
+        self.latest |= {name: (step, value) for name, value in values.items()}
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")

@@ -32,6 +32,7 @@ class RunFolder:
         self.pictures = path / "pictures"
         self._lock = FolderLock(path)
         self._bad_images: dict[str, str] = {}
+        self._saved_step: int | None = None  # of the last checkpoint that this process wrote
 
     def check(self, config: PretrainConfig, images: ImageSource) -> None:
         """Refuse what `open` could not take.
@@ -96,15 +97,36 @@ class RunFolder:
                 f"{len(images)} now, or other names); put them back to go on, or give a new folder for a new run"
             )
 
-    def save(self, state: TrainState, images: ImageSource, config: PretrainConfig) -> None:
-        """Write a checkpoint: the train state, and what a run that goes on has to agree in."""
+    def save(
+        self,
+        state: TrainState,
+        images: ImageSource,
+        config: PretrainConfig,
+        metrics: dict[str, float],
+        *,
+        num_best: int,
+    ) -> None:
+        """Write a checkpoint: the train state, what a run that goes on has to agree in, and the metrics of its step.
+
+        Args:
+            num_best: number of checkpoints that are kept for their metrics, besides the newest.
+        """
+        if state.step == self._saved_step:  # kept for its score, and due as well
+            return
         agreed = {
             **identity_of(images),
             "method": result_affecting(to_dict(config)),
         }
         checkpoint.save(
-            self.checkpoints, state.step, state.tensors(), state.state() | agreed, keep=config.run.max_to_keep
+            self.checkpoints,
+            state.step,
+            state.tensors(),
+            state.state() | agreed | {"metrics": metrics},
+            keep=config.run.max_to_keep,
+            keep_best=num_best,
+            by=config.run.keep_best_by,
         )
+        self._saved_step = state.step
 
     def record_bad_images(self, bad_images: list[tuple[str, str]]) -> int:
         """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far."""
