@@ -120,6 +120,18 @@ class Backbone(nn.Module):
         """Feature maps [B, D, R, S] of the given stages (from 0, or from the end by -1, ...), before the final norm."""
         raise NotImplementedError
 
+    def forward_with_intermediates(
+        self, images: Float[Tensor, "B C H W"], indices: Sequence[int]
+    ) -> tuple[Tokens, list[Float[Tensor, "B _ _ _"]]]:
+        """`forward` and `forward_intermediates` in one pass."""
+        outputs: list[Tokens] = []
+        handle = self.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+        try:
+            maps = self.forward_intermediates(images, indices)
+        finally:
+            handle.remove()
+        return outputs[0], maps
+
     def last_attention_keys(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D R S"]:
         """Keys of the last attention for every patch, all heads side by side, before any rotation."""
         raise NotImplementedError

@@ -213,7 +213,12 @@ def run_training(
     batches = training_batches(
         source,
         parts.sampler,
-        MultiCrop(config.crops, color_in_worker=not augment_on_device(config.efficiency.color_augmentation, device)),
+        MultiCrop(
+            config.crops,
+            color_in_worker=not augment_on_device(config.efficiency.color_augmentation, device),
+            recolor=state.student_teacher.needs_recolored,
+            boxes=state.student_teacher.needs_boxes,
+        ),
         first_step=first_step,
         stop_step=num_steps,
         num_workers=num_workers(config.efficiency.num_workers),

@@ -1,7 +1,7 @@
 """The network that student and teacher both have: a backbone, and the aggregator on top of it."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxtyping import Bool, Float, Int
@@ -14,10 +14,15 @@ from selfpatch.objectives.class_attention import Aggregator
 
 
 class Encoded(NamedTuple):
-    """Crops of one resolution, encoded by one network. Crop-major: V*B images."""
+    """Crops of one resolution, encoded by one network. Crop-major: V*B images.
+
+    Args:
+        layers: patch tokens after stages of the backbone that an objective needs, by the index of the stage.
+    """
 
     tokens: Tokens
     image_token: Float[Tensor, "VB D"]
+    layers: dict[int, Float[Tensor, "VB N D"]] = {}  # noqa: RUF012
 
 
 class EncodedViews(NamedTuple):
@@ -28,6 +33,9 @@ class EncodedViews(NamedTuple):
         masks: True where the student's global crops hold a mask token instead of the patch; None: nothing is masked.
         norm: the final norm of plain patch tokens, which aggregated tokens go through as well.
         aggregate: (patch tokens [V*B, N, D], indices [V*B, Q, P]) -> one token per set of patches [V*B, Q, D].
+        recolored_crops: the teacher's global crops with colors drawn anew; None if no objective needs them.
+        global_boxes, local_boxes: where edges of the crops lie in their image: left, top, right, bottom in pixels, of a
+            flipped crop left > right; None if no objective needs them.
     """
 
     num_images: int
@@ -36,6 +44,9 @@ class EncodedViews(NamedTuple):
     masks: Bool[Tensor, "GB N"] | None
     norm: Callable[[Float[Tensor, "VB N D"]], Float[Tensor, "VB N D"]]
     aggregate: Callable[[Float[Tensor, "VB N D"], Int[Tensor, "VB Q P"]], Float[Tensor, "VB Q D"]]
+    recolored_crops: Encoded | None = None
+    global_boxes: Float[Tensor, "G B 4"] | None = None
+    local_boxes: Float[Tensor, "L B 4"] | None = None
 
     @property
     def by_resolution(self) -> list[Encoded]:
@@ -61,29 +72,43 @@ class Encoder(nn.Module):
                 "aggregator (aggregator.image-token aggregator) or a backbone with one (backbone.class-token True)"
             )
 
-    def forward(self, images: Float[Tensor, "VB C H W"], masks: Bool[Tensor, "VB N"] | None = None) -> Encoded:
-        tokens = self.backbone(images, masks)
+    def forward(
+        self,
+        images: Float[Tensor, "VB C H W"],
+        masks: Bool[Tensor, "VB N"] | None = None,
+        layers: Sequence[int] = (),
+    ) -> Encoded:
+        if layers:
+            assert masks is None, "layers are kept of the teacher, whose crops are not masked"
+            tokens, maps = self.backbone.forward_with_intermediates(images, layers)
+            kept = {layer: part.flatten(2).transpose(1, 2) for layer, part in zip(layers, maps, strict=True)}
+        else:
+            tokens, kept = self.backbone(images, masks), {}
         if self.aggregates_image_token:
             assert self.aggregator is not None
-            return Encoded(tokens, self.aggregator.image_token(tokens.patch_tokens))
+            return Encoded(tokens, self.aggregator.image_token(tokens.patch_tokens), kept)
         assert tokens.cls_token is not None
-        return Encoded(tokens, tokens.cls_token)
+        return Encoded(tokens, tokens.cls_token, kept)
 
     def encode(
         self,
         global_crops: Float[Tensor, "G B C H W"],
         local_crops: Float[Tensor, "L B C h w"] | None,
         masks: Bool[Tensor, "G B N"] | None = None,
+        *,
+        recolored_crops: Float[Tensor, "G B C H W"] | None = None,
+        layers: Sequence[int] = (),
     ) -> EncodedViews:
-        """Every crop once, one forward pass per resolution."""
+        """Every crop once, one forward pass per resolution; and one of the recolored crops."""
         flat_masks = None if masks is None else masks.flatten(0, 1)
         return EncodedViews(
             num_images=global_crops.shape[1],
-            global_crops=self(global_crops.flatten(0, 1), flat_masks),
-            local_crops=None if local_crops is None else self(local_crops.flatten(0, 1)),
+            global_crops=self(global_crops.flatten(0, 1), flat_masks, layers),
+            local_crops=None if local_crops is None else self(local_crops.flatten(0, 1), None, layers),
             masks=flat_masks,
             norm=self.norm,
             aggregate=self.aggregate,
+            recolored_crops=None if recolored_crops is None else self(recolored_crops.flatten(0, 1), None, layers),
         )
 
     def norm(self, patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:

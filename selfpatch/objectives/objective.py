@@ -18,6 +18,9 @@ class Needs(NamedTuple):
         masks_from_step: the first step in which they are.
         aggregator: patches are aggregated, so the encoder must have an aggregator that some objective trains.
         image_token: gradients flow through the image token.
+        recolored: the teacher also sees the global crops with colors drawn anew.
+        boxes: where crops lie in their image.
+        teacher_layer: a stage of the backbone whose tokens are kept of the teacher, beside its output.
     """
 
     student_local: bool = False
@@ -26,6 +29,9 @@ class Needs(NamedTuple):
     masks_from_step: int = 0
     aggregator: bool = False
     image_token: bool = False
+    recolored: bool = False
+    boxes: bool = False
+    teacher_layer: int | None = None
 
 
 class Objective(nn.Module):

@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from selfpatch.backbones.backbone import Tokens
 from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.objectives.distillation_branch import BranchObjective, DistillationBranch
-from selfpatch.objectives.encoder import EncodedViews
+from selfpatch.objectives.encoder import Encoded, EncodedViews
 from selfpatch.objectives.objective import Needs
 from selfpatch.objectives.positives import average_positives, find_positives, require_neighbors, similarity_signals
+from selfpatch.objectives.same_place import in_crop, sample_region, shown_patches
 from selfpatch.objectives.self_distillation import TargetsOf
 
 # Batch norm of a head needs two rows.
@@ -27,7 +27,9 @@ class PatchObjective(BranchObjective):
     4. the aggregator, or a mean, summarizes them;
     5. projection head, center and sharpening make that summary the target.
 
-    With target "self" the teacher's own token of the patch stands for 1 to 4.
+    With target "self" the teacher's own token of the patch stands for 1 to 4. The teacher sees the same crop, or by
+    `view` the same with other colors, or the next global crop of the image, whose summaries are sampled at the place of
+    every patch; patches that it does not show whole do not count.
 
     The student's token of the same patch of the same view, masked or visible, through the norm of plain patches and a
     projection head, predicts it by cross-entropy. The loss of a crop is the mean over its patches, weighted by
@@ -53,6 +55,9 @@ class PatchObjective(BranchObjective):
             masks=config.masks,
             masks_from_step=self._start_step,
             aggregator=config.needs_aggregator,
+            recolored=config.view == "recolored",
+            boxes=config.view == "other",
+            teacher_layer=config.layer,
         )
         self.branch = DistillationBranch(
             dim, config.head, config.distillation, steps_per_epoch=steps_per_epoch, shared=shared
@@ -80,17 +85,25 @@ class PatchObjective(BranchObjective):
         self, student: EncodedViews, teacher: EncodedViews, resolution: int, step: int
     ) -> "ResolutionResult":
         student_tokens = student.by_resolution[resolution].tokens
-        teacher_tokens = teacher.by_resolution[resolution].tokens
         num_crops, num_patches = student_tokens.patch_tokens.shape[:2]
         masks = student.masks if resolution == 0 else None  # only global crops are masked
 
-        # 1. Weights of the patches; those that count, where many do not.
-        weights = self._weights(masks, student_tokens.patch_tokens)
-        rows = None if masks is None or weights is None else nonzero_rows(weights)
-
-        # 2. Targets: the teacher's patches, or summaries of each patch's positives.
+        # 1. Summaries: the teacher's patches, or each one's positives in one token.
         with torch.no_grad():
-            summaries, signals = self._summaries(teacher, teacher_tokens)
+            recolored = self.config.view == "recolored"
+            crops = teacher.recolored_crops if recolored else teacher.by_resolution[resolution]
+            assert crops is not None, "an objective that needs recolored crops is given them"
+            summaries, signals = self._summaries(teacher, crops)
+            shown = None
+            if self.config.view == "other":
+                assert teacher.global_boxes is not None, "an objective that needs boxes is given them"
+                summaries, shown = from_next_crop(summaries, student_tokens.grid_size, teacher.global_boxes)
+                signals["shown_fraction"] = shown.float().mean()
+
+        # 2. Weights of the patches; those that count, where many do not. Targets.
+        weights = self._weights(masks, shown, student_tokens.patch_tokens)
+        rows = None if masks is None or weights is None else nonzero_rows(weights)
+        with torch.no_grad():
             # The center is that of all patches; without one the others need not be projected.
             needed = None if self.branch.distillation.has_center else rows
             projected = self.branch.project_teacher(take(summaries.flatten(0, 1), needed))
@@ -119,32 +132,41 @@ class PatchObjective(BranchObjective):
         return max(step - self._start_step, 0)
 
     def _weights(
-        self, masks: Bool[Tensor, "VB N"] | None, patch_tokens: Float[Tensor, "VB N D"]
+        self,
+        masks: Bool[Tensor, "VB N"] | None,
+        shown: Bool[Tensor, "VB N"] | None,
+        patch_tokens: Float[Tensor, "VB N D"],
     ) -> Float[Tensor, "VB N"] | None:
         """Weight of every patch, those of a crop together 1, or 0 if none counts. None: all of them count the same."""
         masked, visible = self.config.masked_weight, self.config.visible_weight
-        if masks is None:
-            return None if visible else torch.zeros(patch_tokens.shape[:2], device=patch_tokens.device)
-        if masked == visible:
+        if shown is None and (masked == visible or (masks is None and visible)):
             return None
-        weights = torch.where(masks, float(masked), float(visible))
+        weights = torch.full(patch_tokens.shape[:2], float(visible), device=patch_tokens.device)
+        if masks is not None:
+            weights = torch.where(masks, float(masked), weights)
+        if shown is not None:
+            weights = weights * shown
         sums = weights.sum(dim=-1, keepdim=True)
         return weights / torch.where(sums > 0, sums, 1.0)
 
     def _summaries(
-        self, teacher: EncodedViews, tokens: Tokens
+        self, teacher: EncodedViews, crops: Encoded
     ) -> tuple[Float[Tensor, "VB N D"], dict[str, Float[Tensor, ""]]]:
         """Tokens for every patch to predict, before the head, and signals about them."""
+        tokens = crops.tokens
         if self.config.target == "self":
             return teacher.norm(tokens.patch_tokens), similarity_signals(tokens.patch_tokens, None)
-        positives, similarity = find_positives(tokens, self.config)
+        searched = tokens
+        if self.config.layer is not None:
+            searched = tokens._replace(patch_tokens=crops.layers[self.config.layer])
+        positives, similarity = find_positives(searched, self.config)
         if self.config.aggregation == "class_attention":
             summaries = teacher.aggregate(tokens.patch_tokens, positives)
         else:
             summaries = teacher.norm(
                 average_positives(tokens.patch_tokens, positives, similarity, self.config.aggregation)
             )
-        return summaries, similarity_signals(tokens.patch_tokens, similarity)
+        return summaries, similarity_signals(searched.patch_tokens, similarity)
 
     def check_grid(self, rows: int, columns: int) -> None:
         if self.config.target == "neighbors":
@@ -159,6 +181,19 @@ class ResolutionResult(NamedTuple):
     crop_weight: int  # what the weights of a crop's patches add up to
     projected: Float[Tensor, "rows Z"]  # of the teacher, for the center
     signals: dict[str, Tensor]
+
+
+def from_next_crop(
+    summaries: Float[Tensor, "GB N D"], grid_size: tuple[int, int], boxes: Float[Tensor, "G B 4"]
+) -> tuple[Float[Tensor, "GB N D"], Bool[Tensor, "GB N"]]:
+    """Summaries of the next global crop (of two: the other) at the place of every patch, and where it shows all of it.
+
+    Elsewhere the crop's own stay, so that every row is a summary.
+    """
+    following = summaries.unflatten(0, boxes.shape[:2]).roll(-1, dims=0).flatten(0, 1)
+    regions = in_crop(boxes.flatten(0, 1), boxes.roll(-1, dims=0).flatten(0, 1))
+    shown = shown_patches(regions, grid_size)
+    return torch.where(shown[..., None], sample_region(following, grid_size, regions, grid_size), summaries), shown
 
 
 def nonzero_rows(weights: Float[Tensor, "VB N"]) -> Int[Tensor, " rows"] | None:

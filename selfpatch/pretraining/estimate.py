@@ -96,8 +96,17 @@ def _step(student_teacher: StudentTeacher, config: PretrainConfig, num_images: i
         for count, size in ((crops.num_global, crops.global_size), (crops.num_local, crops.local_size))
     )
     assert global_crops is not None
+    recolored_crops = torch.randn_like(global_crops) if student_teacher.needs_recolored else None
+    # Every crop the whole of its image: all patches count.
+    boxes = [
+        torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).expand(count, num_images, 4)
+        if student_teacher.needs_boxes and count
+        else None
+        for count in (crops.num_global, crops.num_local)
+    ]
+    views = Views(global_crops, local_crops, None, recolored_crops, *boxes)
     with autocast_for(config.efficiency.precision, device)():
-        loss, _ = student_teacher(Views(global_crops, local_crops), 0)
+        loss, _ = student_teacher(views, 0)
     loss.backward()
     student_teacher.zero_grad(set_to_none=True)
     student_teacher.discard()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.config import EfficiencyConfig, PretrainConfig
 from selfpatch.config.masks import MaskConfig
+from selfpatch.errors import UserError
 from selfpatch.objectives.encoder import Encoder
 from selfpatch.objectives.objective import Objective
 from selfpatch.objectives.registry import build_objectives
@@ -29,6 +30,12 @@ class StudentTeacher(nn.Module):
         needs = [objective.needs for objective in objectives.values()]
         self._student_local = any(need.student_local for need in needs)
         self._teacher_local = any(need.teacher_local for need in needs)
+        self.needs_recolored = any(need.recolored for need in needs)
+        self.needs_boxes = any(need.boxes for need in needs)
+        self._teacher_layers = sorted({need.teacher_layer for need in needs if need.teacher_layer is not None})
+        for name, objective in objectives.items():
+            if objective.needs.teacher_layer is not None:
+                require_layer(encoder.backbone, objective.needs.teacher_layer, f"objectives.{name}.layer")
         masking = [need for need in needs if need.masks]
         # Masks of the student's global crops; objectives that disagree are refused by their settings.
         self.masks: MaskConfig | None = masking[0].masks if masking else None
@@ -44,10 +51,17 @@ class StudentTeacher(nn.Module):
     def forward(self, views: Views, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The weighted sum of the objectives, and all signals as "objective/signal"."""
         with torch.no_grad():
-            teacher = self.teacher.encode(views.global_crops, views.local_crops if self._teacher_local else None)
+            teacher = self.teacher.encode(
+                views.global_crops,
+                views.local_crops if self._teacher_local else None,
+                recolored_crops=views.recolored_crops if self.needs_recolored else None,
+                layers=self._teacher_layers,
+            )
         student = self.student.encode(
             views.global_crops, views.local_crops if self._student_local else None, views.masks
         )
+        boxes = {"global_boxes": views.global_boxes, "local_boxes": views.local_boxes}
+        student, teacher = student._replace(**boxes), teacher._replace(**boxes)
         metrics = {}
         total = torch.zeros((), device=views.global_crops.device)
         for name, objective in self.named_objectives.items():
@@ -88,6 +102,22 @@ class StudentTeacher(nn.Module):
 def build_student_teacher(backbone: Backbone, config: PretrainConfig, *, steps_per_epoch: int) -> StudentTeacher:
     objectives = build_objectives(config.objectives, backbone.embed_dim, steps_per_epoch=steps_per_epoch)
     return StudentTeacher(Encoder(backbone, config.aggregator), objectives)
+
+
+def require_layer(backbone: Backbone, layer: int, setting: str) -> None:
+    """
+    Raises:
+        UserError: the backbone has no such stage, or its tokens lie on another grid than those of the output.
+    """
+    count = len(backbone.stages)
+    allowed = [i for i, stage in enumerate(backbone.stages) if stage.stride_px == backbone.patch_size]
+    if layer not in allowed and layer + count not in allowed:
+        numbers = ", ".join(map(str, allowed))
+        raise UserError(
+            f"{setting} is {layer}; of the {count} stages of {backbone.architecture.name} (blocks of a plain vision "
+            f"transformer, from 0, or from the end by -1) {numbers} have patches of the output's size: choose one of "
+            "them, or leave it out for the output"
+        )
 
 
 def apply_efficiency(student_teacher: StudentTeacher, config: EfficiencyConfig) -> None:

@@ -24,6 +24,10 @@ class Views(NamedTuple):
     global_crops: Float[Tensor, "G B C H W"]
     local_crops: Float[Tensor, "L B C h w"] | None
     masks: Bool[Tensor, "G B N"] | None = None
+    # If an objective needs them (see `Crops`):
+    recolored_crops: Float[Tensor, "G B C H W"] | None = None
+    global_boxes: Float[Tensor, "G B 4"] | None = None
+    local_boxes: Float[Tensor, "L B 4"] | None = None
 
     @property
     def num_images(self) -> int:
@@ -46,10 +50,13 @@ def make_views(
     bounds = [part * crops.num_images // num_parts for part in range(num_parts + 1)]
     for start, stop in itertools.pairwise(bounds):
         part = crops.slice_images(start, stop)
+        recolored = part.global_crops if part.recolored_color is not None else part.recolored_crops
         yield Views(
             _finish(part.global_crops, part.global_color, config, device),
             None if part.local_crops is None else _finish(part.local_crops, part.local_color, config, device),
             None if masks is None else masks[:, start:stop].to(device, non_blocking=True),
+            None if recolored is None else _finish(recolored, part.recolored_color, config, device),
+            *(None if boxes is None else boxes.to(device) for boxes in (part.global_boxes, part.local_boxes)),
         )
 
 

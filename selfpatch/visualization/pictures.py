@@ -72,7 +72,9 @@ def visualize(
     pictures = {
         "pca": draw_patch_pca(encoded),
         "similarity": draw_similarity_maps(similarity, queries),
-        "positives": draw_positives([_for_positives(backbone, image) for image in encoded[:NUM_POSITIVES]], positives),
+        "positives": draw_positives(
+            [_for_positives(backbone, image, positives.layer) for image in encoded[:NUM_POSITIVES]], positives
+        ),
     }
     if backbone.has_cls_token:
         attended = encoded[:NUM_ATTENTION]
@@ -103,8 +105,12 @@ def encode(
 
 
 @torch.no_grad()
-def _for_positives(backbone: Backbone, image: EncodedImage) -> EncodedImage:
-    return image._replace(tokens=backbone.pre_norm_tokens(_to_input(backbone, image.pixels)))
+def _for_positives(backbone: Backbone, image: EncodedImage, layer: int | None) -> EncodedImage:
+    pixels = _to_input(backbone, image.pixels)
+    if layer is None:
+        return image._replace(tokens=backbone.pre_norm_tokens(pixels))
+    (feature_map,) = backbone.forward_intermediates(pixels, [layer])
+    return image._replace(tokens=image.tokens._replace(patch_tokens=feature_map.flatten(2).transpose(1, 2)))
 
 
 @torch.no_grad()

@@ -46,6 +46,19 @@ def test_counting_sees_what_changes_memory_and_leaves_no_trace():
     assert estimate_memory(tiny_student_teacher(fewer), fewer, CPU).bytes_per_image < need.bytes_per_image
 
 
+@pytest.mark.parametrize("switches", [dict(view="recolored"), dict(view="other"), dict(layer=0)])
+def test_what_objectives_need_beside_crops_is_counted(switches):
+    config = tiny_config()
+    plain = replace(config.objectives.selfpatch, crops="global")
+    needs = {}
+    for name, selfpatch in (("plain", plain), ("more", replace(plain, **switches))):
+        changed = replace(config, objectives=replace(config.objectives, selfpatch=selfpatch))
+        student_teacher = tiny_student_teacher(changed)
+        needs[name] = estimate_memory(student_teacher, changed, CPU).bytes_per_image
+        assert time_per_image(student_teacher, changed, CPU) > 0
+    assert needs["plain"] <= needs["more"] < 2 * needs["plain"]
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("available", [2e9, 5e9, 1e12])
 def test_the_largest_batch_leaves_a_fifth_free(available, accumulate):

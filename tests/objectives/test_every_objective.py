@@ -42,6 +42,13 @@ METHODS = {name: objectives_of(name) for name in OBJECTIVES} | {
 }
 METHODS["dino + ibot, one head"] = ObjectivesConfig(dino=small("dino"), ibot=small("ibot", head=None))
 METHODS["dino + ibot + selfpatch"] = objectives_of("dino", "ibot", "selfpatch")
+METHODS["dino + ibot on the other crop"] = ObjectivesConfig(dino=small("dino"), ibot=small("ibot", view="other"))
+METHODS["dino + ibot on the recolored crop"] = ObjectivesConfig(
+    dino=small("dino"), ibot=small("ibot", view="recolored")
+)
+METHODS["dino + selfpatch by another layer"] = ObjectivesConfig(
+    dino=small("dino"), selfpatch=small("selfpatch", layer=-1)
+)
 
 
 def test_every_objective_of_the_config_is_known():
@@ -59,7 +66,17 @@ def build(family: str, method: str, image_token: str) -> tuple[StudentTeacher, V
     global_crops = torch.randn(2, 3, 3, 4 * rows, 5 * columns, generator=generator)
     local_crops = torch.randn(2, 3, 3, 3 * rows, 3 * columns, generator=generator)
     student_teacher = StudentTeacher(Encoder(backbone, aggregator), objectives).train()
-    return student_teacher, Views(global_crops, local_crops, masks_of(student_teacher))
+    views = Views(global_crops, local_crops, masks_of(student_teacher))
+    return student_teacher, views._replace(
+        recolored_crops=1.1 * global_crops, global_boxes=boxes(generator), local_boxes=boxes(generator)
+    )
+
+
+def boxes(generator: torch.Generator) -> torch.Tensor:
+    """Of two crops of three images, some of them flipped; all hold the middle of the image."""
+    corners = torch.rand(2, 3, 4, generator=generator) * 40 + torch.tensor([0.0, 0, 60, 60])
+    flipped = torch.rand(2, 3, 1, generator=generator) < 0.5
+    return torch.where(flipped, corners[..., [2, 1, 0, 3]], corners)
 
 
 def masks_of(student_teacher: StudentTeacher) -> torch.Tensor | None:
@@ -114,8 +131,8 @@ def test_the_class_token_serves_as_image_token_where_there_is_one(family):
     if not small_vit(family).has_cls_token:
         pytest.skip(f"{family} has no class token")
     student_teacher, views = build(family, "dino + selfpatch", "class_token")
-    tokens, image_token = student_teacher.eval().student(views.global_crops.flatten(0, 1))
-    assert torch.equal(image_token, tokens.cls_token)
+    encoded = student_teacher.eval().student(views.global_crops.flatten(0, 1))
+    assert torch.equal(encoded.image_token, encoded.tokens.cls_token)
     loss, _ = student_teacher(views, 0)
     assert torch.isfinite(loss)
 
@@ -157,6 +174,9 @@ ASKED_FOR = {  # (student, teacher): how many resolutions each network encodes
     "iBOT": ({"ibot": {}}, (1, 1)),
     "DINO + iBOT": ({"dino": {}, "ibot": {}}, (2, 1)),
     "both": ({"dino": {}, "selfpatch": {"crops": "global"}}, (2, 1)),
+    "neighbors by another layer": ({"selfpatch": {"crops": "global", "layer": 0}}, (1, 1)),
+    "the other crop": ({"ibot": {"view": "other"}}, (1, 1)),
+    "the recolored crop": ({"ibot": {"view": "recolored"}}, (1, 2)),
 }
 
 

@@ -15,14 +15,17 @@ from selfpatch.errors import UserError
 from selfpatch.objectives.patch import PatchObjective
 from selfpatch.objectives.positives import average_positives, find_positives, neighborhood
 from selfpatch.pretraining.masks import draw_masks
-from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.pretraining.student_teacher import StudentTeacher, require_layer
 from selfpatch.pretraining.views import Views
-from tests.reference.plain_patch import candidates_of, patch_loss
+from tests.backbones.small_swin import small_swin
+from tests.reference.plain_patch import Crop, candidates_of, patch_loss
 from tests.small_models import HEAD, random_crops, tiny_config, tiny_student_teacher
 
 MASKS = MaskConfig(ratio=(0.2, 0.5), prob=1.0)
 ALL_CROPS = dict(crops="all", visible_weight=1.0)
 NEIGHBORS = dict(target="neighbors", visible_weight=1.0)
+# Of two crops of two images: one shifted and flipped, one a small part of the other.
+BOXES = torch.tensor([[[10.0, 5, 70, 65], [0, 0, 100, 80]], [[90.0, 0, 30, 60], [20, 10, 52, 42]]])
 
 
 def student_teacher_of(settings: PatchConfig, **objectives) -> StudentTeacher:
@@ -42,13 +45,18 @@ def views_of(student_teacher: StudentTeacher, *, batch_size: int = 2) -> Views:
     masks = None
     if student_teacher.masks:
         masks = draw_masks(student_teacher.masks, range(batch_size), seed=0, step=0, num_crops=2, grid_size=(4, 4))
-    return Views(*random_crops(tiny_config(), batch_size=batch_size), masks)
+    global_crops, local_crops = random_crops(tiny_config(), batch_size=batch_size)
+    recolored = global_crops + 0.3 * torch.randn(global_crops.shape, generator=torch.Generator().manual_seed(5))
+    return Views(global_crops, local_crops, masks, recolored, BOXES[:, :batch_size])
 
 
 def encoded(student_teacher: StudentTeacher, views: Views):
-    student = student_teacher.student.encode(*views)
-    with torch.no_grad():
-        return student, student_teacher.teacher.encode(views.global_crops, views.local_crops)
+    """What a step gives to the objective: student's and teacher's views."""
+    seen = []
+    with student_teacher.objectives["ibot"].register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[:2])):
+        student_teacher(views, 0)
+    student_teacher.discard()
+    return seen
 
 
 SWITCHES = {
@@ -65,6 +73,13 @@ SWITCHES = {
     "neighbors, weighted mean": NEIGHBORS | dict(aggregation="similarity_weighted_mean"),
     "neighbors, nearest": NEIGHBORS | dict(aggregation="nearest"),
     "neighbors in the image": NEIGHBORS | dict(window_size="image", num_positives=5),
+    "the same crop recolored": dict(masks=None, visible_weight=1.0, view="recolored"),
+    "masked SelfPatch on the recolored crop": NEIGHBORS | dict(view="recolored"),
+    "the other crop": dict(masks=None, visible_weight=1.0, view="other"),
+    "iBOT on the other crop": dict(view="other"),
+    "neighbors in the other crop": NEIGHBORS | dict(view="other", aggregation="mean", num_positives=3),
+    "neighbors by the first block": NEIGHBORS | dict(layer=0),
+    "neighbors by the last block, of all crops": NEIGHBORS | ALL_CROPS | dict(layer=-1, masks=None),
     "mean in the image of all crops": NEIGHBORS | ALL_CROPS | dict(window_size="image", aggregation="mean"),
 }
 
@@ -79,19 +94,27 @@ def test_loss_and_next_center_equal_the_plain_restatement(switches):
     with torch.no_grad():
         student, teacher = encoded(student_teacher, views)
         loss, _ = objective(student, teacher, 0)
-        resolutions = zip(student.by_resolution, teacher.by_resolution, strict=True)
+        if settings.view == "recolored":
+            teacher = teacher._replace(global_crops=teacher.recolored_crops)
+        resolutions = list(zip(student.by_resolution, teacher.by_resolution, strict=False))
         crops = [
-            (s, t, seen.tokens.grid_size, student.masks[i] if resolution == 0 and student.masks is not None else None)
+            Crop(
+                s, t, seen.tokens.grid_size,
+                mask=student.masks[i] if resolution == 0 and student.masks is not None else None,
+                searched=None if settings.layer is None else by_teacher.layers[settings.layer][i],
+                box=BOXES.flatten(0, 1)[i].tolist() if resolution == 0 else None,
+            )
             for resolution, (seen, by_teacher) in enumerate(resolutions)
             if resolution == 0 or settings.crops == "all"
             for i, (s, t) in enumerate(zip(seen.tokens.patch_tokens, by_teacher.tokens.patch_tokens, strict=True))
-        ]
+        ]  # fmt: skip
         expected, mean_logit = patch_loss(
             crops,
             student=(student_teacher.student.aggregator, objective.branch.head),
             teacher=(student_teacher.teacher.aggregator, objective.branch.teacher_head),
             center=center,
             config=settings,
+            num_images=views.num_images,
         )
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     objective.commit()
@@ -194,6 +217,47 @@ def test_before_its_start_an_objective_has_neither_weight_nor_masks_and_then_it_
     assert torch.equal(from_step_0, from_step_6)
 
 
+@pytest.mark.parametrize("box", [[0.0, 0, 9, 9], [9.0, 0, 0, 9]])
+def test_another_crop_with_the_same_edges_is_the_same_view(box):
+    """The same pixels twice: the other view is the own one, whatever the flip that both have."""
+    student_teacher = student_teacher_of(IBOTConfig(head=HEAD, masks=None, visible_weight=1.0, view="other"))
+    views = views_of(student_teacher)
+    views = views._replace(
+        global_crops=views.global_crops[:1].expand(2, -1, -1, -1, -1), global_boxes=torch.tensor(box).expand(2, 2, 4)
+    )
+    student, teacher = encoded(student_teacher, views)
+    objective = student_teacher.objectives["ibot"]
+    other, signals = objective(student, teacher, 0)
+    objective.config = dataclasses.replace(objective.config, view="same")
+    same, _ = objective(student, teacher, 0)
+    torch.testing.assert_close(other, same, rtol=1e-5, atol=1e-6)
+    assert signals["shown_fraction"] == 1
+
+
+def test_crops_that_do_not_overlap_make_no_loss():
+    student_teacher = student_teacher_of(IBOTConfig(head=HEAD, masks=None, visible_weight=1.0, view="other"))
+    views = views_of(student_teacher)._replace(
+        global_boxes=torch.tensor([[[0.0, 0, 9, 9]] * 2, [[20.0, 0, 29, 9]] * 2])
+    )
+    loss, signals = student_teacher(views, 0)
+    loss.backward()
+    assert loss == 0 and signals["ibot/shown_fraction"] == 0
+    assert all(p.grad is None or not p.grad.any() for p in student_teacher.student.parameters())
+
+
+@pytest.mark.parametrize("layer", [2, -3])
+def test_a_layer_that_the_backbone_does_not_have_is_refused(layer):
+    settings = IBOTConfig(**NEIGHBORS, head=HEAD, layer=layer)
+    with pytest.raises(UserError, match=f"objectives.ibot.layer is {layer}; of the 2 stages .* 0, 1 have patches"):
+        student_teacher_of(settings)
+
+
+def test_of_a_hierarchical_network_the_last_stage_is_allowed():
+    require_layer(small_swin(), -1, "layer")
+    with pytest.raises(UserError, match="of the 2 stages .* 1 have patches"):
+        require_layer(small_swin(), 0, "layer")
+
+
 def test_the_window_image_finds_the_nearest_of_all_patches():
     tokens = torch.randn(1, 20, 6, generator=torch.Generator().manual_seed(0))
     tokens[0, 17] = 2 * tokens[0, 0]  # the far corner, alike but for its length
@@ -240,6 +304,9 @@ def test_means_of_positives_by_hand():
         (dict(masks=None), "visible-weight is 0.0; .*nothing is masked"),
         (dict(crops="all"), "local crops are never masked"),
         (dict(start_epoch=-1), "start-epoch is -1"),
+        (dict(ALL_CROPS, view="other"), "view is 'other'; local crops have no second view"),
+        (dict(ALL_CROPS, view="recolored"), "choose crops 'global'"),
+        (dict(layer=3), "layer is 3; with target 'self' no neighbors are sought"),
     ],
 )
 def test_settings_that_make_no_loss(settings, words):

@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file
 
 from selfpatch.commands.pretrain import pretrain
+from selfpatch.config import SelfPatchConfig
 from selfpatch.config.io import write_yaml
+from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.output import checkpoint
 from selfpatch.output.metric_logger import read_metrics
 from selfpatch.pretraining import train_step as update
-from tests.small_models import tiny_config
+from tests.small_models import HEAD, tiny_config
 
 NUM_STEPS = 6
 
@@ -249,3 +251,17 @@ def test_resuming_with_other_settings_is_refused(scenes, tmp_path):
             resume=tmp_path / "first" / "checkpoints" / "step-00000002",
         )
     assert not (tmp_path / "second").exists()
+
+
+@pytest.mark.parametrize("where", ["worker", "device"])
+def test_with_targets_from_other_views(where, scenes, tmp_path):
+    """Recolored crops and boxes come from the image's own random numbers as well."""
+    views = {
+        "efficiency.color_augmentation": where,
+        "objectives.selfpatch": SelfPatchConfig(head=HEAD, crops="global", view="recolored"),
+        "objectives.ibot": IBOTConfig(head=HEAD, view="other"),
+    }
+    run(scenes, tmp_path / "unbroken", **views)
+    run(scenes, tmp_path / "run", **views, **{"run.stop_at_step": 2})
+    run(scenes, tmp_path / "run", **views, **{"efficiency.num_workers": 1})
+    assert_same_run(tmp_path / "run", tmp_path / "unbroken")

@@ -14,7 +14,7 @@ JITTER = (0.4, 0.4, 0.2, 0.1)
 
 def plain_crop(image: np.ndarray, params: CropParams, size: tuple[int, int]) -> np.ndarray:
     """A crop with given parameters."""
-    box, flip, color = params
+    box, flip, color = params[:3]
     crop = F.resized_crop(Image.fromarray(image), *box, list(size), InterpolationMode.BICUBIC)
     if flip:
         crop = F.hflip(crop)

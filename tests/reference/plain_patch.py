@@ -1,9 +1,11 @@
 """The patch-level objective written out crop by crop and patch by patch, in the slowest way."""
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 
+from tests.reference.plain_same_place import shown_by
 from tests.reference.plain_selfpatch import aggregate, cross_entropy
 
 
@@ -21,12 +23,25 @@ def candidates_of(index, rows, columns, window, padding_mode):
     return found
 
 
-def summary_of(tokens, index, grid, aggregator, config):
-    """What the teacher's tokens [N, D] of one crop say that a patch is, normed."""
+class Crop(NamedTuple):
+    """Tokens [N, D] of a crop, of the student and of the teacher."""
+
+    student: Any
+    teacher: Any
+    grid: tuple[int, int]
+    mask: Any = None
+    searched: Any = None  # the teacher's, in which positives are found; None: those above
+    box: Any = None
+
+
+def summary_of(crop, index, aggregator, config):
+    """What the teacher's tokens of one crop say that a patch is, normed."""
+    tokens, grid = crop.teacher, crop.grid
     if config.target == "self":
         return aggregator.norm(tokens[index])
+    searched = tokens if crop.searched is None else crop.searched
     cosine = {
-        other: float(tokens[index] @ tokens[other] / (tokens[index].norm() * tokens[other].norm()))
+        other: float(searched[index] @ searched[other] / (searched[index].norm() * searched[other].norm()))
         for other in candidates_of(index, *grid, config.window_size, config.padding_mode)
     }
     best = sorted(cosine, key=lambda other: -cosine[other])[: config.num_positives]
@@ -39,22 +54,29 @@ def summary_of(tokens, index, grid, aggregator, config):
     return aggregator.norm(mean)
 
 
-def patch_loss(crops, *, student, teacher, center, config):
-    """Crops are (student's tokens [N, D], teacher's, grid, mask [N] or None), student and teacher (aggregator, head).
+def patch_loss(crops, *, student, teacher, center, config, num_images=None):
+    """Crops, crop-major, of `num_images` images; student and teacher are (aggregator, head).
 
     -> loss, mean logit of the teacher.
     """
     (student_aggregator, student_head), (teacher_aggregator, teacher_head) = student, teacher
     losses, logits = [], []
-    for student_tokens, teacher_tokens, grid, mask in crops:
+    for number, crop in enumerate(crops):
         total, weights = 0.0, 0.0
-        for index in range(len(student_tokens)):
-            logit = teacher_head(summary_of(teacher_tokens, index, grid, teacher_aggregator, config)[None])[0]
+        summaries = [summary_of(crop, index, teacher_aggregator, config) for index in range(len(crop.student))]
+        shown = list(summaries)
+        if config.view == "other":
+            other = crops[(number + num_images) % len(crops)]
+            theirs = [summary_of(other, index, teacher_aggregator, config) for index in range(len(crop.student))]
+            shown = [shown_by(theirs, crop.grid, crop.box, other.box, index) for index in range(len(crop.student))]
+        for index in range(len(crop.student)):
+            counts = shown[index] is not None
+            logit = teacher_head((shown[index] if counts else summaries[index])[None])[0]
             logits.append(logit)
             target = torch.softmax((logit - center) / config.distillation.teacher_temperature, dim=-1)
-            prediction = student_head(student_aggregator.norm(student_tokens[index])[None])[0]
-            is_masked = mask is not None and bool(mask[index])
-            weight = config.masked_weight if is_masked else config.visible_weight
+            prediction = student_head(student_aggregator.norm(crop.student[index])[None])[0]
+            is_masked = crop.mask is not None and bool(crop.mask[index])
+            weight = counts * (config.masked_weight if is_masked else config.visible_weight)
             total += weight * cross_entropy(target, prediction, config.distillation.student_temperature)
             weights += weight
         losses.append(total / weights if weights else torch.zeros(()))

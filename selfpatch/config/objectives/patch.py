@@ -39,6 +39,13 @@ class PatchConfig(ObjectiveConfig):
     # similar ones, or the most similar one alone
     aggregation: Literal["class_attention", "mean", "similarity_weighted_mean", "nearest"] = "class_attention"
 
+    # teacher's view that targets come from: the same crop, the same crop with colors drawn anew, or the other global
+    # crop of the image, at the same place, for patches that it shows whole
+    view: Literal["same", "recolored", "other"] = "same"
+    # stage of the backbone in whose tokens the most similar neighbors are sought, from 0, or from the end by -1; of a
+    # plain vision transformer a stage is a block; None: its output
+    layer: int | None = None
+
     # masks of the student's global crops; None: this objective asks for none
     masks: MaskConfig | None = None
     # weight of a masked patch in the mean over a crop's patches, relative to visible-weight
@@ -70,6 +77,16 @@ class PatchConfig(ObjectiveConfig):
                 f"with window-size {self.window_size} and padding-mode {self.padding_mode!r} every patch has {inside} "
                 f"neighbors: choose 1 to {inside}, or a larger window",
             )
+        self.require(
+            self.view == "same" or self.crops == "global",
+            "view",
+            "local crops have no second view; choose crops 'global', or view 'same'",
+        )
+        self.require(
+            self.layer is None or self.target == "neighbors",
+            "layer",
+            "with target 'self' no neighbors are sought; leave it out, or choose target 'neighbors'",
+        )
         self.require(
             self.masked_weight > 0 or self.visible_weight > 0,
             "visible_weight",

@@ -3,20 +3,26 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from selfpatch.data.augmentation.params import BatchedColorParams
 
 
 class Crops(NamedTuple):
-    """8-bit RGB crops of B images: V global and U local ones of each."""
+    """8-bit RGB crops of B images: V global and U local ones of each, and what objectives need beside them."""
 
     global_crops: UInt8[Tensor, "V B 3 H W"]
     local_crops: UInt8[Tensor, "U B 3 R S"] | None
     # For `apply_color_batch`, [V, B] and [U, B]; None: colors are augmented already.
     global_color: BatchedColorParams | None = None
     local_color: BatchedColorParams | None = None
+    # The global crops with colors drawn anew: made already, or the parameters by which they are made of `global_crops`.
+    recolored_crops: UInt8[Tensor, "V B 3 H W"] | None = None
+    recolored_color: BatchedColorParams | None = None
+    # Where edges lie in the image: left, top, right, bottom in pixels; of a flipped crop left > right.
+    global_boxes: Float[Tensor, "V B 4"] | None = None
+    local_boxes: Float[Tensor, "U B 4"] | None = None
 
     @property
     def num_images(self) -> int:
@@ -31,12 +37,12 @@ class Crops(NamedTuple):
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Crops":
         """Apply a function to every tensor, those of the parameters included."""
-        return Crops(
-            function(self.global_crops),
-            None if self.local_crops is None else function(self.local_crops),
-            None if self.global_color is None else self.global_color.map(function),
-            None if self.local_color is None else self.local_color.map(function),
-        )
+        mapped = {
+            name: function(part) if isinstance(part, Tensor) else part.map(function)
+            for name, part in self._asdict().items()
+            if part is not None
+        }
+        return self._replace(**mapped)
 
     def slice_images(self, start: int, stop: int) -> "Crops":
         """The crops of images start to stop - 1, in the same memory."""

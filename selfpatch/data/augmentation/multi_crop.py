@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from selfpatch.config import CropsConfig, rows_columns
@@ -26,11 +26,16 @@ class MultiCrop:
     Args:
         color_in_worker: flip and augment colors here; else crops come with the parameters by which
             `apply_color_batch` does it on the device.
+        recolor: make the global crops a second time, with colors of their own.
+        boxes: say where crops lie in their image.
     """
 
-    def __init__(self, config: CropsConfig, *, color_in_worker: bool = True):
+    def __init__(
+        self, config: CropsConfig, *, color_in_worker: bool = True, recolor: bool = False, boxes: bool = False
+    ):
         self.config = config
         self.color_in_worker = color_in_worker
+        self.recolor, self.boxes = recolor, boxes
         self.global_size = rows_columns(config.global_size)
         self.local_size = rows_columns(config.local_size)
 
@@ -43,9 +48,14 @@ class MultiCrop:
     def write(self, image: Image, rng: np.random.Generator, out: Crops) -> None:
         """Write the crops of an image to memory from `allocate`, of one image or sliced to one."""
         global_params, local_params = self.sample_params(BufferedRandom(rng), *image.shape[:2])
-        _write(image, global_params, out.global_crops, out.global_color)
+        _write(image, global_params, out.global_crops, out.global_color, out.recolored_crops)
+        if out.recolored_color is not None:
+            _write_color([_recolored(crop) for crop in global_params], out.recolored_color)
         if out.local_crops is not None:
             _write(image, local_params, out.local_crops, out.local_color)
+        for params, boxes in ((global_params, out.global_boxes), (local_params, out.local_boxes)):
+            if boxes is not None:
+                boxes.numpy()[:, 0] = [crop.edges for crop in params]
 
     def allocate(self, num_images: int, *, pin_memory: bool = False) -> Crops:
         """Uninitialized memory for the crops of so many images; channels come last in it, as in decoded images."""
@@ -58,11 +68,18 @@ class MultiCrop:
         def color(count: int) -> BatchedColorParams | None:
             return None if self.color_in_worker else BatchedColorParams.allocate(count, num_images)
 
+        def boxes(count: int) -> Float[Tensor, "V B 4"] | None:
+            return torch.empty(count, num_images, 4) if self.boxes else None
+
         return Crops(
             crops(num_global, self.global_size),
             crops(num_local, self.local_size) if num_local else None,
             color(num_global),
             color(num_local) if num_local else None,
+            recolored_crops=crops(num_global, self.global_size) if self.recolor and self.color_in_worker else None,
+            recolored_color=color(num_global) if self.recolor else None,
+            global_boxes=boxes(num_global),
+            local_boxes=boxes(num_local) if num_local else None,
         )
 
     def is_smaller_than_crop(self, image: Image) -> bool:
@@ -77,10 +94,16 @@ class MultiCrop:
             box = sample_crop_box(rng, rows, columns, scale, aspect_ratio=size[1] / size[0])
             return CropParams(box, rng.random() < config.hflip_prob, sample_color_params(rng, config, kind))
 
-        return (
-            [sample(0 if i == 0 else 1, config.global_scale, self.global_size) for i in range(config.num_global)],
-            [sample(2, config.local_scale, self.local_size) for _ in range(config.num_local)],
-        )
+        global_params = [
+            sample(0 if i == 0 else 1, config.global_scale, self.global_size) for i in range(config.num_global)
+        ]
+        local_params = [sample(2, config.local_scale, self.local_size) for _ in range(config.num_local)]
+        if self.recolor:  # last, so that all others are the same without
+            global_params = [
+                crop._replace(recolor=sample_color_params(rng, config, 0 if i == 0 else 1))
+                for i, crop in enumerate(global_params)
+            ]
+        return global_params, local_params
 
 
 def apply_crop(image: Image, params: CropParams, size: tuple[int, int]) -> UInt8[np.ndarray, "R S 3"]:
@@ -88,14 +111,34 @@ def apply_crop(image: Image, params: CropParams, size: tuple[int, int]) -> UInt8
     return apply_color(resized_crop(image, params.box, params.flip, size), params.color)
 
 
+def _recolored(params: CropParams) -> CropParams:
+    assert params.recolor is not None
+    return params._replace(color=params.recolor)
+
+
 @torch.inference_mode()  # a twentieth of the time of so small tensors
 def _write(
-    image: Image, params: list[CropParams], crops: UInt8[Tensor, "V 1 3 R S"], color: BatchedColorParams | None
+    image: Image,
+    params: list[CropParams],
+    crops: UInt8[Tensor, "V 1 3 R S"],
+    color: BatchedColorParams | None,
+    recolored_crops: UInt8[Tensor, "V 1 3 R S"] | None = None,
 ) -> None:
-    if color is None:
-        for crop, out in zip(params, crops[:, 0].permute(0, 2, 3, 1).numpy(), strict=True):
-            out[:] = apply_crop(image, crop, out.shape[:2])
-    else:
+    if color is not None:
         for crop, out in zip(params, crops.unbind(), strict=True):
             resize_into(image, crop.box, out)
-        color.map(lambda part: part[:, 0]).write(params)
+        _write_color(params, color)
+        return
+    for crop, out in zip(params, _channels_last(crops), strict=True):
+        out[:] = apply_crop(image, crop, out.shape[:2])
+    if recolored_crops is not None:
+        for crop, out in zip(params, _channels_last(recolored_crops), strict=True):
+            out[:] = apply_crop(image, _recolored(crop), out.shape[:2])
+
+
+def _write_color(params: list[CropParams], color: BatchedColorParams) -> None:
+    color.map(lambda part: part[:, 0]).write(params)
+
+
+def _channels_last(crops: UInt8[Tensor, "V 1 3 R S"]) -> UInt8[np.ndarray, "V R S 3"]:
+    return crops[:, 0].permute(0, 2, 3, 1).numpy()

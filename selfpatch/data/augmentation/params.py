@@ -52,6 +52,15 @@ class CropParams(NamedTuple):
     box: CropBox
     flip: bool
     color: ColorParams
+    recolor: ColorParams | None = None  # of the same crop once more, with other colors
+
+    @property
+    def edges(self) -> tuple[int, int, int, int]:
+        """Where the crop's left, top, right and bottom edge lie in the image, in pixels; if flipped, left > right."""
+        left, right = self.box.left, self.box.left + self.box.width
+        if self.flip:
+            left, right = right, left
+        return left, self.box.top, right, self.box.top + self.box.height
 
 
 class BatchedColorParams(NamedTuple):

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from selfpatch.data.augmentation.crops import Crops
 from selfpatch.data.loading.loader import Batch
 
 
@@ -23,10 +23,12 @@ def prefetch_to_device(batches: Iterator[Batch], device: torch.device) -> Iterat
         if batch is None:
             return None
         with torch.cuda.stream(copying):
-            global_crops, local_crops, *color = batch.crops
-            global_crops = global_crops.to(device, non_blocking=True)
-            local_crops = None if local_crops is None else local_crops.to(device, non_blocking=True)
-            return batch._replace(crops=Crops(global_crops, local_crops, *color))
+            moved = {
+                name: part.to(device, non_blocking=True)
+                for name, part in batch.crops._asdict().items()
+                if isinstance(part, Tensor)
+            }
+            return batch._replace(crops=batch.crops._replace(**moved))
 
     ahead = copied(next(batches, None))
     while ahead is not None:

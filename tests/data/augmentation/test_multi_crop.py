@@ -1,5 +1,7 @@
 """The fast augmentation against the plain one: nearly equal pixels, equally distributed."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -7,10 +9,14 @@ import torch
 from PIL import Image
 
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, CropsConfig
+from selfpatch.data.augmentation.device_augmentation import apply_color_batch
 from selfpatch.data.augmentation.multi_crop import MultiCrop, apply_crop
 from selfpatch.data.augmentation.normalize import normalize
 from tests.data.augmentation.photographs import PHOTOGRAPHS, difference, photograph
 from tests.reference.plain_augmentation import PlainMultiCrop, plain_crop
+
+SMALL = CropsConfig(global_size=64, local_size=32, num_local=3)
+COLORLESS = dict(color_jitter_prob=0.0, grayscale_prob=0.0, blur_prob=(0.0, 0.0, 0.0), solarize_prob=0.0)
 
 
 def test_whole_pipeline_with_equal_parameters():
@@ -73,6 +79,57 @@ def test_a_pure_function_of_image_and_generator():
     assert torch.equal(first.local_crops, second.local_crops)
     assert not torch.equal(first.global_crops, other.global_crops)
     np.testing.assert_array_equal(PHOTOGRAPHS[0], before)
+
+
+@pytest.mark.parametrize("color_in_worker", [True, False])
+def test_a_second_set_of_colors_and_boxes_leave_all_else_as_it_was(color_in_worker):
+    plain, more = (
+        MultiCrop(SMALL, color_in_worker=color_in_worker, **extras)(PHOTOGRAPHS[0], np.random.default_rng(0))
+        for extras in ({}, dict(recolor=True, boxes=True))
+    )
+    assert plain.recolored_crops is plain.recolored_color is plain.global_boxes is plain.local_boxes is None
+    assert len(list(plain.tensors())) == (2 if color_in_worker else 2 + 2 * 6)
+    for name, part in plain._asdict().items():
+        if isinstance(part, torch.Tensor):
+            assert torch.equal(part, getattr(more, name)), name
+        elif part is not None:
+            assert all(map(torch.equal, part, getattr(more, name))), name
+
+
+def test_recolored_crops_are_the_same_places_in_colors_of_their_own():
+    in_worker, on_device = (
+        MultiCrop(SMALL, color_in_worker=where, recolor=True)(PHOTOGRAPHS[0], np.random.default_rng(3))
+        for where in (True, False)
+    )
+    assert on_device.recolored_crops is in_worker.recolored_color is None
+    assert torch.equal(on_device.recolored_color.flip, on_device.global_color.flip)
+    assert not torch.equal(on_device.recolored_color.jitter, on_device.global_color.jitter)
+    made = apply_color_batch(on_device.global_crops, on_device.recolored_color)
+    assert (made.float() - in_worker.recolored_crops.float()).abs().mean() < 0.3
+    assert (in_worker.global_crops.float() - in_worker.recolored_crops.float()).abs().mean() > 5
+
+    colorless = replace(SMALL, **COLORLESS)
+    crops = MultiCrop(colorless, recolor=True)(PHOTOGRAPHS[0], np.random.default_rng(3))
+    assert torch.equal(crops.recolored_crops, crops.global_crops)
+
+
+def test_boxes_say_where_every_pixel_of_a_crop_lies():
+    """An image whose colors are places: a crop's pixels name the places that its box gives them, flipped or not."""
+    y, x = np.mgrid[:200, :240]
+    image = np.stack([x, y, 0 * x], axis=-1).astype(np.uint8)
+    multi_crop, flips = MultiCrop(replace(SMALL, **COLORLESS), boxes=True), 0
+    for seed in range(20):
+        crops = multi_crop(image, np.random.default_rng(seed))
+        for pixels, boxes in ((crops.global_crops, crops.global_boxes), (crops.local_crops, crops.local_boxes)):
+            for crop, (left, top, right, bottom) in zip(pixels[:, 0].double(), boxes[:, 0].tolist(), strict=True):
+                rows, columns = crop.shape[1:]
+                along_x = left + (right - left) * (torch.arange(columns) + 0.5) / columns - 0.5  # middles of pixels
+                along_y = top + (bottom - top) * (torch.arange(rows) + 0.5) / rows - 0.5
+                inner = np.s_[3:-3]  # at the border bicubic weights are cut
+                torch.testing.assert_close(crop[0].mean(dim=0)[inner], along_x.double()[inner], rtol=0, atol=0.6)
+                torch.testing.assert_close(crop[1].mean(dim=1)[inner], along_y.double()[inner], rtol=0, atol=0.6)
+                flips += left > right
+    assert 30 < flips < 70, "half of 100"
 
 
 def test_threads_do_not_change_a_bit():

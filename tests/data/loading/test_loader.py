@@ -53,8 +53,7 @@ def batches(
 def equal(a: Batch, b: Batch) -> bool:
     return (
         a.step == b.step
-        and torch.equal(a.crops.global_crops, b.crops.global_crops)
-        and torch.equal(a.crops.local_crops, b.crops.local_crops)
+        and all(torch.equal(x, y) for x, y in zip(a.crops.tensors(), b.crops.tensors(), strict=True))
         and a.bad_images == b.bad_images
         and a.num_upsampled == b.num_upsampled
     )
