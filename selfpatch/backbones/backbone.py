@@ -164,6 +164,23 @@ class Backbone(nn.Module):
 
     # Changes before training
 
+    def freeze_below_last_blocks(self, num_blocks: int) -> None:
+        """Train only the last `num_blocks` blocks and what comes after each of them: downsampling, the final norm.
+
+        Raises:
+            UserError: it has fewer blocks.
+        """
+        if num_blocks > len(self.blocks):
+            raise UserError(
+                f"optim.trainable-blocks is {num_blocks}, and {self.architecture.name} has {len(self.blocks)} blocks; "
+                "give a smaller number, or leave it out to train the whole backbone"
+            )
+        first = next(self.blocks[-num_blocks].parameters())
+        trains = False
+        for parameter in self.model.parameters():  # in timm's order, which is that of the forward pass
+            trains = trains or parameter is first
+            parameter.requires_grad_(trains)
+
     def enable_masks(self) -> None:
         """Add the learned `mask_token`, zero at first as in iBOT and DINOv2, for `forward` with masks."""
         raise NotImplementedError

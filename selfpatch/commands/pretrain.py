@@ -152,7 +152,9 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
     schedules = build_schedules(
         config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=sampler.steps_per_epoch
     )
-    return Parts(sampler, num_steps, TrainState(student_teacher, build_optimizer(student_teacher)), schedules)
+    return Parts(
+        sampler, num_steps, TrainState(student_teacher, build_optimizer(student_teacher, config.optim)), schedules
+    )
 
 
 def check_crops(config: PretrainConfig, student_teacher: StudentTeacher) -> None:

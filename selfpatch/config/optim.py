@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from selfpatch.config.ranges import Config, NonNegative, Positive, UnitInterval
+from selfpatch.config.ranges import Config, Fraction, NonNegative, Positive, UnitInterval
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,14 @@ class OptimConfig(Config, group="optim"):
     clip_norm: Annotated[float, NonNegative] = 3.0
     # gradient norm that is clipped: of each parameter by itself (as DINO), or the global norm of all of them
     clip_mode: Literal["parameter", "global"] = "parameter"
+    # learning rate of each layer of the backbone as a fraction of that of the next one, by timm's grouping; the last
+    # block, aggregator and heads have the whole; None: all have the whole
+    layer_decay: Annotated[float | None, Fraction] = None
+    # epochs at the start in which the backbone rests, so that new heads do not disturb it; then its learning rate rises
+    # in as many steps as the warm-up has; None: derived
+    freeze_backbone_epochs: Annotated[float | None, NonNegative] = 0.0
+    # number of last blocks of the backbone that train, with the final norm; None: the whole backbone trains
+    trainable_blocks: Annotated[int | None, Positive] = None
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,30 +1,66 @@
 """AdamW's parameter groups, clipping, frozen parameters and the teacher's moving average."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Float
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from selfpatch.distributed import any_rank
 from selfpatch.errors import UserError
 
 
-def parameter_groups(module: nn.Module) -> list[dict]:
-    """Two groups: weight decay on matrices and larger; none on biases and 1-D tensors. As DINO's get_params_groups.
+def parameter_groups(
+    module: nn.Module,
+    *,
+    lr_scales: Mapping[nn.Parameter, float] | None = None,
+    late: nn.Module | None = None,
+) -> list[dict[str, Any]]:
+    """Groups of parameters that train, by weight decay and learning rate; without arguments there are two.
 
-    A group's `decays` says which it is.
+    Weight decay is for matrices and larger, none for biases and 1-D tensors, as DINO's get_params_groups has it. A
+    group's `decays` says which it is, `lr_scale` is its part of the learning rate, `is_late` says whether it follows
+    the schedule of what starts late.
+
+    Args:
+        lr_scales: parts of the learning rate, 1 where there is none.
+        late: the part of `module` that starts late.
     """
-    decay, no_decay = [], []
+    late_parameters = set() if late is None else set(late.parameters())
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {(True, 1.0, False): [], (False, 1.0, False): []}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            (no_decay if parameter.ndim == 1 or name.endswith(".bias") else decay).append(parameter)
-    return [{"params": decay, "decays": True}, {"params": no_decay, "decays": False, "weight_decay": 0.0}]
+            decays = parameter.ndim > 1 and not name.endswith(".bias")
+            key = (decays, (lr_scales or {}).get(parameter, 1.0), parameter in late_parameters)
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "decays": decays, "lr_scale": lr_scale, "is_late": is_late}
+        | ({} if decays else {"weight_decay": 0.0})
+        for (decays, lr_scale, is_late), parameters in groups.items()
+    ]
 
 
-def set_schedules(optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float) -> None:
+def layer_lr_scales(model: Any, layer_decay: float) -> dict[nn.Parameter, float]:
+    """Learning rate of every parameter of a timm model, as a part of the whole: `layer_decay` ** (layers above it).
+
+    Layers are timm's: the stem with class token, registers and positions, then every block. Swin's downsampling goes
+    with the block after it, the final norm with the last block, which has the whole.
+
+    Source: timm's param_groups_layer_decay, after BEiT's.
+    """
+    layers: Any = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    return {parameter: layer_decay ** (last - layers.get(name, last)) for name, parameter in model.named_parameters()}
+
+
+def set_schedules(
+    optimizer: torch.optim.Optimizer, *, lr: float, weight_decay: float, late_factor: float = 1.0
+) -> None:
+    """Set what changes with the step. `late_factor` is the part of the learning rate of what starts late."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"] * (late_factor if group["is_late"] else 1.0)
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
 
 

@@ -27,6 +27,16 @@ def warmup_cosine(peak: float, end: float, num_steps: int, warmup_steps: int = 0
     return value
 
 
+def late_ramp(start_step: int, ramp_steps: int) -> Schedule:
+    """0 before `start_step`, then a line that reaches 1 after `ramp_steps`; 1 from the first step on if it starts at 0.
+
+    The step of the start gives 1 / `ramp_steps` already: what starts late trains from there on.
+    """
+    if start_step == 0:
+        return lambda step: 1.0
+    return lambda step: min(max(step - start_step + 1, 0) / max(ramp_steps, 1), 1.0)
+
+
 def warmup_poly(
     peak: float, num_steps: int, warmup_steps: int = 0, *, start: float = 1e-6, power: float = 1.0
 ) -> Schedule:

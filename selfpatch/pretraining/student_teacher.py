@@ -47,6 +47,7 @@ class StudentTeacher(nn.Module):
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.objectives = nn.ModuleDict(objectives)
         disable_stochastic_depth(self.teacher)
+        self._trained_in_backbone = [p for p in self.student.backbone.parameters() if p.requires_grad]
 
     def forward(self, views: Views, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The weighted sum of the objectives, and all signals as "objective/signal"."""
@@ -95,12 +96,19 @@ class StudentTeacher(nn.Module):
         for objective in self.named_objectives.values():
             objective.discard()
 
+    def freeze_backbone(self, frozen: bool) -> None:
+        """Let the student's backbone rest, or train as it was built: at rest it has no gradients, and needs no time."""
+        for parameter in self._trained_in_backbone:
+            parameter.requires_grad_(not frozen)
+
     def frozen_parameters(self, step: int) -> list[nn.Parameter]:
         return [p for o in self.named_objectives.values() for p in o.frozen_parameters(self.student, step)]
 
 
 def build_student_teacher(backbone: Backbone, config: PretrainConfig, *, steps_per_epoch: int) -> StudentTeacher:
     objectives = build_objectives(config.objectives, backbone.embed_dim, steps_per_epoch=steps_per_epoch)
+    if config.optim.trainable_blocks is not None:
+        backbone.freeze_below_last_blocks(config.optim.trainable_blocks)
     return StudentTeacher(Encoder(backbone, config.aggregator), objectives)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig, rows_columns
 from selfpatch.data.loading.loader import Batch
 from selfpatch.data.loading.sampler import EpochSampler
-from selfpatch.optim.optimizer import optimizer_step, parameter_groups, set_schedules
-from selfpatch.optim.schedules import Schedule, warmup_cosine
+from selfpatch.optim.optimizer import layer_lr_scales, optimizer_step, parameter_groups, set_schedules
+from selfpatch.optim.schedules import Schedule, late_ramp, warmup_cosine
 from selfpatch.pretraining.masks import draw_masks
 from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.pretraining.train_state import TrainState
@@ -31,6 +31,7 @@ class Schedules(NamedTuple):
     lr: Schedule
     weight_decay: Schedule
     momentum: Schedule
+    backbone: Schedule = lambda step: 1.0  # the backbone's part of the learning rate, 0 while it rests
 
 
 class PretrainTask:
@@ -70,6 +71,7 @@ class PretrainTask:
     def step(self, batch: Batch, step: int) -> StepOutput:
         assert batch.step == step
         student_teacher, counters = self._state.student_teacher, self._state.counters
+        student_teacher.freeze_backbone(self._schedules.backbone(step) == 0)
         self._num_bad_images = self._record_bad_images(batch.bad_images)
         counters.images += batch.crops.num_images
         counters.upsampled_images += batch.num_upsampled
@@ -102,6 +104,7 @@ class PretrainTask:
             "lr": self._schedules.lr(step),
             "weight_decay": self._schedules.weight_decay(step),
             "momentum": self._schedules.momentum(step),
+            "backbone_lr": self._schedules.lr(step) * self._schedules.backbone(step),
             "bad_images": self._num_bad_images,
             "upsampled_images": self._state.counters.upsampled_images,
             "skipped_steps": self._state.counters.skipped_steps,
@@ -156,12 +159,24 @@ def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: in
         lr=warmup_cosine(optim.lr * scale, optim.min_lr, num_steps, warmup_steps),
         weight_decay=warmup_cosine(optim.weight_decay, optim.weight_decay_end, num_steps),
         momentum=warmup_cosine(teacher.momentum, teacher.momentum_end, num_steps),
+        backbone=late_ramp(round((optim.freeze_backbone_epochs or 0) * steps_per_epoch), warmup_steps),
     )
 
 
-def build_optimizer(student_teacher: StudentTeacher) -> torch.optim.AdamW:
-    """Learning rate and weight decay are set at every step. One pass over all parameters, where torch can."""
-    return torch.optim.AdamW(parameter_groups(student_teacher), fused=True)
+def build_optimizer(student_teacher: StudentTeacher, optim: OptimConfig | None = None) -> torch.optim.AdamW:
+    """Learning rate and weight decay are set at every step. One pass over all parameters, where torch can.
+
+    Args:
+        optim: None: one learning rate for all parameters.
+    """
+    backbone = student_teacher.student.backbone
+    decay = 1.0 if optim is None or optim.layer_decay is None else optim.layer_decay
+    groups = parameter_groups(
+        student_teacher,
+        lr_scales=layer_lr_scales(backbone.model, decay) if decay < 1 else None,
+        late=backbone if optim is not None and optim.freeze_backbone_epochs else None,
+    )
+    return torch.optim.AdamW(groups, fused=True)
 
 
 def accumulate_gradients(
@@ -201,7 +216,12 @@ def apply_gradients(
     A step whose loss or gradient is not finite on any rank is skipped on all of them: weights, teachers and centers
     stay as they were.
     """
-    set_schedules(optimizer, lr=schedules.lr(step), weight_decay=schedules.weight_decay(step))
+    set_schedules(
+        optimizer,
+        lr=schedules.lr(step),
+        weight_decay=schedules.weight_decay(step),
+        late_factor=schedules.backbone(step),
+    )
     frozen = student_teacher.frozen_parameters(step)
     if not optimizer_step(optimizer, loss, max_norm=optim.clip_norm, by=optim.clip_mode, frozen=frozen):
         student_teacher.discard()
