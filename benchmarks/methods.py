@@ -31,6 +31,7 @@ from selfpatch.config import (
     PretrainConfig,
     SelfPatchConfig,
 )
+from selfpatch.config.objectives.gram import GramConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.koleo import KoLeoConfig
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
@@ -45,6 +46,7 @@ MEAN = SelfPatchConfig(aggregation="mean", crops="global")
 METHODS = {
     "DINO": ObjectivesConfig(dino=DINO),
     "DINO + KoLeo": ObjectivesConfig(dino=DINO, koleo=KoLeoConfig()),
+    "DINO + Gram anchoring": ObjectivesConfig(dino=DINO, gram=GramConfig()),
     "DINO + iBOT, one head": ObjectivesConfig(dino=DINO, ibot=IBOTConfig()),
     "DINO + iBOT, two heads": ObjectivesConfig(dino=DINO, ibot=IBOTConfig(head=HEAD)),
     "DINO + iBOT, all patches count": ObjectivesConfig(dino=DINO, ibot=IBOTConfig(visible_weight=1.0)),
@@ -86,8 +88,8 @@ def seconds_of(student_teacher: StudentTeacher, views: Views, step: int) -> tupl
     start, cpu_start = time.perf_counter(), time.process_time()
     loss, _ = student_teacher(views._replace(masks=masks), 0)
     loss.backward()
-    student_teacher.discard()
     seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    student_teacher.commit(1.0)  # from the first round on there is a Gram teacher
     student_teacher.zero_grad(set_to_none=True)
     return seconds
 

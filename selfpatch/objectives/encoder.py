@@ -29,6 +29,7 @@ class EncodedViews(NamedTuple):
     """All crops of a batch of `num_images` images, encoded by one network, student or teacher.
 
     Args:
+        global_images: the global crops themselves, which another network may have to see.
         local_crops: None if no objective needs them of this network.
         masks: True where the student's global crops hold a mask token instead of the patch; None: nothing is masked.
         norm: the final norm of plain patch tokens, which aggregated tokens go through as well.
@@ -39,6 +40,7 @@ class EncodedViews(NamedTuple):
     """
 
     num_images: int
+    global_images: Float[Tensor, "GB C H W"]
     global_crops: Encoded
     local_crops: Encoded | None
     masks: Bool[Tensor, "GB N"] | None
@@ -100,10 +102,12 @@ class Encoder(nn.Module):
         layers: Sequence[int] = (),
     ) -> EncodedViews:
         """Every crop once, one forward pass per resolution; and one of the recolored crops."""
+        global_images = global_crops.flatten(0, 1)
         flat_masks = None if masks is None else masks.flatten(0, 1)
         return EncodedViews(
             num_images=global_crops.shape[1],
-            global_crops=self(global_crops.flatten(0, 1), flat_masks, layers),
+            global_images=global_images,
+            global_crops=self(global_images, flat_masks, layers),
             local_crops=None if local_crops is None else self(local_crops.flatten(0, 1), None, layers),
             masks=flat_masks,
             norm=self.norm,

@@ -65,8 +65,11 @@ class Objective(nn.Module):
         """Parameters, of the objective or of the student's encoder, that take no part in this step."""
         return []
 
+    def attach_teacher(self, teacher: Encoder) -> None:
+        """Called once, when student and teacher are built: for objectives that copy the teacher's encoder later."""
+
     def commit(self) -> None:
-        """Apply the state changes of an accepted step."""
+        """Apply the state changes of an accepted step. Teachers follow afterwards: they are as `forward` saw them."""
 
     def discard(self) -> None:
         """Forget the state changes of a skipped step."""

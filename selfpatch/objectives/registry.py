@@ -3,6 +3,7 @@
 from selfpatch.config import ObjectivesConfig
 from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.objectives.dino import DINO
+from selfpatch.objectives.gram import Gram
 from selfpatch.objectives.ibot import IBOT
 from selfpatch.objectives.koleo import KoLeo
 from selfpatch.objectives.moco_v3 import MoCoV3
@@ -15,6 +16,7 @@ OBJECTIVES = {
     "ibot": IBOT,
     "moco_v3": MoCoV3,
     "koleo": KoLeo,
+    "gram": Gram,
 }
 
 

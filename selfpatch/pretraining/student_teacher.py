@@ -48,6 +48,8 @@ class StudentTeacher(nn.Module):
         self.objectives = nn.ModuleDict(objectives)
         disable_stochastic_depth(self.teacher)
         self._trained_in_backbone = [p for p in self.student.backbone.parameters() if p.requires_grad]
+        for objective in self.named_objectives.values():
+            objective.attach_teacher(self.teacher)
 
     def forward(self, views: Views, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The weighted sum of the objectives, and all signals as "objective/signal"."""
@@ -86,10 +88,10 @@ class StudentTeacher(nn.Module):
         return list(dict.fromkeys(pairs))  # two objectives may share their heads
 
     def commit(self, momentum: float) -> None:
-        """Apply an accepted step: teachers follow, centers move."""
-        update_moving_average(self.ema_pairs(), momentum)
+        """Apply an accepted step: centers move, teachers follow."""
         for objective in self.named_objectives.values():
             objective.commit()
+        update_moving_average(self.ema_pairs(), momentum)
 
     def discard(self) -> None:
         """Leave nothing of a skipped step."""

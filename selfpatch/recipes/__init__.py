@@ -9,7 +9,7 @@ from selfpatch.config import PretrainConfig
 from selfpatch.errors import unknown_name
 from selfpatch.recipes.demo import demo
 from selfpatch.recipes.dino import dino, dino_koleo, dino_selfpatch
-from selfpatch.recipes.ibot import ibot
+from selfpatch.recipes.ibot import ibot, ibot_gram
 from selfpatch.recipes.moco_v3 import moco_v3, moco_v3_selfpatch
 from selfpatch.recipes.small_data import dino_ibot_small, dino_selfpatch_small, dino_small
 
@@ -18,6 +18,7 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "dino-selfpatch": dino_selfpatch,
     "dino-koleo": dino_koleo,
     "ibot": ibot,
+    "ibot-gram": ibot_gram,
     "moco-v3": moco_v3,
     "moco-v3-selfpatch": moco_v3_selfpatch,
     "dino-small": dino_small,

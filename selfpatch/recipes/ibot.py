@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from selfpatch.config import DINOConfig, HeadConfig, ObjectivesConfig, PretrainConfig, SelfDistillationConfig
 from selfpatch.config.masks import MaskConfig
+from selfpatch.config.objectives.gram import GramConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.recipes.dino import dino
 
@@ -33,3 +34,20 @@ def ibot() -> PretrainConfig:
         ),
         optim=replace(config.optim, epochs=800),
     )
+
+
+def ibot_gram() -> PretrainConfig:
+    """iBOT, whose last fifth keeps the similarities between patches of an early teacher: for runs whose patches decay.
+
+    Command: selfpatch pretrain IMAGES OUT --recipe ibot-gram
+    Going on from trained weights, whose patches are kept from the first step: --init-from WEIGHTS
+    --objectives.gram.teacher-epoch 0 --objectives.gram.start-epoch 0
+    Hardware: as `ibot`; in the last fifth one more forward pass of the global crops.
+    Expected: not known at this size. DINOv3 reports gains on dense tasks for its model of 7 billion parameters.
+
+    Source: DINOv3, sec. 4: a Gram teacher from a fifth of a million steps, and a start at a million, as 800 epochs of
+    ImageNet are. Differs: the start is before the end of the run, not a stage of its own behind it.
+    """
+    config = ibot()
+    gram = GramConfig(teacher_epoch=160, start_epoch=640)
+    return replace(config, recipe="ibot-gram", objectives=replace(config.objectives, gram=gram))

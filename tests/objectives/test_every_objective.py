@@ -66,6 +66,8 @@ def build(family: str, method: str, image_token: str) -> tuple[StudentTeacher, V
     global_crops = torch.randn(2, 3, 3, 4 * rows, 5 * columns, generator=generator)
     local_crops = torch.randn(2, 3, 3, 3 * rows, 3 * columns, generator=generator)
     student_teacher = StudentTeacher(Encoder(backbone, aggregator), objectives).train()
+    for parameter in student_teacher.teacher.parameters():  # as some steps later: what only compares the two has work
+        parameter.data += 0.01 * torch.randn(parameter.shape, generator=generator)
     views = Views(global_crops, local_crops, masks_of(student_teacher))
     return student_teacher, views._replace(
         recolored_crops=1.1 * global_crops, global_boxes=boxes(generator), local_boxes=boxes(generator)

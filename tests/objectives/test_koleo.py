@@ -13,7 +13,7 @@ from selfpatch.objectives.koleo import KoLeo
 def views_of(image_tokens: torch.Tensor) -> EncodedViews:
     """[G, B, D] as one network's encodings of which nothing else is read."""
     global_crops = Encoded(None, image_tokens.flatten(0, 1))  # type: ignore[arg-type]
-    return EncodedViews.__new__(EncodedViews, image_tokens.shape[1], global_crops, None, None, None, None)
+    return EncodedViews.__new__(EncodedViews, image_tokens.shape[1], None, global_crops, None, None, None, None)
 
 
 def koleo(image_tokens: torch.Tensor) -> torch.Tensor:

@@ -155,11 +155,11 @@ def image_views(num_images: int, global_tokens: Tensor, local_tokens: Tensor | N
             return None
         return Encoded(Tokens(None, image_token[:, None], (1, 1)), image_token)
 
-    return EncodedViews(num_images, encoded(global_tokens), encoded(local_tokens), None, lambda x: x, None)
+    return EncodedViews(num_images, None, encoded(global_tokens), encoded(local_tokens), None, lambda x: x, None)
 
 
 def patch_views(
     num_images: int, patch_tokens: Tensor, grid_size: tuple[int, int], masks: Tensor | None = None
 ) -> EncodedViews:
     encoded = Encoded(Tokens(None, patch_tokens, grid_size), patch_tokens.mean(dim=1))
-    return EncodedViews(num_images, encoded, None, masks, lambda x: x, None)
+    return EncodedViews(num_images, None, encoded, None, masks, lambda x: x, None)

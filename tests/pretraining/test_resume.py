@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from selfpatch.commands.pretrain import pretrain
-from selfpatch.config import SelfPatchConfig
+from selfpatch.config import PretrainConfig, SelfPatchConfig
 from selfpatch.config.io import write_yaml
+from selfpatch.config.objectives.gram import GramConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.output import checkpoint
@@ -31,11 +33,11 @@ def scenes(tmp_path_factory) -> Path:
     return folder
 
 
-def run(scenes: Path, out: Path, **settings):
+def run(scenes: Path, out: Path, config: PretrainConfig | None = None, **settings):
     """Six steps over two epochs of 13 images, with scores on the way."""
     changes = {"optim.steps": NUM_STEPS, "run.save_every": 2, "run.max_to_keep": 2, "efficiency.num_workers": 0}
     changes |= {"evaluate.data": str(scenes / "ade20k"), "evaluate.every_steps": 3, "evaluate.image_size": 48}
-    return pretrain(scenes / "images", out, config=tiny_config(), settings=changes | settings)
+    return pretrain(scenes / "images", out, config=config or tiny_config(), settings=changes | settings)
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +214,30 @@ def test_init_from_starts_student_and_teacher_with_those_weights(scenes, unbroke
     result = pretrain(scenes / "images", tmp_path / "run", config=config, settings=settings, init_from=unbroken)
     ours, theirs = load_file(result.backbone_file), load_file(unbroken / "backbone.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs if not name.startswith("norm."))
+
+
+def test_a_gram_teacher_is_saved_and_gone_on_with(scenes, tmp_path):
+    """Copied after step 2 (of 3 per epoch), compared with after step 3, refreshed after step 5."""
+    config = tiny_config()
+    gram = GramConfig(teacher_epoch=2 / 3, start_epoch=1.0, refresh_steps=2)
+    config = replace(config, objectives=replace(config.objectives, gram=gram))
+    run(scenes, tmp_path / "unbroken", config, **{"evaluate.data": None})
+    for step in (2, 3, 4, 5, NUM_STEPS):
+        run(scenes, tmp_path / "run", config, **{"run.stop_at_step": step, "evaluate.data": None})
+    assert_same_run(tmp_path / "run", tmp_path / "unbroken")
+
+
+def test_the_gram_teacher_of_a_continued_run_is_the_source_as_it_was_given(scenes, unbroken, tmp_path):
+    config = tiny_config()
+    config = replace(config, objectives=replace(config.objectives, gram=GramConfig()))
+    source = unbroken / "backbone.safetensors"
+    pretrain(scenes / "images", tmp_path / "run", config=config, init_from=source, settings={"optim.steps": 2})
+    found, _ = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
+    gram_teacher = "objectives.gram.gram_teacher.backbone.model."
+    for name, value in load_file(source).items():
+        if not name.startswith("norm."):  # the source took it from its aggregator: this backbone has none
+            assert torch.equal(found.tensors["model"][gram_teacher + name], value)
+            assert not torch.equal(found.tensors["model"]["student.backbone.model." + name], value)
 
 
 def test_sigterm_to_the_command_exits_with_143_and_goes_on(scenes, unbroken, tmp_path):

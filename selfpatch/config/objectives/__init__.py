@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 
 from selfpatch.config.objectives.dino import DINOConfig
+from selfpatch.config.objectives.gram import GramConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.koleo import KoLeoConfig
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
@@ -22,6 +23,7 @@ class ObjectivesConfig(Config, group="objectives"):
     ibot: IBOTConfig | None = None
     moco_v3: MoCoV3Config | None = None
     koleo: KoLeoConfig | None = None
+    gram: GramConfig | None = None
 
     def __post_init__(self):
         super().__post_init__()
