@@ -44,7 +44,7 @@ def all_flags() -> set[str]:
     flags = {f"--{name}".replace("_", "-") for name in settings_of_pretrain()}
     for option in (option for kind in kinds for option in declared_options(kind)[0]):
         flags |= {option.flag, *(option.negations if option.is_switch else ())}
-    of_benchmarks = "".join(file.read_text() for file in (ROOT / "benchmarks").glob("*.py"))
+    of_benchmarks = "".join(file.read_text() for file in (ROOT / "benchmarks").rglob("*.py"))
     return flags | set(re.findall(r'add_argument\(\s*"(--[\w-]+)"', of_benchmarks)) | OTHER_FLAGS
 
 
@@ -110,7 +110,9 @@ def test_links_lead_to_files_and_headings(path):
 def test_named_files_exist(path):
     text = path.read_text()
     names = {name.rstrip(".") for name in re.findall(r"(?<![\w./-])(?:tests|docs|benchmarks)/[\w./*-]+", text)}
-    names |= {f"benchmarks/{module}.py" for module in re.findall(r"-m benchmarks\.(\w+)", text)}
+    for module in re.findall(r"-m benchmarks\.(\w+)", text):
+        is_folder = (ROOT / "benchmarks" / module).is_dir()
+        names.add(f"benchmarks/{module}/__main__.py" if is_folder else f"benchmarks/{module}.py")
     names |= set(re.findall(r"`(selfpatch/[\w./*-]+)`", text))
     assert not [name for name in names if not name.startswith(WRITTEN_BY_BENCHMARKS) and not list(ROOT.glob(name))]
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Int64, UInt8
 from torch import Tensor
 
 from selfpatch.evaluation.datasets.labeled_images import LabeledImage, spread
@@ -34,6 +34,7 @@ class SegmentationScores(NamedTuple):
     metrics: dict[str, float]
     predictions: list[Prediction]  # of NUM_SHOWN images, spread evenly over the split
     details: dict[str, Any]  # for result.json
+    overlaps: Int64[Tensor, "B 2 C"]  # per validation image: intersection and union of every class, in pixels
 
 
 class ConfusionMeter:
@@ -56,18 +57,25 @@ class ConfusionMeter:
         self._mean_over: Literal["occurring", "all"] = mean_over
         self._names = [*data.class_names, *more_classes]
         self._confusion = torch.zeros(len(self._names), len(self._names), dtype=torch.int64, device=device)
+        self._overlaps: dict[LabeledImage, Int64[Tensor, "2 C"] | None] = dict.fromkeys(data.val)
         self._shown: dict[LabeledImage, Prediction | None] = dict.fromkeys(spread(data.val, NUM_SHOWN))
 
     def add(self, item: LabeledImage, truth: UInt8[np.ndarray, "H W"], prediction: Int[Tensor, "H W"]) -> None:
         on_device = torch.from_numpy(truth).to(prediction.device)
-        self._confusion += confusion_matrix(prediction, on_device, len(self._names))
+        confusion = confusion_matrix(prediction, on_device, len(self._names))
+        self._confusion += confusion
+        intersection = confusion.diagonal()
+        union = confusion.sum(dim=0) + confusion.sum(dim=1) - intersection
+        self._overlaps[item] = torch.stack([intersection, union]).cpu()
         if item in self._shown:
             prediction = torch.where(prediction < self._num_classes, prediction, IGNORED)
             self._shown[item] = Prediction(item, truth, prediction.cpu().numpy().astype(np.uint8))
 
     def scores(self, **details: Any) -> SegmentationScores:
         metrics = segmentation_metrics(self._confusion, self._names, mean_over=self._mean_over)
-        return SegmentationScores(metrics, [shown for shown in self._shown.values() if shown is not None], details)
+        shown = [prediction for prediction in self._shown.values() if prediction is not None]
+        overlaps = torch.stack([of_image for of_image in self._overlaps.values() if of_image is not None])
+        return SegmentationScores(metrics, shown, details, overlaps)
 
 
 def evaluate_images(

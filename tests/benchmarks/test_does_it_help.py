@@ -1,0 +1,230 @@
+"""The comparison of methods: intervals that hold what they say, cells that are cut and go on, tables from the results."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.does_it_help import __main__ as command
+from benchmarks.does_it_help import cells, intervals, regimes, scores, tables
+from benchmarks.does_it_help.methods import BASE, METHODS
+from benchmarks.does_it_help.results import RESULTS, merge, read_results, write_results
+from benchmarks.does_it_help.scores import pack, unpack
+from benchmarks.time_limit import OutOfTimeError
+from selfpatch.commands import monitor
+from selfpatch.config.io import to_dict
+from selfpatch.errors import UserError
+from selfpatch.evaluation.classification import knn_classification
+from selfpatch.evaluation.metrics import segmentation_metrics
+from selfpatch.evaluation.segmentation import overclustering
+from selfpatch.recipes import find_recipe
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def overlaps_of(rng: np.random.Generator, iou: np.ndarray, num_images: int = 40) -> np.ndarray:
+    """[S, B, 2, 3]: pixels of images whose IoU is about that of their seed."""
+    union = rng.integers(200, 1000, size=(len(iou), num_images, 3))
+    intersection = (union * np.clip(iou[:, None, None] + rng.normal(0, 0.1, union.shape), 0, 1)).astype(int)
+    return np.stack([intersection, union], axis=2)
+
+
+def test_mean_iou_is_that_of_the_package():
+    confusion = torch.randint(0, 50, (4, 4), generator=torch.Generator().manual_seed(0))
+    confusion[3], confusion[:, 3] = 0, 0  # a class that does not occur
+    counts = confusion.numpy()
+    overlaps = np.stack([counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()])
+    expected = segmentation_metrics(confusion, list("abcd"))["mIoU"]
+    assert intervals.mean_iou(overlaps) == pytest.approx(expected)
+
+
+def test_the_bootstrap_equals_a_slow_one():
+    """Seeds that are alike leave images alone: the interval is that of drawing images one by one."""
+    rng = np.random.default_rng(0)
+    method, base = (np.repeat(overlaps_of(rng, np.array([iou])), 3, axis=0) for iou in (0.5, 0.4))
+    found = intervals.difference_of_overlaps(method, base)
+    slow = []
+    for _ in range(2000):
+        images = rng.integers(40, size=40)
+        first, second = (
+            np.mean([overlaps[0, images, 0, c].sum() / overlaps[0, images, 1, c].sum() for c in range(3)])
+            for overlaps in (method, base)
+        )
+        slow.append(first - second)
+    assert found.spread == pytest.approx(0, abs=1e-12)
+    assert [found.low, found.high] == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.002)
+
+
+def test_intervals_of_four_seeds_hold_the_truth_as_often_as_they_say(monkeypatch):
+    """A method is 0.05 better, give or take seeds and images. Without the widening, 95 of 100 would be 85."""
+    monkeypatch.setattr(intervals, "NUM_DRAWS", 200)
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        of_seed, of_image = rng.normal(0, 0.05, (4, 1)), rng.normal(0, 0.02, 20)  # in both methods: pairs take them off
+        iou = [
+            np.clip(mean + of_seed + of_image + rng.normal(0, 0.02, (4, 1)) + rng.normal(0, 0.04, 20), 0, 1)
+            for mean in (0.45, 0.4)
+        ]
+        method, base = (np.round(1e6 * np.stack([x, np.ones_like(x)], axis=-1))[..., None].astype(int) for x in iou)
+        found = intervals.difference_of_overlaps(method, base)
+        held += found.low <= 0.05 <= found.high
+    assert 0.91 <= held / 200 <= 0.99
+
+
+def test_one_seed_has_no_interval():
+    rng = np.random.default_rng(0)
+    one = overlaps_of(rng, np.array([0.5]))
+    assert intervals.difference_of_overlaps(one, one) == (0, None, None, None, 1)
+
+
+@pytest.mark.parametrize(("spread", "count"), [(2, 34), (1, 10), (1.25, 15)])
+def test_needed_seeds_are_those_of_the_tables(spread, count):
+    """Pairs for effects of 0.5, 1 and 0.8 at 5 % and a power of 80 %, as in Cohen's tables."""
+    assert intervals.seeds_needed(spread, 1) == count
+
+
+def test_overlaps_are_packed_without_loss(monkeypatch):
+    overlaps = overlaps_of(np.random.default_rng(0), np.array([0.5]))[0]
+    monkeypatch.setattr(scores, "MAX_GROUPS", 15)
+    groups = scores.grouped(overlaps)
+    assert np.array_equal(groups, [overlaps[first : first + 3].sum(axis=0) for first in range(0, 40, 3)])
+    assert np.array_equal(unpack(json.loads(json.dumps(pack(overlaps)))), overlaps)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_differ_from_the_base_in_objectives_alone(method):
+    base = regimes.replace(find_recipe("dino-small"), aggregator=None)
+    config = METHODS[method].build(base, 10.0)
+    changed = {name for name, value in to_dict(config).items() if value != to_dict(base)[name]}
+    assert changed <= {"objectives", "aggregator"}
+    assert config.objectives.dino == base.objectives.dino
+    assert bool(changed) == (method != BASE)
+
+
+def record(method: str, seed: int, **scores: float) -> dict:
+    return {"method": method, "seed": seed, "scores": {name: {"mIoU": value} for name, value in scores.items()}}
+
+
+def test_cells_of_two_machines_are_joined(tmp_path):
+    first = {"scenes-report": {"budget": {"steps": 3}, "cells": {"dino-0": record("dino", 0, linear=0.1)}}}
+    second = {
+        "scenes-report": {
+            "budget": {"steps": 3},
+            "cells": {"dino-1": record("dino", 1, linear=0.2), "dino-0": record("dino", 0, davis=0.3)},
+        }
+    }
+    write_results(merge(first, second), tmp_path / "results.json")
+    joined = read_results(tmp_path / "results.json")["scenes-report"]["cells"]
+    assert joined["dino-0"]["scores"] == {"linear": {"mIoU": 0.1}, "davis": {"mIoU": 0.3}}
+    assert joined["dino-1"]["scores"] == {"linear": {"mIoU": 0.2}}
+    second["scenes-report"]["budget"]["steps"] = 4
+    with pytest.raises(UserError, match="steps: 3 -> 4"):
+        merge(first, second)
+
+
+TINY = "backbone.embed_dim=24 backbone.depth=1 backbone.num_heads=2 optim.batch_size=4 optim.steps=4 crops.num_local=1"
+
+
+# Nobody looks at them here.
+DRAWINGS = (
+    (monitor, "visualize"), (monitor, "draw_curves"), (overclustering, "write_prediction_sheets"),
+    (knn_classification, "draw_answers"), (knn_classification, "draw_confusion"),
+)  # fmt: skip
+
+
+@pytest.fixture
+def mini(tmp_path, monkeypatch):
+    """A call of the command in seconds."""
+    monkeypatch.setitem(regimes.SIZES, "scenes", regimes.Sizes(48, 2))
+    for module, drawing in DRAWINGS:
+        monkeypatch.setattr(module, drawing, lambda *_, **__: [])
+
+    def call(name: str, *more: str) -> int:
+        return command.main(
+            [
+                "--regime", "scenes", "--out", str(tmp_path / name), "--num-scenes", "9", "6", "3", "--seeds", "3",
+                "--methods", "dino", "selfpatch-image-late", "--device", "cpu", "--results",
+                str(tmp_path / f"{name}.json"), "--set", "efficiency.num_workers=0", *TINY.split(), *more,
+            ]
+        )  # fmt: skip
+
+    return call
+
+
+def test_a_cut_comparison_goes_on_to_the_same_numbers(mini, tmp_path, monkeypatch, capsys):
+    assert mini("whole") == 0
+    # 1. Cut in the training of the first method, then in its scores, then not at all.
+    pretrain, calls = cells.pretrain, []
+
+    def cut_pretrain(*given, **named):
+        calls.append(given)
+        if len(calls) == 1:
+            raise OutOfTimeError
+        return pretrain(*given, **named)
+
+    monkeypatch.setattr(cells, "pretrain", cut_pretrain)
+    assert mini("cut") == 3
+    original, scored = cells.write_record, []
+
+    def cut_record(file, content):
+        original(file, content)
+        scored.append(file)
+        if len(scored) == 3:
+            raise OutOfTimeError
+
+    monkeypatch.setattr(cells, "write_record", cut_record)
+    assert mini("cut") == 3
+    unfinished = read_results(tmp_path / "cut.json")["scenes-report"]["cells"]
+    assert min(len(cell["scores"]) for cell in unfinished.values()) == 2
+    monkeypatch.setattr(cells, "write_record", original)
+    assert mini("cut") == 0
+
+    # 2. The same cells, scores and pixels; what is done is not done again.
+    whole, cut = (read_results(tmp_path / f"{name}.json")["scenes-report"] for name in ("whole", "cut"))
+    assert whole["budget"] == cut["budget"]
+    assert list(whole["cells"]) == list(cut["cells"]) == [
+        "dino-3", "selfpatch-image-late-3", "start-3"
+    ]  # fmt: skip
+    for name, cell in whole["cells"].items():
+        assert cell["scores"] == cut["cells"][name]["scores"]
+    assert len(calls) == 3
+    mini("cut")
+    assert len(calls) == 3
+
+    # 3. The tables, and nothing of this machine in the file.
+    assert "| + SelfPatch 0.1, 8 neighbors of the whole image, from 0.4 of the run on | 1 |" in capsys.readouterr().out
+    assert str(tmp_path) not in (tmp_path / "cut.json").read_text()
+
+
+def test_another_budget_is_refused(mini, capsys):
+    assert mini("out", "--limit-minutes", "0") == 3
+    assert mini("out", "--set", "optim.steps=5", "optim.batch_size=4") == 2
+    assert "cannot be compared" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--regime", "continued"], "needs a model"),
+        (["--regime", "scratch"], "needs --images"),
+        (["--regime", "scenes", "--images", "here"], "makes its own images"),
+        (["--merge", "nowhere.json"], "no file nowhere.json"),
+    ],
+)
+def test_what_cannot_be_done_is_told(given, said, tmp_path, capsys):
+    arguments = [*given, "--out", str(tmp_path), "--results", str(tmp_path / "results.json")]
+    assert command.main(arguments) == 2
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_tables_of_documents_are_those_of_the_results(document):
+    results = read_results(ROOT / RESULTS)
+    text = document.read_text()
+    for block in tables.BLOCK.finditer(text):
+        assert block[0] == f"{block[1]}{tables.document_table(block[2], results)}{block[3]}", (
+            "write the tables anew: python -m benchmarks.does_it_help --docs README.md docs/*.md"
+        )
