@@ -165,7 +165,8 @@ def test_the_aggregator_runs_once_per_network_and_resolution_for_the_image_token
         monkeypatch.setattr(network.aggregator, "image_token", lambda x, f=image_token: calls.append(x.shape) or f(x))
     student_teacher(views, 0)
     needs = [objective.needs for objective in student_teacher.named_objectives.values()]
-    assert len(calls) == 2 + any(n.student_local for n in needs) + any(n.teacher_local for n in needs)
+    extra = [any(getattr(n, name) for n in needs) for name in ("student_local", "teacher_local", "recolored")]
+    assert len(calls) == 2 + sum(extra)
 
 
 ASKED_FOR = {  # (student, teacher): how many resolutions each network encodes
