@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from selfpatch.backbones.backbone import Architecture, Backbone
-from selfpatch.backbones.build import is_swin
-from selfpatch.backbones.pretrained import ARCHITECTURE_ARGUMENTS, FORMAT_KEY, FORMAT_VERSION, norm_eps
+from selfpatch.backbones.build import is_swin, norm_eps
+from selfpatch.backbones.pretrained import ARCHITECTURE_ARGUMENTS, FORMAT_KEY, FORMAT_VERSION
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.versions import installed_version

@@ -1,5 +1,6 @@
 """Backbones by timm's names: the families that there are, and a randomly initialized one from the config."""
 
+import ast
 import difflib
 from typing import Any
 
@@ -11,10 +12,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from selfpatch.backbones.backbone import Architecture, Backbone
+from selfpatch.backbones.checkpoints.exported import check_arguments
 from selfpatch.backbones.stochastic_depth import use_subset_drop_path
 from selfpatch.backbones.swin import ANY_SIZE, Swin
 from selfpatch.backbones.vit import ViT
-from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, rows_columns
 from selfpatch.errors import UserError
 
 
@@ -28,14 +30,17 @@ def build_backbone(
     """A randomly initialized backbone for pretraining.
 
     Args:
-        image_size: (rows, columns) in pixels: learned position embeddings fit it, and no window is larger than it.
+        image_size: (rows, columns) in pixels of the crops: unless `config` says otherwise, learned position embeddings
+            fit it, and no window is larger than it.
         mean, std: normalization of its images, which exported files and evaluations then use.
 
     Raises:
         UserError: a name that timm does not have, or a setting that the family does not have.
     """
     assert config.name is not None  # derived by now
-    arguments = {**any_size_arguments(config.name), "img_size": image_size}
+    if config.image_size is not None:
+        image_size = rows_columns(config.image_size)
+    arguments = {**any_size_arguments(config.name), "img_size": image_size, **parse_model_kwargs(config.model_kwargs)}
     for name in ("patch_size", "embed_dim", "depth", "num_heads", "class_token"):
         if (value := getattr(config, name)) is not None:
             arguments[name] = value
@@ -43,8 +48,9 @@ def build_backbone(
         _refuse_settings_of_vits(config)
         arguments.pop("class_token", None)
     model: Any = create_timm(config.name, **arguments, drop_path_rate=config.drop_path)
-    if not config.final_norm:
+    if config.final_norm is False:
         model.norm = nn.Identity()
+    set_norm_eps(model, config.norm_eps)
     backbone = wrap_timm(
         model,
         Architecture(config.name, arguments),
@@ -54,6 +60,49 @@ def build_backbone(
     )
     use_subset_drop_path(backbone.blocks)
     return backbone
+
+
+def parse_model_kwargs(model_kwargs: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments of timm's model out of name=value, the value as Python writes it, or a word.
+
+    Raises:
+        UserError: not of this form, or an argument that no exported file could name.
+    """
+    arguments: dict[str, Any] = {}
+    for text in model_kwargs:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"backbone.model-kwargs has {text!r}; arguments are written name=value, e.g. reg_tokens=4")
+        try:
+            arguments[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[name] = value
+    try:
+        check_arguments(arguments)
+    except UserError as error:
+        raise UserError(f"backbone.model-kwargs: {error}") from error
+    return arguments
+
+
+def write_model_kwargs(arguments: dict[str, Any]) -> tuple[str, ...]:
+    """The way back from `parse_model_kwargs`."""
+    return tuple(
+        f"{name}={value if isinstance(value, str) else repr(value).replace(' ', '')}"
+        for name, value in arguments.items()
+    )
+
+
+def set_norm_eps(model: nn.Module, eps: float | None) -> None:
+    """Give layer norms their program's epsilon, but for those that timm builds unlike the first; None: as built."""
+    built = norm_eps(model)
+    for module in model.modules():
+        if eps is not None and isinstance(module, nn.LayerNorm) and module.eps == built:
+            module.eps = eps
+
+
+def norm_eps(model: nn.Module) -> float | None:
+    """The epsilon of the first layer norm; None: it has none."""
+    return next((module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)), None)
 
 
 def is_swin(name: str) -> bool:
@@ -123,7 +172,7 @@ def _refuse_settings_of_vits(config: BackboneConfig) -> None:
             f"backbone.pos-embed-interpolation is {config.pos_embed_interpolation}, but {config.name} is a Swin "
             "transformer, whose positions are relative; set it to antialias"
         )
-    if not config.final_norm:
+    if config.final_norm is False:
         raise UserError(
             f"backbone.final-norm is False, but timm's {config.name} always ends in a norm, and an exported file would "
             "lack it; set it to True"

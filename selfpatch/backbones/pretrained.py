@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Architecture, Backbone
-from selfpatch.backbones.build import any_size_arguments, create_timm, wrap_timm
+from selfpatch.backbones.build import any_size_arguments, create_timm, set_norm_eps, wrap_timm
+from selfpatch.backbones.checkpoints.dino import read_training_state
 from selfpatch.backbones.checkpoints.exported import (
     ARCHITECTURE_ARGUMENTS,
     FORMAT_KEY,
@@ -21,6 +22,7 @@ from selfpatch.backbones.checkpoints.exported import (
 from selfpatch.backbones.checkpoints.formats import convert_checkpoint
 from selfpatch.backbones.checkpoints.initialization import LoadedWeights, initialize
 from selfpatch.backbones.checkpoints.match import check_match, load_matching, match_tensors
+from selfpatch.backbones.checkpoints.networks import unwrap
 from selfpatch.backbones.checkpoints.sidecar import Normalization, check_normalization
 from selfpatch.backbones.checkpoints.vit_structure import UnknownHeadsError
 from selfpatch.backbones.checkpoints.weights_io import check_weights, read_checkpoint, read_metadata
@@ -126,7 +128,7 @@ def load_vit(model: str | Path, **settings: Any) -> ViT:
 
 
 def load_weights(
-    backbone: ViT, model: str | Path, *, num_heads: int | None = None, network: str | None = None
+    backbone: Backbone, model: str | Path, *, num_heads: int | None = None, network: str | None = None
 ) -> LoadedWeights:
     """Copy into `backbone` every tensor of `model` (as in `load_backbone`).
 
@@ -142,16 +144,29 @@ def load_weights(
     return initialize(backbone, load_start(model, num_heads=num_heads, network=network), origin=str(model))
 
 
-def load_start(model: str | Path, *, num_heads: int | None = None, network: str | None = None) -> ViT:
+def load_start(model: str | Path, *, num_heads: int | None = None, network: str | None = None) -> Backbone:
     """Load a backbone to start from; `num_heads` is for a checkpoint whose width is unusual, else it is known.
 
     Raises:
-        UserError: as `load_backbone`, or not a plain vision transformer.
+        UserError: as `load_backbone`.
     """
     try:
-        return load_vit(model, network=network)
+        return load_backbone(model, network=network)
     except UnknownHeadsError:
-        return load_vit(model, num_heads=num_heads, network=network)
+        return load_backbone(model, num_heads=num_heads, network=network)
+
+
+def load_training_state(model: str | Path) -> dict[str, Tensor]:
+    """Aggregators, heads and centers of an original training state, as `StudentTeacher` names them; else nothing.
+
+    Raises:
+        UserError: as `load_backbone`.
+    """
+    if str(model).startswith("timm:") or FORMAT_KEY in read_metadata(file := _find_file(Path(model))):
+        return {}
+    state = read_training_state(unwrap(read_checkpoint(file).tensors))
+    check_weights(file, state)
+    return state
 
 
 def _find_file(path: Path) -> Path:
@@ -291,19 +306,6 @@ def _load_checkpoint(
     backbone.notes = tuple(notes)
     backbone.final_norm_from_aggregator = converted.final_norm_from_aggregator
     return backbone
-
-
-def set_norm_eps(model: nn.Module, eps: float | None) -> None:
-    """Give layer norms their program's epsilon, but for those that timm builds unlike the first; None: as built."""
-    built = norm_eps(model)
-    for module in model.modules():
-        if eps is not None and isinstance(module, nn.LayerNorm) and module.eps == built:
-            module.eps = eps
-
-
-def norm_eps(model: nn.Module) -> float | None:
-    """The epsilon of the first layer norm; None: it has none."""
-    return next((module.eps for module in model.modules() if isinstance(module, nn.LayerNorm)), None)
 
 
 def _first_line(error: Exception) -> str:

@@ -10,11 +10,11 @@ import torch
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
-from selfpatch.backbones.pretrained import load_weights
 from selfpatch.commands.hardware import augment_on_device, find_device, num_workers
 from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.resolve_config import resolve_config
 from selfpatch.commands.resource_estimate import data_wait_hint, estimate
+from selfpatch.commands.starting_weights import start_from
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.config.io import override
 from selfpatch.data.augmentation.multi_crop import MultiCrop
@@ -292,10 +292,7 @@ def restore(
     if found is not None:
         say(f"going on from {found.path} at step {state.step}")
     elif init_from is not None:
-        student_teacher = state.student_teacher
-        backbone = student_teacher.student.backbone
-        say(f"starting from {init_from}: {load_weights(backbone, init_from, num_heads=backbone.num_heads)}")
-        student_teacher.teacher.backbone.load_state_dict(backbone.state_dict())
+        say(f"starting from {init_from}: {start_from(state.student_teacher, str(init_from))}")
 
 
 def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: RunFolder) -> int:

@@ -10,7 +10,8 @@ from selfpatch.config.ranges import Config, DropProbability, Positive
 class BackboneConfig(Config, group="backbone"):
     """The vision transformer to train: a timm model name, and changes to that model."""
 
-    # name of a timm vision transformer, without tag; None: derived from the hardware
+    # name of a timm vision transformer, without tag; None: that of the weights the run starts from (--init-from), with
+    # all that makes their network, else derived from the hardware
     name: str | None = "vit_small_patch16_224"
     # side of a patch in pixels; None: that of the named model
     patch_size: Annotated[int | None, Positive] = None
@@ -22,8 +23,16 @@ class BackboneConfig(Config, group="backbone"):
     num_heads: Annotated[int | None, Positive] = None
     # use a class token; None: as the named model does
     class_token: bool | None = None
-    # end the backbone in a norm of its own; SelfPatch's code leaves the final norm to the aggregator
-    final_norm: bool = True
+    # end the backbone in a norm of its own; SelfPatch's code leaves the final norm to the aggregator; None: as the
+    # weights the run starts from
+    final_norm: bool | None = True
+    # size in pixels, a number or rows and columns, of images that have a position for each patch, and windows that
+    # fit; others are interpolated; None: the global crops
+    image_size: Annotated[int | tuple[int, int] | None, Positive] = None
+    # epsilon of the layer norms; None: that of the named model
+    norm_eps: Annotated[float | None, Positive] = None
+    # further arguments of timm's model as name=value, e.g. reg_tokens=4
+    model_kwargs: tuple[str, ...] = ()
     # stochastic depth rate of the student, in [0, 1)
     drop_path: Annotated[float, DropProbability] = 0.1
     # interpolation of position embeddings to other image sizes: "antialias" as timm, "offset" as DINO's code
@@ -40,5 +49,6 @@ class AggregatorConfig(Config, group="aggregator"):
     num_heads: Annotated[int | None, Positive] = None
     # width of the MLP in a class-attention block, as a multiple of the backbone's width
     mlp_ratio: Annotated[float, Positive] = 4.0
-    # source of the image token: the aggregator over all patches (as SelfPatch's code), or the backbone's class token
-    image_token: Literal["aggregator", "class_token"] = "aggregator"
+    # source of the image token: the aggregator over all patches (as SelfPatch's code), or the backbone's class token;
+    # None: the class token, and no aggregator, where the backbone has one and no objective needs an aggregator
+    image_token: Literal["aggregator", "class_token"] | None = "aggregator"

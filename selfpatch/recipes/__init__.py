@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from selfpatch.config import PretrainConfig
 from selfpatch.errors import unknown_name
+from selfpatch.recipes.continue_from import CONTINUE_RECIPES
 from selfpatch.recipes.demo import demo
 from selfpatch.recipes.dino import dino, dino_koleo, dino_selfpatch
 from selfpatch.recipes.ibot import ibot, ibot_gram
@@ -24,6 +25,7 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "dino-small": dino_small,
     "dino-selfpatch-small": dino_selfpatch_small,
     "dino-ibot-small": dino_ibot_small,
+    **CONTINUE_RECIPES,
     "demo": demo,
 }
 

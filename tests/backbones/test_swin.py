@@ -148,7 +148,9 @@ def test_settings_of_plain_transformers_are_refused():
 
 
 def test_weights_for_a_plain_transformer():
-    with pytest.raises(ValueError, match=f"timm:{NAME} is a Swin; this needs a plain vision transformer"):
+    with pytest.raises(
+        ValueError, match=f"timm:{NAME} is a Swin transformer, and the backbone to start a plain vision"
+    ):
         load_weights(small_vit("class token"), f"timm:{NAME}")
 
 
@@ -194,7 +196,11 @@ def test_pretraining_command(photos, tmp_path, capsys):
 def test_weights_of_it_for_a_plain_transformer(photos, capsys, tmp_path):
     arguments = ["pretrain", photos, tmp_path / "out", "--init-from", f"timm:{NAME}"]
     arguments += ["--run.device", "cpu", "--optim.batch-size", 2]
-    Refused(capsys)(arguments, f"timm:{NAME} is a Swin; this needs a plain vision transformer", out=tmp_path / "out")
+    Refused(capsys)(
+        arguments,
+        f"timm:{NAME} is a Swin transformer, and the backbone to start .* --backbone.name {NAME}",
+        out=tmp_path / "out",
+    )
 
 
 def test_embedding_takes_the_mean_of_its_places(photos, tmp_path):

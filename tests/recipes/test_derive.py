@@ -110,6 +110,6 @@ def test_crops_and_rate_follow_the_backbone_whatever_its_name(name, patch_size, 
 
 def test_what_is_changed_of_a_backbone_counts():
     facts = run_facts(find_recipe("demo"), 1000, torch.device("cpu"))
-    assert facts == RunFacts(1000, False, patch_size=8, embed_dim=96)
+    assert facts == RunFacts(1000, False, patch_size=8, embed_dim=96, has_cls_token=False)
     facts = run_facts(find_recipe("dino-small"), 1000, torch.device("cuda"))
-    assert facts == RunFacts(1000, True, patch_size=16, embed_dim=384)
+    assert facts == RunFacts(1000, True, patch_size=16, embed_dim=384, has_cls_token=False)

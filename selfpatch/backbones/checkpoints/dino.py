@@ -1,5 +1,9 @@
 """SelfPatch, DINO and iBOT: one code base, whose backbone has timm's names."""
 
+import re
+
+from torch import Tensor
+
 from selfpatch.backbones.checkpoints.checkpoint_format import IMAGENET, CheckpointFormat, Encoder, Network, rename
 from selfpatch.backbones.checkpoints.vit_structure import infer_vit
 
@@ -42,3 +46,41 @@ SELFPATCH = CheckpointFormat("SelfPatch", is_selfpatch, read_dino, infer_vit, "o
 DINO = CheckpointFormat("DINO", is_dino, read_dino, infer_vit, "offset", normalization=IMAGENET)
 # DINO cuts its published backbones out of everything that would tell them from others with the same names.
 UNKNOWN = CheckpointFormat("DINO", lambda network: True, read_dino, infer_vit, "offset")
+
+# Of a training state, besides the backbones: (their pattern, our replacement). {twin} is "" for the student and
+# "teacher_" for the teacher.
+TRAINING_STATE = (
+    (r"ca_head\.cls_token", r"{network}.aggregator.query"),
+    (r"ca_head\.cls_blocks\.(.*)", r"{network}.aggregator.blocks.\1"),
+    (r"ca_head\.norm\.(.*)", r"{network}.aggregator.norm.\1"),
+    (r"c?_?head\.last_layer\.(.*)", r"objectives.dino.branch.{twin}head.prototypes.\1"),
+    (r"c?_?head\.(mlp\..*)", r"objectives.dino.branch.{twin}head.\1"),
+    (r"p_head\.last_layer\.(.*)", r"objectives.selfpatch.branch.{twin}head.prototypes.\1"),
+    (r"p_head\.(mlp\..*)", r"objectives.selfpatch.branch.{twin}head.\1"),
+)
+CENTERS = {"center": "dino", "patch_center": "selfpatch"}
+
+
+def read_training_state(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Aggregators, heads and centers of a whole training state of DINO or SelfPatch, as `StudentTeacher` names them.
+
+    Empty if it is none: student and teacher must be there, both with heads.
+
+    Args:
+        tensors: under the dotted names of the file.
+    """
+    state = {}
+    for name, tensor in tensors.items():
+        network, _, rest = name.replace("module.", "").partition(".")
+        objective = CENTERS.get(rest if network == "dino_loss" else name)
+        if objective is not None:
+            state[f"objectives.{objective}.branch.distillation.center"] = tensor.flatten()
+        if network not in ("student", "teacher"):
+            continue
+        twin = "" if network == "student" else "teacher_"
+        for pattern, replacement in TRAINING_STATE:
+            if match := re.fullmatch(pattern, rest):
+                state[match.expand(replacement).format(network=network, twin=twin)] = tensor
+                break
+    heads = [".branch.head.mlp.0.weight", ".branch.teacher_head.mlp.0.weight"]
+    return state if all(any(name.endswith(head) for name in state) for head in heads) else {}

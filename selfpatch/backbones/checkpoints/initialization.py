@@ -7,8 +7,9 @@ import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.checkpoints.match import Match, load_matching, match_tensors
-from selfpatch.backbones.vit import ViT
+from selfpatch.backbones.swin import Swin
 from selfpatch.errors import UserError
 
 # A backbone trains these anew where the weights have none, and does without where it has none itself.
@@ -28,10 +29,10 @@ class LoadedWeights(NamedTuple):
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "; ".join([str(self.match), *self.notes])
+        return "; ".join(dict.fromkeys([str(self.match), *self.notes]))
 
 
-def initialize(backbone: ViT, source: ViT, *, origin: str) -> LoadedWeights:
+def initialize(backbone: Backbone, source: Backbone, *, origin: str) -> LoadedWeights:
     """Copy every tensor of `source` into `backbone`; `source` itself is resampled to its patches and positions.
 
     Raises:
@@ -41,14 +42,12 @@ def initialize(backbone: ViT, source: ViT, *, origin: str) -> LoadedWeights:
     notes = list(source.notes)
     source_model, target = source.model, backbone.model
 
-    # 1. Patches and positions.
-    old_grid, new_grid = tuple(source_model.patch_embed.grid_size), tuple(target.patch_embed.grid_size)
-    if source.patch_size != backbone.patch_size:
-        notes.append(f"patches resampled from {_by(source.patch_size)} to {_by(backbone.patch_size)} pixels")
-    if getattr(source_model, "pos_embed", None) is not None and old_grid != new_grid:
-        notes.append(f"positions resampled from {_by(old_grid)} to {_by(new_grid)}")
-    source_model.set_input_size(img_size=target.patch_embed.img_size, patch_size=backbone.patch_size)
-    tensors = _with_positions_of(source_model, target)
+    # 1. Patches and positions. Those of a Swin are relative, within a window.
+    if isinstance(source, Swin):
+        tensors = source_model.state_dict()
+    else:
+        notes += _resample(source, backbone)
+        tensors = _with_positions_of(source_model, target)
 
     # 2. Everything must be there and known, but for what a backbone can start anew or do without.
     match = match_tensors(tensors, target)
@@ -56,6 +55,8 @@ def initialize(backbone: ViT, source: ViT, *, origin: str) -> LoadedWeights:
     unexpected = [name for name in match.unexpected if not _optional(name)]
     if missing or unexpected or match.mismatched:
         found = match._replace(missing=missing, unexpected=unexpected)
+        if isinstance(source, Swin):
+            _refuse_other_windows(found, source, backbone, origin)
         raise UserError(
             f"{origin} has another structure than this backbone ({source.architecture.name} and "
             f"{backbone.architecture.name}): {found}. Choose the backbone that the weights were made for "
@@ -71,10 +72,38 @@ def initialize(backbone: ViT, source: ViT, *, origin: str) -> LoadedWeights:
     return LoadedWeights(match, source.mean, source.std, tuple(notes))
 
 
-def _refuse_other(source: ViT, target: ViT, origin: str) -> None:
+def _resample(source: Backbone, target: Backbone) -> list[str]:
+    """Bring patches and positions of `source` to those of `target`; returns notes on it."""
+    old_grid, new_grid = (tuple(backbone.model.patch_embed.grid_size) for backbone in (source, target))
+    notes = []
+    if source.patch_size != target.patch_size:
+        notes.append(f"patches resampled from {_by(source.patch_size)} to {_by(target.patch_size)} pixels")
+    if getattr(source.model, "pos_embed", None) is not None and old_grid != new_grid:
+        notes.append(f"positions resampled from {_by(old_grid)} to {_by(new_grid)}")
+    source.model.set_input_size(img_size=target.image_size, patch_size=target.patch_size)
+    return notes
+
+
+def _refuse_other_windows(match: Match, source: Backbone, target: Backbone, origin: str) -> None:
+    if any("relative_position_bias_table" in text for text in match.mismatched):
+        raise UserError(
+            f"{origin} has attention windows of another size than the backbone to start, whose windows are no larger "
+            f"than the last stages of {_by(target.image_size)} pixels: {match}. Set --backbone.image-size "
+            f"{source.image_size[0]}, or --backbone.name None to take over the network of the weights"
+        )
+
+
+def _refuse_other(source: Backbone, target: Backbone, origin: str) -> None:
+    if isinstance(source, Swin) != isinstance(target, Swin):
+        kinds = {True: "Swin transformer", False: "plain vision transformer"}
+        raise UserError(
+            f"{origin} is a {kinds[isinstance(source, Swin)]}, and the backbone to start a "
+            f"{kinds[isinstance(target, Swin)]}; set --backbone.name {source.architecture.name}, or start from weights "
+            "that fit"
+        )
     for what, theirs, ours, option in (
         ("width (embed_dim)", source.embed_dim, target.embed_dim, "--backbone.embed-dim"),
-        ("depth (blocks)", len(source.model.blocks), len(target.model.blocks), "--backbone.depth"),
+        ("depth (blocks)", len(source.blocks), len(target.blocks), "--backbone.depth"),
         ("number of attention heads", source.num_heads, target.num_heads, "--backbone.num-heads"),
     ):
         if theirs != ours:
