@@ -38,17 +38,7 @@ class ProjectionHead(nn.Module):
         super().__init__()
         assert config.num_prototypes is not None  # derived by now
         self.num_prototypes = config.num_prototypes
-        self.mlp = nn.Sequential(
-            nn.Linear(dim, config.hidden_dim),
-            *hidden(config),
-            nn.Linear(config.hidden_dim, config.hidden_dim),
-            *hidden(config),
-            nn.Linear(config.hidden_dim, config.bottleneck_dim),
-        )
-        for layer in self.mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
+        self.mlp = projector(dim, config.hidden_dim, config.bottleneck_dim, batch_norm=config.batch_norm)
         self.prototypes = Prototypes(config.bottleneck_dim, self.num_prototypes, fix_norm=config.fix_prototype_norm)
 
     def bottleneck(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows Z"]:
@@ -59,9 +49,24 @@ class ProjectionHead(nn.Module):
         return self.prototypes(self.bottleneck(x))
 
 
-def hidden(config: HeadConfig) -> list[nn.Module]:
-    """Layers between two linear ones."""
-    return [BatchNorm(config.hidden_dim), nn.GELU()] if config.batch_norm else [nn.GELU()]
+def projector(dim: int, hidden_dim: int, output_dim: int, *, batch_norm: bool = False) -> nn.Sequential:
+    """Three linear layers, with GELU (and batch norm, if wanted) between them."""
+
+    def hidden() -> list[nn.Module]:
+        return [BatchNorm(hidden_dim), nn.GELU()] if batch_norm else [nn.GELU()]
+
+    layers = nn.Sequential(
+        nn.Linear(dim, hidden_dim),
+        *hidden(),
+        nn.Linear(hidden_dim, hidden_dim),
+        *hidden(),
+        nn.Linear(hidden_dim, output_dim),
+    )
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return layers
 
 
 class BatchNorm(nn.Module):

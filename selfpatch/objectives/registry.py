@@ -7,6 +7,7 @@ from selfpatch.objectives.gram import Gram
 from selfpatch.objectives.ibot import IBOT
 from selfpatch.objectives.koleo import KoLeo
 from selfpatch.objectives.moco_v3 import MoCoV3
+from selfpatch.objectives.neco import NeCo
 from selfpatch.objectives.objective import Objective
 from selfpatch.objectives.selfpatch import SelfPatch
 
@@ -17,6 +18,7 @@ OBJECTIVES = {
     "moco_v3": MoCoV3,
     "koleo": KoLeo,
     "gram": Gram,
+    "neco": NeCo,
 }
 
 

@@ -12,7 +12,7 @@ from selfpatch.recipes.demo import demo
 from selfpatch.recipes.dino import dino, dino_koleo, dino_selfpatch
 from selfpatch.recipes.ibot import ibot, ibot_gram
 from selfpatch.recipes.moco_v3 import moco_v3, moco_v3_selfpatch
-from selfpatch.recipes.small_data import dino_ibot_small, dino_selfpatch_small, dino_small
+from selfpatch.recipes.small_data import dino_ibot_small, dino_neco_small, dino_selfpatch_small, dino_small
 
 RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "dino": dino,
@@ -25,6 +25,7 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "dino-small": dino_small,
     "dino-selfpatch-small": dino_selfpatch_small,
     "dino-ibot-small": dino_ibot_small,
+    "dino-neco-small": dino_neco_small,
     **CONTINUE_RECIPES,
     "demo": demo,
 }

@@ -1,4 +1,4 @@
-"""DINO, DINO + SelfPatch and DINO + iBOT for hundreds to a hundred thousand images, on one GPU or a CPU."""
+"""DINO alone, with SelfPatch, iBOT or NeCo, for hundreds to a hundred thousand images, on one GPU or a CPU."""
 
 from dataclasses import replace
 
@@ -16,6 +16,7 @@ from selfpatch.config import (
     TeacherConfig,
 )
 from selfpatch.config.objectives.ibot import IBOTConfig
+from selfpatch.config.objectives.neco import NeCoConfig
 
 
 def dino_selfpatch_small() -> PretrainConfig:
@@ -100,3 +101,18 @@ def dino_ibot_small() -> PretrainConfig:
     image_level = config.objectives.dino
     patch_level = IBOTConfig(weight=0.1, head=image_level.head, distillation=image_level.distillation)
     return replace(config, recipe="dino-ibot-small", objectives=replace(config.objectives, ibot=patch_level))
+
+
+def dino_neco_small() -> PretrainConfig:
+    """DINO + NeCo on few images: `dino-small`, and patches that agree with the teacher's on who their neighbors are.
+
+    Command: selfpatch pretrain IMAGES OUT --recipe dino-neco-small
+    Hardware: one GPU, or a CPU with a smaller network and crops.
+    Expected: no result on a real data set yet. Its authors train no network from scratch with it but pretrained ones.
+
+    Crops, targets and teacher are those of `dino-small`. The weight is that of its siblings. Overlaps are brought to
+    4 x 4 places instead of 7 x 7: crops are smaller here, and sorting costs a fiftieth.
+    """
+    config = dino_small()
+    neco = NeCoConfig(weight=0.1, overlap_size=4, hidden_dim=256, output_dim=64)
+    return replace(config, recipe="dino-neco-small", objectives=replace(config.objectives, neco=neco))

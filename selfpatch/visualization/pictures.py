@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from selfpatch.backbones.backbone import Backbone
+from selfpatch.backbones.backbone import Backbone, Tokens
 from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.data.augmentation.normalize import normalize
 from selfpatch.errors import UserError
@@ -72,9 +72,7 @@ def visualize(
     pictures = {
         "pca": draw_patch_pca(encoded),
         "similarity": draw_similarity_maps(similarity, queries),
-        "positives": draw_positives(
-            [_for_positives(backbone, image, positives.layer) for image in encoded[:NUM_POSITIVES]], positives
-        ),
+        "positives": draw_positives(_for_positives(backbone, encoded[:NUM_POSITIVES], positives.layer), positives),
     }
     if backbone.has_cls_token:
         attended = encoded[:NUM_ATTENTION]
@@ -105,12 +103,17 @@ def encode(
 
 
 @torch.no_grad()
-def _for_positives(backbone: Backbone, image: EncodedImage, layer: int | None) -> EncodedImage:
-    pixels = _to_input(backbone, image.pixels)
-    if layer is None:
-        return image._replace(tokens=backbone.pre_norm_tokens(pixels))
-    (feature_map,) = backbone.forward_intermediates(pixels, [layer])
-    return image._replace(tokens=image.tokens._replace(patch_tokens=feature_map.flatten(2).transpose(1, 2)))
+def _for_positives(backbone: Backbone, images: list[EncodedImage], layer: int | None) -> list[EncodedImage]:
+    """With the tokens in which a run finds positives: those before a borrowed norm, or of a layer."""
+
+    def tokens_of(image: EncodedImage) -> Tokens:
+        pixels = _to_input(backbone, image.pixels)
+        if layer is None:
+            return backbone.pre_norm_tokens(pixels)
+        (feature_map,) = backbone.forward_intermediates(pixels, [layer])
+        return image.tokens._replace(patch_tokens=feature_map.flatten(2).transpose(1, 2))
+
+    return [image._replace(tokens=tokens_of(image)) for image in images]
 
 
 @torch.no_grad()

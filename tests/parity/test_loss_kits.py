@@ -14,11 +14,14 @@ from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import DINOConfig, HeadConfig, SelfDistillationConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
+from selfpatch.config.objectives.neco import NeCoConfig
+from selfpatch.objectives import neco
 from selfpatch.objectives.dino import DINO
 from selfpatch.objectives.distillation_branch import DistillationBranch
 from selfpatch.objectives.encoder import Encoded, EncodedViews
 from selfpatch.objectives.ibot import IBOT
 from selfpatch.objectives.moco_v3 import MoCoV3
+from selfpatch.objectives.neco import NeCo
 from tests.parity.kits import ROOTS, find_kits
 
 KITS = find_kits("losses.safetensors", "losses.json")
@@ -27,6 +30,7 @@ KNOWN = {
     "dino": {"loss", "epoch", "teacher_temp", "crops", "student_temp", "center_momentum", "layout"},
     "ibot": {"loss", "cls", "patch", "epoch", "teacher_temp", "teacher_patch_temp", "student_temp", "center_momentum"},
     "moco_v3": {"loss", "temperature", "note"},
+    "neco": {"loss", "overlap_size", "sorting_network", "student_steepness", "teacher_steepness", "note"},
 }
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 
@@ -115,6 +119,30 @@ def test_moco_v3(kit):
         torch.testing.assert_close(query.grad, tensors[f"{name}_grad"], **TOLERANCE, msg=name)
 
 
+def test_neco(kit, monkeypatch):
+    settings, tensors = part_of(kit, "neco")
+    given = {name: leaf(tensors[name]) for name in ("student", "student_local") if name in tensors}
+    kinds = ("overlap_size", "sorting_network", "student_steepness", "teacher_steepness")
+    config = NeCoConfig(
+        **{name: settings[name] for name in kinds}, hidden_dim=1, output_dim=1,
+        crops="all" if "student_local" in given else "global",
+    )  # fmt: skip
+    objective = NeCo(1, config, steps_per_epoch=1)
+    objective.projector = objective.teacher_projector = nn.Identity()
+    references = iter(tensors["references"].long())
+    monkeypatch.setattr(neco.torch, "randperm", lambda count, **_: next(references))
+    boxes = {"global_boxes": tensors["boxes"], "local_boxes": tensors.get("local_boxes")}
+    student = located_views(given["student"])._replace(**boxes)
+    if "student_local" in given:
+        student = student._replace(local_crops=located_views(given["student_local"]).global_crops)
+    loss, _ = objective(student, located_views(tensors["teacher"])._replace(**boxes), 0)
+    loss.backward()
+    assert next(references, None) is None
+    torch.testing.assert_close(loss.item(), settings["loss"], **TOLERANCE)
+    for name, vectors in given.items():
+        torch.testing.assert_close(vectors.grad, tensors[f"{name}_grad"], **TOLERANCE, msg=name)
+
+
 def part_of(kit, method: str) -> tuple[dict, dict[str, Tensor]]:
     """The settings and tensors of one method; skips a kit without it."""
     settings, tensors = kit
@@ -163,3 +191,8 @@ def patch_views(
 ) -> EncodedViews:
     encoded = Encoded(Tokens(None, patch_tokens, grid_size), patch_tokens.mean(dim=1))
     return EncodedViews(num_images, None, encoded, None, masks, lambda x: x, None)
+
+
+def located_views(vectors: Tensor) -> EncodedViews:
+    """Of vectors [crops, B, rows, columns, Z]."""
+    return patch_views(vectors.shape[1], vectors.flatten(2, 3).flatten(0, 1), tuple(vectors.shape[2:4]))

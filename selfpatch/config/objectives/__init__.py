@@ -7,6 +7,7 @@ from selfpatch.config.objectives.gram import GramConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.koleo import KoLeoConfig
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
+from selfpatch.config.objectives.neco import NeCoConfig
 from selfpatch.config.objectives.objective import ObjectiveConfig
 from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.config.objectives.selfpatch import SelfPatchConfig
@@ -24,6 +25,7 @@ class ObjectivesConfig(Config, group="objectives"):
     moco_v3: MoCoV3Config | None = None
     koleo: KoLeoConfig | None = None
     gram: GramConfig | None = None
+    neco: NeCoConfig | None = None
 
     def __post_init__(self):
         super().__post_init__()
