@@ -22,6 +22,9 @@ class BackboneConfig(Config, group="backbone"):
     num_heads: Annotated[int | None, Positive] = None
     # use a class token; None: as the named model does
     class_token: bool | None = None
+    # image token where no aggregator makes one: the class token, or the mean of the patch tokens; None: the class
+    # token, and of a Swin transformer, which has none, the mean
+    image_token: Literal["class_token", "mean"] | None = None
     # end the backbone in a norm of its own; SelfPatch's code leaves the final norm to the aggregator
     final_norm: bool = True
     # stochastic depth rate of the student, in [0, 1)
@@ -41,4 +44,5 @@ class AggregatorConfig(Config, group="aggregator"):
     # width of the MLP in a class-attention block, as a multiple of the backbone's width
     mlp_ratio: Annotated[float, Positive] = 4.0
     # source of the image token: the aggregator over all patches (as SelfPatch's code), or the backbone's class token
+    # (or what backbone.image-token says)
     image_token: Literal["aggregator", "class_token"] = "aggregator"

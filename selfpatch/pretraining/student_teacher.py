@@ -87,7 +87,7 @@ class StudentTeacher(nn.Module):
 
 def build_student_teacher(backbone: Backbone, config: PretrainConfig, *, steps_per_epoch: int) -> StudentTeacher:
     objectives = build_objectives(config.objectives, backbone.embed_dim, steps_per_epoch=steps_per_epoch)
-    return StudentTeacher(Encoder(backbone, config.aggregator), objectives)
+    return StudentTeacher(Encoder(backbone, config.aggregator, image_token=config.backbone.image_token), objectives)
 
 
 def apply_efficiency(student_teacher: StudentTeacher, config: EfficiencyConfig) -> None:
