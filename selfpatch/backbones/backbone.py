@@ -70,6 +70,8 @@ class Backbone(nn.Module):
     # As timm's feature_info: one per block of a plain vision transformer, one per stage of a hierarchical one.
     stages: Sequence[Stage] = ()
     has_cls_token: bool = False
+    # True for stages of several resolutions. timm's models of this kind have no class token and always a final norm.
+    is_hierarchical: bool = False
     # Attention heads of the last block; an aggregator on top has as many.
     num_heads: int = 1
     # Notes about the weights, shown to the user after loading.

@@ -172,8 +172,8 @@ def _refuse_settings_of_vits(config: BackboneConfig) -> None:
             f"backbone.pos-embed-interpolation is {config.pos_embed_interpolation}, but {config.name} is a Swin "
             "transformer, whose positions are relative; set it to antialias"
         )
-    if config.final_norm is False:
+    if config.image_token == "class_token":
         raise UserError(
-            f"backbone.final-norm is False, but timm's {config.name} always ends in a norm, and an exported file would "
-            "lack it; set it to True"
+            f"backbone.image-token is class_token, but {config.name} is a Swin transformer, which has none; set it to "
+            "mean, or take the image token from an aggregator (aggregator.image-token aggregator)"
         )

@@ -25,6 +25,8 @@ class Swin(Backbone):
         mean, std: normalization of its images.
     """
 
+    is_hierarchical = True
+
     def __init__(
         self,
         model: nn.Module,
@@ -56,6 +58,12 @@ class Swin(Backbone):
         with self._masked(masks, grid_size):
             x = self.model.forward_features(images)  # [B, R, S, D]
         return Tokens(None, x.flatten(1, 2), grid_size)
+
+    def pre_norm_tokens(self, images: Float[Tensor, "B C H W"]) -> Tokens:
+        if not self.final_norm_from_aggregator:
+            return self(images)
+        (norm,) = capture_activations([self.final_norm], self, images)
+        return Tokens(None, norm.input.flatten(1, 2), self.grid_size((images.shape[-2], images.shape[-1])))
 
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], indices: Sequence[int]

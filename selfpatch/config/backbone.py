@@ -23,6 +23,9 @@ class BackboneConfig(Config, group="backbone"):
     num_heads: Annotated[int | None, Positive] = None
     # use a class token; None: as the named model does
     class_token: bool | None = None
+    # image token where no aggregator makes one: the class token, or the mean of the patch tokens; None: the class
+    # token, and of a Swin transformer, which has none, the mean
+    image_token: Literal["class_token", "mean"] | None = None
     # end the backbone in a norm of its own; SelfPatch's code leaves the final norm to the aggregator; None: as the
     # weights the run starts from
     final_norm: bool | None = True
@@ -49,6 +52,7 @@ class AggregatorConfig(Config, group="aggregator"):
     num_heads: Annotated[int | None, Positive] = None
     # width of the MLP in a class-attention block, as a multiple of the backbone's width
     mlp_ratio: Annotated[float, Positive] = 4.0
-    # source of the image token: the aggregator over all patches (as SelfPatch's code), or the backbone's class token;
-    # None: the class token, and no aggregator, where the backbone has one and no objective needs an aggregator
+    # source of the image token: the aggregator over all patches (as SelfPatch's code), or the backbone's class token
+    # (or what backbone.image-token says); None: the class token, and no aggregator, where the backbone has one and no
+    # objective needs an aggregator
     image_token: Literal["aggregator", "class_token"] | None = "aggregator"

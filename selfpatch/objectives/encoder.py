@@ -59,19 +59,34 @@ class EncodedViews(NamedTuple):
 class Encoder(nn.Module):
     """A backbone, and the aggregator that several objectives share.
 
+    Args:
+        image_token: that of an image where the aggregator does not make it, "class_token" or "mean" (of the patch
+            tokens); None: the class token, and the mean of a hierarchical backbone, which never has one.
+
     Raises:
-        UserError: the image token should be the class token, and the backbone has none.
+        UserError: the image token should be the class token, and the backbone has none; or nothing would be its final
+            norm, which a file of it always has.
     """
 
-    def __init__(self, backbone: Backbone, aggregator: AggregatorConfig | None = None):
+    def __init__(
+        self, backbone: Backbone, aggregator: AggregatorConfig | None = None, *, image_token: str | None = None
+    ):
         super().__init__()
         self.backbone = backbone
         self.aggregator = Aggregator(backbone.embed_dim, backbone.num_heads, aggregator) if aggregator else None
         self.aggregates_image_token = aggregator is not None and aggregator.image_token == "aggregator"
-        if not self.aggregates_image_token and not backbone.has_cls_token:
+        image_token = image_token or ("mean" if backbone.is_hierarchical else "class_token")
+        self._averages_patches = image_token == "mean"
+        if not self.aggregates_image_token and not self._averages_patches and not backbone.has_cls_token:
             raise UserError(
                 f"{backbone.architecture.name} has no class token to describe an image; take the image token from the "
-                "aggregator (aggregator.image-token aggregator) or a backbone with one (backbone.class-token True)"
+                "aggregator (aggregator.image-token aggregator), the mean of the patch tokens (backbone.image-token "
+                "mean) or a backbone with one (backbone.class-token True)"
+            )
+        if backbone.is_hierarchical and self.aggregator is None and isinstance(backbone.final_norm, nn.Identity):
+            raise UserError(
+                f"backbone.final-norm is False, but timm's {backbone.architecture.name} always ends in a norm, and an "
+                "exported file would lack it; set it to True, or use an aggregator, whose norm takes its place"
             )
 
     def forward(
@@ -89,6 +104,8 @@ class Encoder(nn.Module):
         if self.aggregates_image_token:
             assert self.aggregator is not None
             return Encoded(tokens, self.aggregator.image_token(tokens.patch_tokens), kept)
+        if self._averages_patches:
+            return Encoded(tokens, tokens.patch_tokens.mean(dim=1), kept)
         assert tokens.cls_token is not None
         return Encoded(tokens, tokens.cls_token, kept)
 

@@ -111,7 +111,7 @@ def build_student_teacher(backbone: Backbone, config: PretrainConfig, *, steps_p
     objectives = build_objectives(config.objectives, backbone.embed_dim, steps_per_epoch=steps_per_epoch)
     if config.optim.trainable_blocks is not None:
         backbone.freeze_below_last_blocks(config.optim.trainable_blocks)
-    return StudentTeacher(Encoder(backbone, config.aggregator), objectives)
+    return StudentTeacher(Encoder(backbone, config.aggregator, image_token=config.backbone.image_token), objectives)
 
 
 def require_layer(backbone: Backbone, layer: int, setting: str) -> None:

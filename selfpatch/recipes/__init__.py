@@ -7,12 +7,15 @@ from collections.abc import Callable
 
 from selfpatch.config import PretrainConfig
 from selfpatch.errors import unknown_name
+from selfpatch.recipes.add_objectives import add_objectives
 from selfpatch.recipes.continue_from import CONTINUE_RECIPES
 from selfpatch.recipes.demo import demo
 from selfpatch.recipes.dino import dino, dino_koleo, dino_selfpatch
 from selfpatch.recipes.ibot import ibot, ibot_gram
 from selfpatch.recipes.moco_v3 import moco_v3, moco_v3_selfpatch
 from selfpatch.recipes.small_data import dino_ibot_small, dino_neco_small, dino_selfpatch_small, dino_small
+
+__all__ = ["DEFAULT_RECIPE", "RECIPES", "add_objectives", "find_recipe", "recommended_recipe"]
 
 RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "dino": dino,

@@ -65,7 +65,7 @@ def test_swin_at_its_own_and_other_sizes(tmp_path):
         ({"num_heads": 3}, "backbone.num-heads is 3"),
         ({"class_token": True}, "backbone.class-token is True"),
         ({"pos_embed_interpolation": "offset"}, "backbone.pos-embed-interpolation is offset.* positions are relative"),
-        ({"final_norm": False}, "backbone.final-norm is False.* always ends in a norm"),
+        ({"image_token": "class_token"}, "backbone.image-token is class_token.* set it to mean"),
     ],
 )
 def test_settings_that_swin_does_not_have(setting, named):

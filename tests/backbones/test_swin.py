@@ -11,7 +11,9 @@ from selfpatch.backbones.build import create_timm
 from selfpatch.backbones.pretrained import load_backbone, load_weights
 from selfpatch.backbones.swin import Swin
 from selfpatch.commands.embed import embed
+from selfpatch.config import AggregatorConfig
 from selfpatch.export import export_timm
+from selfpatch.objectives.encoder import Encoder
 from tests.backbones.small_swin import ARGUMENTS, NAME, small_swin
 from tests.backbones.small_vits import small_vit
 from tests.backbones.test_stages import plain_norm
@@ -212,3 +214,20 @@ def test_embedding_takes_the_mean_of_its_places(photos, tmp_path):
         cli.main(["embed", f"timm:{NAME}", str(photos), str(tmp_path / "x"), "--num-heads", "3", "--device", "cpu"])
         == 2
     )
+
+
+def test_its_image_token_is_the_mean_and_its_norm_may_be_that_of_an_aggregator(tmp_path):
+    x = images((32, 32))
+    backbone = small_swin()
+    tokens, image_token = Encoder(backbone)(x)
+    torch.testing.assert_close(image_token, tokens.patch_tokens.mean(dim=1))
+    backbone.final_norm = torch.nn.Identity()
+    with pytest.raises(ValueError, match="backbone.final-norm is False.* always ends in a norm.* use an aggregator"):
+        Encoder(backbone)
+    encoder = Encoder(backbone, AggregatorConfig(num_blocks=1))
+    export_timm(encoder.export_backbone(), tmp_path / "swin.safetensors")
+    loaded = load_backbone(tmp_path / "swin.safetensors")
+    assert loaded.final_norm_from_aggregator
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x).patch_tokens, encoder.norm(backbone(x).patch_tokens))
+        torch.testing.assert_close(loaded.pre_norm_tokens(x).patch_tokens, backbone(x).patch_tokens)

@@ -1,6 +1,7 @@
 """The objectives of a run. A new one is a file here, and a field below that is None by default."""
 
 from dataclasses import dataclass, fields
+from typing import get_type_hints
 
 from selfpatch.config.objectives.dino import DINOConfig
 from selfpatch.config.objectives.gram import GramConfig
@@ -12,6 +13,7 @@ from selfpatch.config.objectives.objective import ObjectiveConfig
 from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.config.objectives.selfpatch import SelfPatchConfig
 from selfpatch.config.ranges import Config
+from selfpatch.config.values import options
 from selfpatch.errors import UserError
 
 
@@ -46,6 +48,11 @@ class ObjectivesConfig(Config, group="objectives"):
                     f"objectives.{name}.head is None: it would be that of objectives.dino, which is left out; give it "
                     "settings of its own, or use objectives.dino as well"
                 )
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[ObjectiveConfig]]:
+        """The settings of every objective that there is, by name."""
+        return {field.name: options(get_type_hints(cls)[field.name])[0] for field in fields(cls)}
 
     def given(self) -> dict[str, ObjectiveConfig]:
         """The objectives that are set, by name."""
