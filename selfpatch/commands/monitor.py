@@ -5,6 +5,8 @@ from functools import partial
 
 import torch
 
+from selfpatch.backbones.position_removal import position_r2
+from selfpatch.commands.position_leak import position_moments
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.data.image_folder import read_evenly_spaced
 from selfpatch.data.source import ImageSource
@@ -23,6 +25,8 @@ from selfpatch.visualization.pictures import visualize
 from selfpatch.visualization.positives import positives_config
 
 NUM_PICTURED_IMAGES = 6
+# For the R2 of position, half to fit and half to score.
+NUM_POSITION_IMAGES = 100
 
 
 class TrainingMonitor:
@@ -69,15 +73,18 @@ class TrainingMonitor:
         yield PeriodicCallback(self._every, partial(self.picture, student_teacher), within_budget=within_budget)
 
     def score(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
-        """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions."""
+        """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions; R2 of position."""
         assert self._evaluator is not None
-        scores = self._evaluator(student_teacher.teacher.export_backbone(), device=self._device)
+        backbone = student_teacher.teacher.export_backbone()
+        scores = self._evaluator(backbone, device=self._device)
+        fitted, held_out = position_moments(backbone, read_evenly_spaced(self._images, NUM_POSITION_IMAGES))
         self._say(
             f"step {step}: in-context mIoU {100 * scores.metrics['mIoU']:.1f}"
             + (" (before training)" if step == 0 else "")
         )
         write_prediction_sheets(scores.predictions, self._data, self._run.pictures)
-        return {f"in_context/{name}": scores.metrics[name] for name in ("mIoU", "aAcc", "mAcc")}
+        position = {"patches/position_r2": position_r2(fitted, held_out)} if held_out.count else {}
+        return {f"in_context/{name}": scores.metrics[name] for name in ("mIoU", "aAcc", "mAcc")} | position
 
     def picture(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
         """Draw the pictures of the teacher's patches anew, and the curves so far."""
