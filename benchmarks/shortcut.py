@@ -7,7 +7,8 @@ position embedding: a target that depends on the place alone can be predicted wi
 model, on square centre crops of the size it was built for, and with its position embedding as it is, shuffled (anew
 for every image) and zeroed:
 
-1. the shares of the tokens' variance that place and image explain (`variance_shares`);
+1. the shares of the tokens' variance that place and image explain (`variance_shares`), and the R2 of a linear
+   regression of row and column on the tokens, fitted to every other image and held to the rest (`position_r2`);
 2. what a patch's prototype tells about its place, as a share of the assignment's entropy (`PlaceInformation`);
 3. the share of what can be won in the patch loss that a predictor wins which knows the place and nothing else.
 
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.backbones.build import build_backbone
+from selfpatch.backbones.position_removal import PositionMoments, position_r2
 from selfpatch.backbones.pretrained import load_vit
 from selfpatch.backbones.vit import ViT
 from selfpatch.commands.hardware import find_device
@@ -265,14 +267,18 @@ def measure(model: Model, pixels: np.ndarray, *, batch_size: int, num_clusters: 
     figures: dict[str, Any] = {"model": model.name, "step": model.step, "num_images": len(pixels)}
     figures |= {"size": pixels.shape[1], "num_clusters": num_clusters}
     for mode in POSITIONS:
-        batches = encode(model.backbone, pixels, mode, batch_size, seed=seed)
+        batches = list(encode(model.backbone, pixels, mode, batch_size, seed=seed))
         tokens = torch.cat([batch.patch_tokens.float() for batch in batches])
+        halves = PositionMoments(tokens.shape[-1]), PositionMoments(tokens.shape[-1])
+        for half, moments in enumerate(halves):
+            moments.add(batches[0]._replace(patch_tokens=tokens[half::2]))
         clusters = PlaceInformation(seed=seed)
         for part in cluster(tokens, num_clusters, seed=seed).split(batch_size):
             clusters.add(F.one_hot(part, num_clusters).float())
         figures[mode] = {
             "variance": variance_shares(tokens.cpu())._asdict(),
             "clusters": clusters.shares()._asdict(),
+            "position_r2": position_r2(*halves),
         }
         if model.student_teacher is not None and model.step is not None:
             soft, hard = PlaceInformation(seed=seed), PlaceInformation(seed=seed)
@@ -287,7 +293,7 @@ def measure(model: Model, pixels: np.ndarray, *, batch_size: int, num_clusters: 
 
 def table(results: list[dict[str, Any]]) -> Table:
     shown = Table(
-        "model", "positions", "variance: place", "image", "clusters: place (by chance)",
+        "model", "positions", "variance: place", "image", "R2 of position", "clusters: place (by chance)",
         "prototypes: place (by chance)", "loss solved by place (by chance)",
         title="shares in %; of information, adjusted for chance",
     )  # fmt: skip
@@ -295,6 +301,7 @@ def table(results: list[dict[str, Any]]) -> Table:
         for mode in POSITIONS:
             figures = result[mode]
             row = [f"{100 * figures['variance'][name]:.1f}" for name in ("place", "image")]
+            row.append(f"{100 * figures['position_r2']:.1f}")
             for source, share in (
                 ("clusters", "share_of_entropy"),
                 ("prototypes", "share_of_entropy"),

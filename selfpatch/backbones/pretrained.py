@@ -259,8 +259,10 @@ def _load_described(
 ) -> Backbone:
     name, arguments = description.architecture, description.arguments
     with torch.device("meta"):  # shapes first: no memory is taken for a network that the file cannot fill
-        match = match_tensors(tensors, create_timm(name, **arguments))
-    if len(match.matched) < len(tensors) or match.missing:
+        built: Any = create_timm(name, **arguments)
+        match = match_tensors(tensors, built)
+    has_other_width = arguments.get("num_classes", 0) not in (0, built.num_features)
+    if len(match.matched) < len(tensors) or match.missing or has_other_width:
         raise UserError(f"{file} does not hold the {name} that it says it does: {match}. Export the backbone again")
     check_weights(file, tensors)
     model = _with_fixed_seed(create_timm, name, arguments)

@@ -21,6 +21,8 @@ from selfpatch.errors import UserError
 class ViT(Backbone):
     """A timm vision transformer whose output is `Tokens`: through its final norm, registers dropped.
 
+    Where position was removed (position_removal.py) the output goes through that linear map, timm's `head`, as well.
+
     Args:
         model: built by timm with `dynamic_img_size=True` and no classifier.
         pos_embed_interpolation: interpolation of learned position embeddings to other image sizes. "antialias" is
@@ -58,14 +60,16 @@ class ViT(Backbone):
     def forward(self, images: Float[Tensor, "B C H W"], masks: Bool[Tensor, "B N"] | None = None) -> Tokens:
         grid_size = self.grid_size((images.shape[-2], images.shape[-1]))
         with self._masked(masks, grid_size):
-            x = self.model.forward_features(images)
+            x = self.model.head(self.model.forward_features(images))
         return self._to_tokens(x, x, grid_size)
 
     def pre_norm_tokens(self, images: Float[Tensor, "B C H W"]) -> Tokens:
         if not self.final_norm_from_aggregator:
             return self(images)
         (norm,) = capture_activations([self.final_norm], self, images)
-        return self._to_tokens(norm.output, norm.input, self.grid_size((images.shape[-2], images.shape[-1])))
+        return self._to_tokens(
+            self.model.head(norm.output), norm.input, self.grid_size((images.shape[-2], images.shape[-1]))
+        )
 
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], indices: Sequence[int]

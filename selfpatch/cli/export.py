@@ -22,6 +22,10 @@ class Export:
     network: Network = None
     mean: Mean = None
     std: Std = None
+    # folder of images, best those of the training: what tells a patch's row and column on them by linear regression is
+    # removed from all tokens (RASA). The printed line then builds a model whose output, not its forward_features, has
+    # position removed. None: tokens stay as they are
+    remove_position: Path | None = None
 
 
 COMMAND = Command("write a model as a file that timm loads", lambda _: Export, "selfpatch.commands.export:export")

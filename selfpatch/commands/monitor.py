@@ -5,7 +5,9 @@ from functools import partial
 
 import torch
 
+from selfpatch.backbones.position_removal import position_r2
 from selfpatch.commands.best_checkpoints import SCORES, BestCheckpoints
+from selfpatch.commands.position_leak import position_moments
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.data.image_folder import read_evenly_spaced
 from selfpatch.data.source import ImageSource
@@ -24,6 +26,8 @@ from selfpatch.visualization.pictures import visualize
 from selfpatch.visualization.positives import positives_config
 
 NUM_PICTURED_IMAGES = 6
+# For the R2 of position, half to fit and half to score.
+NUM_POSITION_IMAGES = 100
 
 
 class TrainingMonitor:
@@ -71,9 +75,11 @@ class TrainingMonitor:
         yield PeriodicCallback(self.every, partial(self.picture, student_teacher), within_budget=within_budget)
 
     def score(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
-        """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions."""
+        """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions; R2 of position."""
         assert self._evaluator is not None
-        scores = self._evaluator(student_teacher.teacher.export_backbone(), device=self._device)
+        backbone = student_teacher.teacher.export_backbone()
+        scores = self._evaluator(backbone, device=self._device)
+        fitted, held_out = position_moments(backbone, read_evenly_spaced(self._images, NUM_POSITION_IMAGES))
         self._say(
             f"step {step}: in-context mIoU {100 * scores.metrics['mIoU']:.1f}"
             + (" (before training)" if step == 0 else "")
@@ -81,7 +87,8 @@ class TrainingMonitor:
         if warning := self._below_start(step, scores.metrics["mIoU"]):
             self._say(warning)
         write_prediction_sheets(scores.predictions, self._data, self._run.pictures)
-        return {name: scores.metrics[name.removeprefix("in_context/")] for name in SCORES}
+        position = {"patches/position_r2": position_r2(fitted, held_out)} if held_out.count else {}
+        return {name: scores.metrics[name.removeprefix("in_context/")] for name in SCORES} | position
 
     def _below_start(self, step: int, score: float) -> str | None:
         """The sentence for a score that has fallen below that before training; None: it has not, or had before."""

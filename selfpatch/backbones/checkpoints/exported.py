@@ -12,7 +12,7 @@ from selfpatch.errors import UserError
 FORMAT_KEY, FORMAT_VERSION = "selfpatch_format", "1"
 # Bounds of whole numbers; far beyond any backbone, and small enough to be built, or refused, quickly.
 WHOLE = {
-    "num_classes": (0, 0),
+    "num_classes": (0, 65_536),  # of its tokens' width where position was removed
     "img_size": (1, 8192),
     "patch_size": (1, 1024),
     "embed_dim": (1, 65_536),
