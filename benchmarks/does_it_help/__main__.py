@@ -22,11 +22,12 @@ from typing import Any
 import yaml
 
 from benchmarks.does_it_help.cells import Cell, budget_of, do_cell
+from benchmarks.does_it_help.documents import write_tables
 from benchmarks.does_it_help.methods import METHODS, START
 from benchmarks.does_it_help.regimes import REGIMES, SPLITS, make_regime
 from benchmarks.does_it_help.results import RESULTS, merge, read_results, read_study, write_results
 from benchmarks.does_it_help.scores import make_scorers
-from benchmarks.does_it_help.tables import study_table, write_tables
+from benchmarks.does_it_help.tables import study_tables
 from benchmarks.time_limit import OutOfTimeError, time_limit
 from selfpatch.commands.hardware import find_device
 from selfpatch.errors import UserError
@@ -65,7 +66,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--keep-runs", action="store_true", help="keep checkpoints: heads and teachers")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file of all cells")
     parser.add_argument("--merge", type=Path, nargs="*", default=[], help="files of results to take cells from")
-    parser.add_argument("--docs", type=Path, nargs="*", default=[], help="documents whose tables are written anew")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="documents whose tables are written anew, of this repository's results",
+    )
     parsed = parser.parse_args(arguments)
     parsed.set = dict(parsed.set)
     if parsed.regime and parsed.out is None:
@@ -129,11 +136,10 @@ def main(given: list[str] | None = None) -> int:
     except UserError as error:
         say(str(error))
         return 2
-    results = read_results(arguments.results)
-    for name, study in results.items():
-        say(study_table(name, study))
+    for name, study in read_results(arguments.results).items():
+        say(f"{name}\n\n{study_tables(study)}")
     for document in arguments.docs:
-        write_tables(document, results)
+        write_tables(document)
     say("all is done" if done else "the time is up: the same command goes on")
     return 0 if done else 3
 

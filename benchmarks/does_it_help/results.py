@@ -1,4 +1,4 @@
-"""The one file of all results: studies (a regime and a split), each with its budget and its cells."""
+"""The file of all results: studies (a regime and a split), each with its budget and its cells."""
 
 import json
 from pathlib import Path
@@ -9,6 +9,7 @@ from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
 
 RESULTS = Path("benchmarks/results/does_it_help.json")
+WHY_RESULTS = Path("benchmarks/results/does_it_help_why.json")
 
 Results = dict[str, Any]  # study -> {"budget": ..., "cells": {cell -> record}}
 

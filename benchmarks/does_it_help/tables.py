@@ -1,8 +1,6 @@
-"""Tables of results in Markdown, and the places in documents where they stand."""
+"""Tables of results in Markdown."""
 
-import re
 import statistics
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +22,6 @@ HEADLINES = {
     "mask-rcnn": "bbox/AP",
 }
 EFFECT = 0.005  # a difference that should be told from none
-BLOCK = re.compile(r"(<!-- table of benchmarks\.does_it_help: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.S)
-
-
-def study_table(name: str, study: dict[str, Any]) -> str:
-    """Means over seeds, and differences to the base with their intervals, in %."""
-    return f"{name}\n\n{score_table(study)}\n{difference_table(study)}"
 
 
 def by_method(study: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
@@ -122,14 +114,6 @@ def as_markdown(rows: list[list[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def write_tables(document: Path, results: dict[str, Any]) -> None:
-    """Write the tables of a document anew, between its marks."""
-    text = document.read_text(encoding="utf-8")
-    written = BLOCK.sub(lambda block: f"{block[1]}{document_table(block[2], results)}{block[3]}", text)
-    if written != text:
-        document.write_text(written, encoding="utf-8")
-
-
-def document_table(study: str, results: dict[str, Any]) -> str:
-    """Both tables of a study, as they stand in a document."""
-    return f"{score_table(results[study])}\n{difference_table(results[study])}"
+def study_tables(study: dict[str, Any]) -> str:
+    """Both tables, as they stand in a document."""
+    return f"{score_table(study)}\n{difference_table(study)}"
