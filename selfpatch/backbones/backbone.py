@@ -184,8 +184,15 @@ class Backbone(nn.Module):
             parameter.requires_grad_(trains)
 
     def enable_masks(self) -> None:
-        """Add the learned `mask_token`, zero at first as in iBOT and DINOv2, for `forward` with masks."""
-        raise NotImplementedError
+        """Add the learned `mask_token`, zero at first as in iBOT and DINOv2, for `forward` with masks.
+
+        Raises:
+            UserError: its patches cannot be masked.
+        """
+        raise UserError(
+            f"an objective masks patches, and {self.architecture.name} has none that could be masked; leave out its "
+            "masks, or choose another backbone"
+        )
 
     def set_drop_path(self, rate: float) -> None:
         """Set stochastic depth that rises evenly from 0 at the first block to `rate` at the last."""

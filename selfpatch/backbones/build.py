@@ -5,6 +5,7 @@ import difflib
 from typing import Any
 
 import timm
+from timm.layers import HybridEmbed
 from timm.models import is_model_in_modules
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
@@ -140,6 +141,11 @@ def create_timm(name: str, **arguments: Any) -> nn.Module:
         raise UserError(
             f"{name!r} is a {type(model).__name__}; backbones are vision transformers, e.g. vit_small_patch16_224, and "
             "Swin transformers of the first version, e.g. swin_tiny_patch4_window7_224"
+        )
+    if isinstance(model.patch_embed, HybridEmbed):
+        raise UserError(
+            f"{name!r} has a convolutional network before its blocks, and patches of it can neither be cut nor masked; "
+            "choose a plain vision transformer, e.g. vit_small_patch16_224"
         )
     return model
 

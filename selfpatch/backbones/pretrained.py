@@ -1,6 +1,7 @@
 """A backbone out of whatever holds one: a run, an exported file, a checkpoint of another program, or timm."""
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ __all__ = [
 SWIN = "timm:swin_"
 # What a run writes its backbone to, in its folder.
 RUN_FILE = "backbone.safetensors"
+# OWNER/NAME, as Hugging Face names models.
+HUB_NAME = re.compile(r"[\w-]+/[\w.-]+")
 # Weights in folders of Hugging Face, timm and OpenCLIP, in order of preference.
 FOLDER_FILES = (
     "model.safetensors",
@@ -176,6 +179,12 @@ def _find_file(path: Path) -> Path:
         siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         nearest = difflib.get_close_matches(path.name, siblings, n=3, cutoff=0.4)
         hint = f"Nearest there: {', '.join(nearest)}. " if nearest else ""
+        if HUB_NAME.fullmatch(str(path)) and not path.parent.exists():
+            hint = (
+                f"If it is a name of Hugging Face's: nothing is downloaded by it; fetch {FOLDER_FILES[0]}, config.json "
+                f"and, if there is one, preprocessor_config.json from https://huggingface.co/{path} (after logging in, "
+                "if it is gated) into one folder, and give that folder. "
+            )
         raise UserError(
             f"{path} does not exist. {hint}A model is a run folder, an exported file, an original checkpoint (.pth) or "
             "timm:NAME"
@@ -243,9 +252,23 @@ def _create_timm(
     except Exception as error:  # each of timm's sources has its own errors for a download that failed
         raise UserError(
             f"timm could not get the weights {name!r}: {_first_line(error)}. It downloads them unless they are in its "
-            "cache already; check the network, or give a file"
+            f"cache already. Check the network; or {_how_to_fetch(name)}"
         ) from error
     return model, {"mean": model.pretrained_cfg["mean"], "std": model.pretrained_cfg["std"]}, ()
+
+
+def _how_to_fetch(name: str) -> str:
+    """Where the weights of a name of timm's are, and how their file is given instead of the name."""
+    config = timm.get_pretrained_cfg(name)
+    if config is not None and config.hf_hub_id:
+        repository = f"{config.hf_hub_id}{name}" if config.hf_hub_id.endswith("/") else config.hf_hub_id
+        return (
+            f"fetch {config.hf_hub_filename or FOLDER_FILES[0]} from https://huggingface.co/{repository} elsewhere "
+            "(after logging in there, if the weights are gated), put it into a folder with the name "
+            f"{name} and give that folder as the model"
+        )
+    url = config.url if config is not None else None
+    return f"fetch {url or 'their file'} elsewhere and give the file as the model"
 
 
 def _with_fixed_seed(create: Callable[..., nn.Module], name: str, arguments: dict[str, Any]) -> nn.Module:

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.commands.pretrain import pretrain
 from selfpatch.config.io import read_yaml
+from selfpatch.errors import UserError
 from selfpatch.export import export_timm
 from tests.backbones.checkpoints.layouts import encoder, prefixed, save, with_fixed_positions, without, zeros
 from tests.backbones.checkpoints.test_dinov3 import huggingface_names, meta, timm_names
@@ -127,7 +129,7 @@ def test_goes_on_without_the_weights(images, tmp_path):
     config = read_yaml(tmp_path / "run/config.yaml")
     assert pretrain(images, tmp_path / "run", config=config, settings={"run.stop_at_step": 3}).steps_done == 3
     assert "reg_tokens=4" in config.backbone.model_kwargs and config.backbone.image_size == 24
-    assert config.aggregator.image_token == "aggregator"
+    assert config.aggregator is not None and config.aggregator.image_token == "aggregator"
 
 
 def test_patch_size_of_its_own_keeps_the_grid_of_positions(images, tmp_path):
@@ -154,3 +156,108 @@ def refused(capsys, images, tmp_path):
 @pytest.mark.parametrize("recipe", ["continue", "continue-dino", "continue-selfpatch"])
 def test_recipes_ask_for_weights(recipe, refused):
     refused("--recipe", recipe, says=f"recipe {recipe} continues weights, and none are given; name them by --init-from")
+
+
+def test_swin_takes_no_settings_of_plain_transformers(refused, tmp_path):
+    start = ("--recipe", "continue", "--init-from", swin(tmp_path))
+    refused(*start, "--backbone.depth", 3, says=r"backbone.depth is 3, but swin_tiny.* is a Swin transformer")
+    refused(
+        *start, "--backbone.pos-embed-interpolation", "offset", says="a Swin transformer, whose positions are relative"
+    )
+    refused(*start, "--backbone.class-token", "True", says="a Swin transformer, .* no class token; leave it out")
+
+
+def test_windows_of_another_size(refused, tmp_path):
+    """A Swin that is built for small crops has smaller windows than that of the weights."""
+    arguments = [
+        "--backbone.name",
+        "swin_tiny_patch4_window7_224",
+        "--backbone.embed-dim",
+        24,
+        "--recipe",
+        "dino-small",
+    ]
+    arguments += ["--backbone.class-token", "None", "--backbone.final-norm", "True", "--crops.global-size", 64]
+    arguments += ["--backbone.model-kwargs", "depths=(2,2)", "num_heads=(2,4)", "window_size=2"]
+    says = r"attention windows of another size .* 64 x 64 pixels.*--backbone.image-size 64"
+    refused(*arguments, "--init-from", swin(tmp_path), says=says)
+
+
+def test_an_image_token_that_nothing_makes(refused, tmp_path):
+    start = ("--recipe", "continue", "--init-from", huggingface(tmp_path, "SiglipVisionModel"))
+    refused(*start, "--aggregator.image-token", "class_token", says="no class token to describe an image")
+
+
+def test_a_window_larger_than_the_grid(refused, tmp_path):
+    start = ("--recipe", "continue-selfpatch", "--init-from", exported(tmp_path, "class token"))
+    refused(
+        *start,
+        "--crops.global-size",
+        16,
+        "--crops.num-local",
+        0,
+        says="a crop of 2 x 2 patches is smaller than the window of 3 x 3",
+    )
+
+
+def test_crops_that_are_no_whole_patches(refused, tmp_path):
+    path = save(tmp_path / "x.pth", encoder(layer_scale=LS, patch=14))
+    start = ("--recipe", "continue", "--init-from", path, "--backbone.num-heads", 3)
+    refused(
+        *start, "--crops.global-size", 112, "--crops.local-size", 48, says="crops.local-size 48 .* the nearest is 42"
+    )
+
+
+def test_fewer_images_than_a_batch(refused, tmp_path):
+    start = ("--recipe", "continue", "--init-from", exported(tmp_path, "class token"))
+    refused(*start, "--optim.batch-size", 8, says="4 images do not fill one batch of 8")
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (
+            "facebook/dinov2-small",
+            r"fetch model.safetensors, config.json .* https://huggingface.co/facebook/dinov2-small",
+        ),
+        ("timm:vit_smal_patch16_224", "unknown backbone 'vit_smal_patch16_224'; timm has no such model. Nearest: vit_"),
+        ("timm:resnet50", "timm cannot build .resnet50. .* Backbones are vision transformers"),
+        ("timm:vit_small_r26_s32_224", "has a convolutional network before its blocks"),
+        (
+            "timm:vit_small_patch16_224.nobody",
+            "timm has no weights 'nobody' of vit_small_patch16_224; it has: vit_small_patch16_224.augreg",
+        ),
+    ],
+)
+def test_sources_that_are_none(source, says, refused):
+    refused("--recipe", "continue", "--init-from", source, says=says)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "says"),
+    [
+        ("reg_tokens", "backbone.model-kwargs has 'reg_tokens'; arguments are written name=value"),
+        ("checkpoint_path=x.pth", "backbone.model-kwargs: argument checkpoint_path is x.pth, allowed is nothing"),
+        ("depths=(1,2)", "timm cannot build 'vit_tiny_patch16_224'"),
+    ],
+)
+def test_arguments_that_timm_does_not_get(kwargs, says, refused):
+    refused("--recipe", "dino-small", "--backbone.model-kwargs", kwargs, says=says)
+
+
+def test_download_that_fails(refused, monkeypatch):
+    """A gated or absent file: which one to fetch, and where to put it."""
+
+    def fail(name, **_):
+        raise OSError("401 Client Error: access is restricted.")
+
+    monkeypatch.setattr("selfpatch.backbones.pretrained.create_timm", fail)
+    name = "vit_small_patch16_dinov3.lvd1689m"
+    says = rf"{name}.: 401 .* fetch \S+ from https://huggingface.co/timm/{name} .* into a folder with the name {name}"
+    refused("--recipe", "continue", "--init-from", f"timm:{name}", says=says)
+
+
+def test_masks_with_a_backbone_that_has_none():
+    backbone = small_vit("class token")
+    with pytest.raises(UserError, match="vit_tiny_patch16_224 has none that could be masked; leave out its masks"):
+        Backbone.enable_masks(backbone)

@@ -113,3 +113,34 @@ def test_what_is_changed_of_a_backbone_counts():
     assert facts == RunFacts(1000, False, patch_size=8, embed_dim=96, has_cls_token=False)
     facts = run_facts(find_recipe("dino-small"), 1000, torch.device("cuda"))
     assert facts == RunFacts(1000, True, patch_size=16, embed_dim=384, has_cls_token=False)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+@pytest.mark.parametrize("num_images", [500, 500_000])
+def test_continuing_is_shorter_slower_and_spares_the_backbone_at_first(num_images, on_gpu):
+    """A tenth of the images shown, a fifth of the rate; heads first, a tenth of the steps and at most 1,000."""
+    facts = RunFacts(num_images, on_gpu, patch_size=14, embed_dim=384)
+    scratch, _ = derive(find_recipe("dino-small"), facts)
+    config, derived = derive(find_recipe("continue"), facts)
+    assert config.crops.global_size % 14 == config.crops.local_size % 14 == 0
+    assert config.optim.batch_size == scratch.optim.batch_size
+    assert config.optim.lr == pytest.approx(scratch.optim.lr / 5)
+    assert 1 <= config.optim.epochs <= min(scratch.optim.epochs, 200)
+    steps_per_epoch = num_images // config.optim.batch_size
+    num_steps = config.optim.epochs * steps_per_epoch
+    rest = config.optim.freeze_backbone_epochs * steps_per_epoch
+    assert rest == pytest.approx(min(0.1 * num_steps, 1000), rel=0.01)
+    horizon = 1 / (1 - config.teacher.momentum)
+    assert horizon == pytest.approx(min(max(num_steps / 4, 100), 1000), rel=0.05)
+    assert 250 <= num_steps <= 20_000
+    reasons = {d.setting: d.reason for d in derived}
+    assert "heads learn before the backbone moves" in reasons["optim.freeze-backbone-epochs"]
+
+
+def test_the_image_token_is_the_class_token_where_that_is_enough():
+    with_class, without = (RunFacts(1000, False, 16, 384, has_cls_token=has) for has in (True, False))
+    assert derive(find_recipe("continue"), with_class)[0].aggregator is None
+    assert derive(find_recipe("continue"), without)[0].aggregator.image_token == "aggregator"
+    assert derive(find_recipe("continue-selfpatch"), with_class)[0].aggregator.image_token == "aggregator"
+    given = override(find_recipe("continue-selfpatch"), {"aggregator.image_token": "class_token"})
+    assert derive(given, with_class)[0].aggregator.image_token == "class_token"
