@@ -62,31 +62,34 @@ WHOLE_IMAGE: dict[str, Any] = {
     "crops": "global",
 }  # fmt: skip
 MASKED: dict[str, Any] = {"masks": MaskConfig(), "visible_weight": 0.5}
+RECOLORED: dict[str, Any] = RECIPE | {"view": "recolored"}
+OTHER: dict[str, Any] = RECIPE | {"view": "other"}
 LATE: dict[str, Any] = {"start": 0.4, "ramp": 0.2}
+SMALL = "switches of `dino-selfpatch-small`"
 
 METHODS = {
     BASE: Method("DINO", as_it_is),
     "selfpatch": Method("+ SelfPatch 0.1, switches of the authors' code", partial(with_selfpatch, **AUTHORS)),
-    "selfpatch-small": Method("+ SelfPatch 0.1, switches of `dino-selfpatch-small`", partial(with_selfpatch, **RECIPE)),
     "ibot": Method("+ iBOT 0.1", partial(with_ibot, weight=0.1)),
     "ibot-1": Method("+ iBOT 1, as its authors weigh it", partial(with_ibot, weight=1.0)),
+    "selfpatch-small": Method(f"+ SelfPatch 0.1, {SMALL}", partial(with_selfpatch, **RECIPE)),
+    "selfpatch-late": Method(
+        f"+ SelfPatch 0.1, {SMALL}, from 0.4 of the run on", partial(with_selfpatch, **RECIPE, **LATE)
+    ),
+    "selfpatch-recolored": Method("+ SelfPatch 0.1, targets of a recolored crop", partial(with_selfpatch, **RECOLORED)),
+    "selfpatch-recolored-late": Method(
+        "+ SelfPatch 0.1, targets of a recolored crop, from 0.4 of the run on",
+        partial(with_selfpatch, **RECOLORED, **LATE),
+    ),
+    "selfpatch-other": Method("+ SelfPatch 0.1, targets of the other crop", partial(with_selfpatch, **OTHER)),
     "selfpatch-masked": Method(
         "+ SelfPatch 0.1, masks, visible patches at half weight", partial(with_selfpatch, **RECIPE, **MASKED)
     ),
     "selfpatch-image": Method(
-        "+ SelfPatch 0.1, 8 neighbors of the whole image",
-        partial(with_selfpatch, **WHOLE_IMAGE),
-    ),
-    "selfpatch-image-late": Method(
-        "+ SelfPatch 0.1, 8 neighbors of the whole image, from 0.4 of the run on",
-        partial(with_selfpatch, **WHOLE_IMAGE, **LATE),
+        "+ SelfPatch 0.1, 8 neighbors of the whole image", partial(with_selfpatch, **WHOLE_IMAGE)
     ),
     "selfpatch-image-masked": Method(
         "+ SelfPatch 0.1, 8 neighbors of the whole image, masks, visible patches at half weight",
         partial(with_selfpatch, **WHOLE_IMAGE, **MASKED),
-    ),
-    "selfpatch-late": Method(
-        "+ SelfPatch 0.1, switches of `dino-selfpatch-small`, from 0.4 of the run on",
-        partial(with_selfpatch, **RECIPE, **LATE),
     ),
 }

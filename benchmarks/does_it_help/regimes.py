@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfpatch.backbones.pretrained import load_start
 from selfpatch.config import PretrainConfig
 from selfpatch.config.io import override
 from selfpatch.data.image_folder import ImageFolder
@@ -17,12 +16,13 @@ SPLITS = ("choose", "report")  # settings are chosen on one, and reported on the
 SCENES_SEED = {"choose": 0, "report": 1000}  # scenes of one are none of the other's
 SCENE_SIZE = 128
 
-# Settings beside those of the recipe.
+RECIPES = {"scenes": "demo", "continued": "continue-dino", "scratch": "dino-small"}
+# Settings beside those of the recipe: lengths that two cores can do often enough for several seeds.
 SETTINGS: dict[str, dict[str, Any]] = {
     "scenes": {"optim.steps": 300, "optim.batch_size": 64},  # the demo's run has 500 steps
     "continued": {
-        "crops.global_size": 112, "crops.local_size": 56, "crops.num_local": 2, "optim.batch_size": 32,
-        "optim.steps": 120, "optim.lr": 5e-5, "optim.min_lr": 1e-6,
+        "crops.global_size": 84, "crops.local_size": 42, "crops.num_local": 2, "optim.batch_size": 32,
+        "optim.steps": 60,
     },
     "scratch": {
         "backbone.name": "vit_tiny_patch16_224", "backbone.patch_size": 8, "crops.global_size": 96,
@@ -36,9 +36,10 @@ class Sizes(NamedTuple):
 
     image_size: int  # short side of labeled images, in pixels
     linear_steps: int
+    knn_images: int  # at most, of each split
 
 
-SIZES = {"scenes": Sizes(96, 300), "continued": Sizes(140, 150), "scratch": Sizes(128, 300)}
+SIZES = {"scenes": Sizes(96, 300, 500), "continued": Sizes(112, 100, 300), "scratch": Sizes(128, 300, 500)}
 
 
 class Regime(NamedTuple):
@@ -75,18 +76,8 @@ def make_regime(
         UserError: images, labels or weights that the regime needs, or does not take.
     """
     images, labels = find_data(name, split, out, images=images, labels=labels, weights=weights, num_scenes=num_scenes)
-    if name == "scenes":
-        base = find_recipe("demo")
-        base = replace(base, objectives=replace(base.objectives, selfpatch=None))
-    else:
-        base = find_recipe("dino-small")
-    if weights is not None:
-        backbone = load_start(weights)
-        base = override(
-            base,
-            {"backbone.name": backbone.architecture.name, "backbone.class_token": None, "backbone.final_norm": True},
-        )
-        base = replace(base, aggregator=None)
+    base = find_recipe(RECIPES[name])
+    base = replace(base, objectives=replace(base.objectives, selfpatch=None))
     base = override(base, SETTINGS[name] | settings)
     num_images = len(ImageFolder(images))
     assert isinstance(base.optim.batch_size, int) and base.optim.steps is not None

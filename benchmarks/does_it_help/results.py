@@ -45,7 +45,7 @@ def merge(first: Results, second: Results) -> Results:
     merged = dict(first)
     for name, study in second.items():
         known = merged.get(name, {"budget": study["budget"], "cells": {}})
-        if changed := differences(known["budget"], study["budget"]):
+        if changed := differences(*in_common(known["budget"], study["budget"])):
             raise UserError(
                 f"{name} was made with other settings, and its cells cannot be compared:\n  "
                 + "\n  ".join(changed[:12])
@@ -55,8 +55,16 @@ def merge(first: Results, second: Results) -> Results:
         for cell, record in study["cells"].items():
             scores = cells.get(cell, {}).get("scores", {}) | record["scores"]
             cells[cell] = cells.get(cell, {}) | record | {"scores": scores}
-        merged[name] = {"budget": known["budget"], "cells": dict(sorted(cells.items()))}
+        merged[name] = {"budget": study["budget"], "cells": dict(sorted(cells.items()))}
     return dict(sorted(merged.items()))
+
+
+def in_common(old: Any, new: Any) -> tuple[Any, Any]:
+    """Both without what only one of them has: a setting that came later, and is at its default since."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return old, new
+    pairs = {name: in_common(old[name], new[name]) for name in old if name in new}
+    return {name: pair[0] for name, pair in pairs.items()}, {name: pair[1] for name, pair in pairs.items()}
 
 
 def write_results(results: Results, file: Path) -> None:

@@ -62,7 +62,9 @@ def protocols(sizes: Sizes) -> dict[str, Any]:
         "overclustering": Overclustering(
             image_size=size, num_clusters=("classes", 50), num_seeds=3, num_restarts=2, num_iterations=50
         ),
-        "knn": KnnClassification(resize_size=size, image_size=size, num_neighbors=(10, 20), max_images=500),
+        "knn": KnnClassification(
+            resize_size=size, image_size=size, num_neighbors=(10, 20), max_images=sizes.knn_images
+        ),
     }  # fmt: skip
 
 

@@ -8,7 +8,8 @@ validation images are looked at. Into --results come, for each run:
 1. loss: of its SelfPatch term, how much a student wins of what can be won, from the best answer that is the same for
    every patch (the entropy of the mean target) down to knowing every target (the mean of their entropies). Students:
    the trained one; one that is the teacher's copy, head and all; the one the run began with; and the trained one when
-   it sees its patches in other colors, in gray, or as their mean colors, while the teacher sees them as they are;
+   it sees its patches in other colors, in gray, or as their mean colors, while the teacher sees them as they are. And
+   what knowing a patch's place alone wins, beyond chance (benchmarks/shortcut.py);
 2. similarity: mean cosine of patches of one object, of different objects of an image, of one class in different images,
    of different classes in different images;
 3. layers: how far each block's weights moved, as a share of their norm at the start, and its patch tokens: 1 less the
@@ -30,7 +31,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from benchmarks.does_it_help.results import WHY_RESULTS, read_results, write_results
-from benchmarks.shortcut import load_model, targets_of
+from benchmarks.shortcut import PlaceInformation, load_model, targets_of
 from selfpatch.backbones.pretrained import load_vit
 from selfpatch.backbones.vit import ViT
 from selfpatch.commands.pretrain import build_parts
@@ -109,13 +110,14 @@ def loss_shares(run: Path, pixels: Pixels) -> dict[str, float] | None:
     } | {name: (trained.student, term, change) for name, change in SEEN.items()}
     # 2. Their losses on the same crops, and the two ends of the scale.
     losses: dict[str, list[float]] = {name: [] for name in students}
-    entropies, means = [], []
+    entropies, means, place = [], [], PlaceInformation()
     for start in range(0, len(pixels), BATCH_SIZE):
         batch = pixels[start : start + BATCH_SIZE]
         teacher = trained.teacher.encode(as_views(batch, trained.teacher.backbone), None)
         targets = targets_of(trained, teacher.global_crops.tokens, step)
         entropies.append(torch.special.entr(targets).sum(dim=-1).mean().item())
         means.append(targets.mean(dim=(0, 1)))
+        place.add(targets)
         for name, (student, objective, change) in students.items():
             seen = batch if change is None else change(batch, side)
             loss, _ = objective(student.encode(as_views(seen, student.backbone), None), teacher, step)
@@ -124,6 +126,7 @@ def loss_shares(run: Path, pixels: Pixels) -> dict[str, float] | None:
     highest = torch.special.entr(torch.stack(means).mean(dim=0)).sum().item()
     lowest = float(np.mean(entropies))
     shares = {name: (highest - float(np.mean(values))) / (highest - lowest) for name, values in losses.items()}
+    shares["place alone"] = place.shares().share_of_loss_adjusted
     return shares | {"highest": highest, "lowest": lowest}
 
 

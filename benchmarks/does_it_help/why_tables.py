@@ -9,7 +9,7 @@ from benchmarks.does_it_help.results import Results
 from benchmarks.does_it_help.tables import as_markdown
 
 KINDS = ("one object", "other object, same image", "same class, other image", "other class, other image")
-STUDENTS = ("trained", "untrained", "teacher's copy", "other colors", "gray", "mean colors of patches")
+STUDENTS = ("trained", "untrained", "teacher's copy", "other colors", "gray", "mean colors of patches", "place alone")
 
 
 def figures_by_method(results: Results) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:

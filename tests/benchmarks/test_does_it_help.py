@@ -121,6 +121,8 @@ def test_cells_of_two_machines_are_joined(tmp_path):
     joined = read_results(tmp_path / "results.json")["scenes-report"]["cells"]
     assert joined["dino-0"]["scores"] == {"linear": {"mIoU": 0.1}, "davis": {"mIoU": 0.3}}
     assert joined["dino-1"]["scores"] == {"linear": {"mIoU": 0.2}}
+    second["scenes-report"]["budget"]["came_later"] = 1
+    assert merge(first, second)["scenes-report"]["budget"] == {"steps": 3, "came_later": 1}
     second["scenes-report"]["budget"]["steps"] = 4
     with pytest.raises(UserError, match="steps: 3 -> 4"):
         merge(first, second)
@@ -139,7 +141,7 @@ DRAWINGS = (
 @pytest.fixture
 def mini(tmp_path, monkeypatch):
     """A call of the command in seconds."""
-    monkeypatch.setitem(regimes.SIZES, "scenes", regimes.Sizes(48, 2))
+    monkeypatch.setitem(regimes.SIZES, "scenes", regimes.Sizes(48, 2, 9))
     for module, drawing in DRAWINGS:
         monkeypatch.setattr(module, drawing, lambda *_, **__: [])
 
@@ -147,7 +149,7 @@ def mini(tmp_path, monkeypatch):
         return command.main(
             [
                 "--regime", "scenes", "--out", str(tmp_path / name), "--num-scenes", "9", "6", "3", "--seeds", "3",
-                "--methods", "dino", "selfpatch-image-late", "--device", "cpu", "--results",
+                "--methods", "dino", "selfpatch-recolored-late", "--device", "cpu", "--results",
                 str(tmp_path / f"{name}.json"), "--set", "efficiency.num_workers=0", *TINY.split(), *more,
             ]
         )  # fmt: skip
@@ -187,7 +189,7 @@ def test_a_cut_comparison_goes_on_to_the_same_numbers(mini, tmp_path, monkeypatc
     whole, cut = (read_results(tmp_path / f"{name}.json")["scenes-report"] for name in ("whole", "cut"))
     assert whole["budget"] == cut["budget"]
     assert list(whole["cells"]) == list(cut["cells"]) == [
-        "dino-3", "selfpatch-image-late-3", "start-3"
+        "dino-3", "selfpatch-recolored-late-3", "start-3"
     ]  # fmt: skip
     for name, cell in whole["cells"].items():
         assert cell["scores"] == cut["cells"][name]["scores"]
@@ -196,7 +198,7 @@ def test_a_cut_comparison_goes_on_to_the_same_numbers(mini, tmp_path, monkeypatc
     assert len(calls) == 3
 
     # 3. The tables, and nothing of this machine in the file.
-    assert "| + SelfPatch 0.1, 8 neighbors of the whole image, from 0.4 of the run on | 1 |" in capsys.readouterr().out
+    assert "| + SelfPatch 0.1, targets of a recolored crop, from 0.4 of the run on | 1 |" in capsys.readouterr().out
     assert str(tmp_path) not in (tmp_path / "cut.json").read_text()
 
 

@@ -50,6 +50,7 @@ def test_all_figures_of_a_run(tmp_path):
     figures = why.measure(tmp_path / "run", read_segmentation(tmp_path / "ade20k"), None)
     loss = figures["loss"]
     assert loss["lowest"] < loss["highest"]
+    assert loss["place alone"] < 1
     # A warm-up's first step has a learning rate of 0: the student is still as it was drawn, and so is the teacher.
     assert loss["trained"] == pytest.approx(loss["untrained"], abs=1e-6)
     assert loss["trained"] == pytest.approx(loss["teacher's copy"], abs=1e-6)
