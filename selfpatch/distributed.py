@@ -31,6 +31,15 @@ def global_mean(x: Tensor) -> Tensor:
     return global_sum(x) / world_size()
 
 
+def global_logsumexp(x: Tensor) -> Tensor:
+    """log of the sum over ranks of exp(x), for a tensor that every rank holds, without gradient."""
+    if world_size() == 1:
+        return x
+    largest = x.clone()
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest + global_sum((x - largest).exp()).log()
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """The rows of all ranks, each of which holds equally many, one rank after another, without gradient."""
     if world_size() == 1:

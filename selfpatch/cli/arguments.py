@@ -127,7 +127,10 @@ def _read_options(
             raise UserError(_unknown(flag, by_flag))
         if option.missing_group is not None:
             group = option.missing_group.replace("_", "-")
-            raise UserError(f"{flag} has no effect: these settings have no {group}; start from a recipe that has it.")
+            adding = f", or add it by --add {group.split('.')[1]}" if group.startswith("objectives.") else ""
+            raise UserError(
+                f"{flag} has no effect: these settings have no {group}; start from a recipe that has it{adding}."
+            )
         following = next((i for i, other in enumerate(words) if LOOKS_LIKE_AN_OPTION.match(other)), len(words))
         following -= max(num_required - len(rest), 0) if None in num_words(option.kind) else 0
         given[option], count = _read_value(option, attached, words[: max(following, 0)])

@@ -10,7 +10,7 @@ from selfpatch.cli.options import FLAT, Images, Out
 from selfpatch.config.io import read_yaml
 from selfpatch.config.pretrain import PretrainConfig
 from selfpatch.errors import UserError
-from selfpatch.recipes import find_recipe
+from selfpatch.recipes import add_objectives, find_recipe
 
 
 def options(arguments: Sequence[str]) -> type:
@@ -18,12 +18,14 @@ def options(arguments: Sequence[str]) -> type:
     if config_file and recipe:
         raise UserError("give --config or --recipe, not both: each of them gives all settings")
     start = read_yaml(Path(config_file)) if config_file else find_recipe(recipe or PretrainConfig.recipe)
+    start = add_objectives(start, *(given_value(arguments, "--add") or "").replace(",", " ").split())
 
     @dataclass(frozen=True)
     class Pretrain:
         """Train a vision transformer on a folder of unlabeled images. The same command again resumes a stopped run.
 
-        Settings come from a recipe (--recipe NAME) or a file (--config OUT/config.yaml); each option changes one.
+        Settings come from a recipe (--recipe NAME) or a file (--config OUT/config.yaml); each option changes one, and
+        --add OBJECTIVE adds one part to the loss.
         """
 
         images: Images
@@ -31,6 +33,9 @@ def options(arguments: Sequence[str]) -> type:
         settings: Annotated[PretrainConfig, FLAT] = start
         # config.yaml of a run, to take all settings from instead of a recipe; None: a recipe
         config: Path | None = None
+        # objectives to add to those of the recipe, e.g. selfpatch or selfpatch,koleo; at their default settings, which
+        # their own options change; None: none
+        add: str | None = None
         # checkpoint folder of another run with the same settings, to start from; None: none
         resume: Path | None = None
         # backbone to start from: a run folder, an exported file, an original checkpoint or timm:NAME.TAG; None: random

@@ -6,6 +6,7 @@ from selfpatch.objectives.dino import DINO
 from selfpatch.objectives.gram import Gram
 from selfpatch.objectives.ibot import IBOT
 from selfpatch.objectives.koleo import KoLeo
+from selfpatch.objectives.moby import MoBY
 from selfpatch.objectives.moco_v3 import MoCoV3
 from selfpatch.objectives.neco import NeCo
 from selfpatch.objectives.objective import Objective
@@ -16,6 +17,7 @@ OBJECTIVES = {
     "selfpatch": SelfPatch,
     "ibot": IBOT,
     "moco_v3": MoCoV3,
+    "moby": MoBY,
     "koleo": KoLeo,
     "gram": Gram,
     "neco": NeCo,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.config import SelfDistillationConfig
-from selfpatch.distributed import global_mean, global_sum
+from selfpatch.distributed import global_logsumexp, global_mean
 from selfpatch.optim.schedules import epochwise_linear
 
 # Numbers in a chunk of logits: 64 MiB in float32.
@@ -71,19 +71,18 @@ class SelfDistillation(nn.Module):
 
 
 def sinkhorn(scores: Float[Tensor, "rows K"], num_iterations: int = 3) -> Float[Tensor, "rows K"]:
-    """softmax(scores), moved towards the nearest assignment in which every prototype gets equally many rows.
+    """exp(scores), moved towards the nearest assignment in which every prototype gets equally many rows.
 
-    Rows of all ranks count together; every row of the result sums to 1.
+    Rows of all ranks count together; every row of the result sums to 1. In logarithms, so that sharp scores neither
+    overflow nor leave a prototype with nothing.
 
     Source: SwAV (NeurIPS 2020), algorithm 1; three iterations as in SwAV and DINOv2.
     """
-    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()  # a row's scale cancels in its normalisation
-    num_rows = global_sum(torch.tensor(float(len(scores)), device=scores.device))
+    assignment = scores
     for _ in range(num_iterations):
-        weights = weights / weights.sum(dim=-1, keepdim=True)
-        load = global_sum(weights.sum(dim=0)) * (scores.shape[-1] / num_rows)  # 1: as much as every other
-        weights = weights / load.clamp(min=1e-12)
-    return weights / weights.sum(dim=-1, keepdim=True)
+        assignment = assignment - global_logsumexp(assignment.logsumexp(dim=0))  # every prototype gets as much
+        assignment = assignment.log_softmax(dim=-1)
+    return assignment.exp()
 
 
 @torch.no_grad()

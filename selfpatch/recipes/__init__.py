@@ -11,7 +11,9 @@ from selfpatch.recipes.add_objectives import add_objectives
 from selfpatch.recipes.continue_from import CONTINUE_RECIPES
 from selfpatch.recipes.demo import demo
 from selfpatch.recipes.dino import dino, dino_koleo, dino_selfpatch
-from selfpatch.recipes.ibot import ibot, ibot_gram
+from selfpatch.recipes.dinov2 import dinov2, dinov2_small
+from selfpatch.recipes.ibot import ibot, ibot_gram, ibot_two_heads
+from selfpatch.recipes.moby import moby, moby_selfpatch
 from selfpatch.recipes.moco_v3 import moco_v3, moco_v3_selfpatch
 from selfpatch.recipes.small_data import dino_ibot_small, dino_neco_small, dino_selfpatch_small, dino_small
 
@@ -23,13 +25,18 @@ RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "dino-koleo": dino_koleo,
     "ibot": ibot,
     "ibot-gram": ibot_gram,
+    "ibot-two-heads": ibot_two_heads,
+    "dinov2": dinov2,
     "moco-v3": moco_v3,
     "moco-v3-selfpatch": moco_v3_selfpatch,
+    "moby": moby,
+    "moby-selfpatch": moby_selfpatch,
     "dino-small": dino_small,
     "dino-selfpatch-small": dino_selfpatch_small,
     "dino-ibot-small": dino_ibot_small,
     "dino-neco-small": dino_neco_small,
     **CONTINUE_RECIPES,
+    "dinov2-small": dinov2_small,
     "demo": demo,
 }
 

@@ -1,4 +1,4 @@
-"""iBOT as its authors ran it."""
+"""iBOT as its authors ran it, with one head and with two."""
 
 from dataclasses import replace
 
@@ -51,3 +51,17 @@ def ibot_gram() -> PretrainConfig:
     config = ibot()
     gram = GramConfig(teacher_epoch=160, start_epoch=640)
     return replace(config, recipe="ibot-gram", objectives=replace(config.objectives, gram=gram))
+
+
+def ibot_two_heads() -> PretrainConfig:
+    """iBOT whose patches have a head of their own, as in DINOv2: for large models and long runs.
+
+    Command: selfpatch pretrain IMAGES OUT --recipe ibot-two-heads
+    Hardware: as `ibot`, and a second head.
+    Expected: not known at this setting.
+    """
+    config = ibot()
+    objectives = config.objectives
+    assert objectives.dino is not None and objectives.ibot is not None
+    patch_level = replace(objectives.ibot, head=objectives.dino.head)
+    return replace(config, recipe="ibot-two-heads", objectives=replace(objectives, ibot=patch_level))

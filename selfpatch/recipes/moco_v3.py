@@ -2,16 +2,9 @@
 
 from dataclasses import replace
 
-from selfpatch.config import (
-    AggregatorConfig,
-    BackboneConfig,
-    ObjectivesConfig,
-    OptimConfig,
-    PretrainConfig,
-    SelfPatchConfig,
-    TeacherConfig,
-)
+from selfpatch.config import BackboneConfig, ObjectivesConfig, OptimConfig, PretrainConfig, TeacherConfig
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
+from selfpatch.recipes.add_objectives import add_objectives
 from selfpatch.recipes.dino import dino
 
 
@@ -47,11 +40,4 @@ def moco_v3_selfpatch() -> PretrainConfig:
     Hardware: as `moco-v3`, and the aggregator.
     Expected: not known at this setting.
     """
-    config = moco_v3()
-    return replace(
-        config,
-        recipe="moco-v3-selfpatch",
-        backbone=replace(config.backbone, class_token=False, final_norm=False),
-        aggregator=AggregatorConfig(),
-        objectives=replace(config.objectives, selfpatch=SelfPatchConfig()),
-    )
+    return replace(add_objectives(moco_v3(), "selfpatch"), recipe="moco-v3-selfpatch")

@@ -1,6 +1,7 @@
 """One test body for every family: forward, masks, a pretraining step, frozen tasks, export, pictures."""
 
 import copy
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,7 @@ import timm
 import torch
 from PIL import Image
 from torch import Tensor
+from torch._dynamo.backends.debugging import aot_eager
 
 from selfpatch.backbones.backbone import Backbone, Tokens
 from selfpatch.backbones.pretrained import load_backbone
@@ -136,7 +138,9 @@ def test_masks_replace_patch_embeddings_before_positions(name):
 # Pretraining
 
 
-def pretraining_step(name: str, checkpointing: str = "none", **efficiency) -> tuple[float, dict[str, Tensor]]:
+def pretraining_step(
+    name: str, checkpointing: str = "none", compile_backend: Callable | None = None
+) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of DINO + SelfPatch on global and local crops of two sizes, some patches masked."""
     torch.manual_seed(0)
     backbone = BACKBONES[name]()
@@ -144,8 +148,10 @@ def pretraining_step(name: str, checkpointing: str = "none", **efficiency) -> tu
     backbone.enable_masks()
     config = tiny_config(aggregator=AggregatorConfig())
     student_teacher = build_student_teacher(backbone, config, steps_per_epoch=4).train()
-    apply_efficiency(student_teacher, EfficiencyConfig(activation_checkpointing=checkpointing, **efficiency))
+    apply_efficiency(student_teacher, EfficiencyConfig(activation_checkpointing=checkpointing))
     student = student_teacher.student.backbone
+    if compile_backend is not None:
+        student.compile_blocks(compile_backend)
     crops = [random_images(backbone, grid, count=4, seed=seed) for grid, seed in (((4, 4), 3), ((3, 3), 4))]
     views = Views(*(crop.unflatten(0, (2, 2)) for crop in crops), random_masks((4, 4), count=4).unflatten(0, (2, 2)))
     loss, _ = student_teacher(views, 0)
@@ -174,6 +180,18 @@ def test_checkpointing_leaves_gradients_as_they_are(name, checkpointing):
     assert again == loss and checkpointed.keys() == gradients.keys()
     for key, gradient in gradients.items():
         torch.testing.assert_close(checkpointed[key], gradient, rtol=1e-4, atol=1e-6)
+
+
+# torch.compile looks at what it should not, and says so itself.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("name", ["registers", "RoPE and registers", "Swin"])
+def test_compiling_leaves_gradients_as_they_are(name):
+    """Every block by itself, at both sizes of crops; the compiler that only traces stands for the one of GPUs."""
+    loss, gradients = pretraining_step(name)
+    again, compiled = pretraining_step(name, compile_backend=aot_eager)
+    assert again == pytest.approx(loss, rel=1e-5) and compiled.keys() == gradients.keys()
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(compiled[key], gradient, rtol=1e-3, atol=1e-5, msg=key)
 
 
 # Frozen tasks, export, pictures

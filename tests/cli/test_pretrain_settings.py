@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from selfpatch import cli
+from selfpatch.config import AggregatorConfig
+from selfpatch.config.io import read_yaml
 
 NO_CUDA = not torch.cuda.is_available()
 
@@ -18,6 +20,9 @@ NO_CUDA = not torch.cuda.is_available()
         (["--lr", "3"], ["--lr", "--optim.lr?"]),
         (["--crops.flip-prob", "1"], ["--crops.flip-prob", "--crops.hflip-prob"]),
         (["--recipe", "dino", "--objectives.selfpatch.weight", "1"], ["objectives.selfpatch", "recipe"]),
+        (["--recipe", "dino", "--objectives.selfpatch.weight", "1"], ["--add selfpatch"]),
+        (["--recipe", "dino", "--add", "selfpach"], ["unknown objective 'selfpach'", "did you mean 'selfpatch'"]),
+        (["--recipe", "dino", "--add", "dino"], ["dino has the objective dino already"]),
         (["stray"], ["'stray'", "IMAGES OUT"]),
         # types
         (["--optim.lr", "high"], ["--optim.lr", "'high'", "a number or None"]),
@@ -123,3 +128,31 @@ def test_a_recipe_does_not_refuse_crops_that_it_derived(scenes, tmp_path, capsys
     options = ["--backbone.name", "vit_small_patch14_dinov2", *small, "--optim.steps", 1, "--efficiency.num-workers", 0]
     assert cli.main([str(argument) for argument in [*command, *options]]) == 0
     assert "crops.global-size 98: no GPU, in whole patches of 14" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", [["--add", "selfpatch,koleo"], ["--add=selfpatch,koleo"]])
+def test_objectives_are_added_to_a_recipe_by_one_option(form, scenes, tmp_path, capsys):
+    small = {
+        "--backbone.name": "vit_tiny_patch16_224", "--backbone.depth": 1, "--backbone.embed-dim": 24,
+        "--backbone.num-heads": 2, "--crops.global-size": 64, "--crops.local-size": 48, "--crops.num-local": 1,
+        "--optim.batch-size": 4, "--optim.steps": 1, "--optim.warmup-epochs": 0, "--run.device": "cpu",
+        "--objectives.dino.head.num-prototypes": 16, "--objectives.selfpatch.head.num-prototypes": 16,
+        "--objectives.selfpatch.weight": 0.25, "--efficiency.num-workers": 0,
+    }  # fmt: skip
+    out = tmp_path / "out"
+    arguments = [
+        "pretrain",
+        scenes / "images",
+        out,
+        "--recipe",
+        "dino",
+        *form,
+        *(x for pair in small.items() for x in pair),
+    ]
+    assert cli.main(list(map(str, arguments))) == 0
+    assert "loss = 1 x dino + 0.25 x selfpatch + 0.1 x koleo" in capsys.readouterr().out
+    config = read_yaml(out / "config.yaml")
+    assert config.aggregator == AggregatorConfig() and config.backbone.class_token is False
+    with pytest.raises(SystemExit):
+        cli.main(["pretrain", "--help"])
+    assert "--add" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from selfpatch.recipes import add_objectives, find_recipe
 from selfpatch.training.precision import autocast_for
 
 # A method is a row: the recipe that runs it.
-METHODS = {"dino": "dino", "ibot": "ibot", "moco-v3": "moco-v3"}
+METHODS = {"dino": "dino", "ibot": "ibot", "moco-v3": "moco-v3", "moby": "moby", "dinov2": "dinov2"}
 WITH = {"alone": (), "+ selfpatch": ("selfpatch",)}
 BACKBONES = {
     "plain ViT": BackboneConfig(name="vit_tiny_patch16_224"),
@@ -75,7 +75,7 @@ def small_config(cell: Method) -> PretrainConfig:
 
 def small_objective(objective: ObjectiveConfig) -> ObjectiveConfig:
     """The same with narrow heads, and masks on every crop, so that four images have some."""
-    small = {"num_prototypes": 48, "hidden_dim": 32, "bottleneck_dim": 16, "output_dim": 16}
+    small = {"num_prototypes": 48, "hidden_dim": 32, "bottleneck_dim": 16, "output_dim": 16, "queue_size": 24}
     given = {name: value for name, value in small.items() if hasattr(objective, name)}
     if getattr(objective, "head", None):
         head = {name: value for name, value in small.items() if hasattr(objective.head, name)}

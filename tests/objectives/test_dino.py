@@ -9,6 +9,7 @@ import torch
 from selfpatch.config import SelfDistillationConfig
 from selfpatch.objectives.self_distillation import SelfDistillation, distillation_signals, sinkhorn
 from selfpatch.pretraining.views import Views
+from tests.reference import plain_sinkhorn
 from tests.reference.plain_selfpatch import dino_loss
 from tests.small_models import random_crops, tiny_config, tiny_student_teacher
 
@@ -77,6 +78,15 @@ def test_teacher_temperature_climbs_by_epochs():
     temperature = SelfDistillation(8, config, steps_per_epoch=10).teacher_temperature
     stairs = [temperature(step) for step in (0, 9, 10, 29, 30, 39, 40, 1000)]
     assert stairs == pytest.approx([0.04, 0.04, 0.05, 0.06, 0.07, 0.07, 0.07, 0.07])
+
+
+def test_sinkhorn_equals_the_plain_restatement():
+    scores = 8 * torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    for num_iterations in (1, 3):
+        expected = torch.tensor(plain_sinkhorn.sinkhorn(scores.tolist(), num_iterations))
+        torch.testing.assert_close(sinkhorn(scores, num_iterations), expected, rtol=1e-4, atol=1e-6)
+    # Sharper than float32 can hold the exponentials of.
+    assert torch.isfinite(sinkhorn(300 * scores)).all()
 
 
 def test_sinkhorn_balances_prototypes_and_keeps_rows_whole():

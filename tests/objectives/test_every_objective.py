@@ -31,7 +31,8 @@ def small(name: str, **changes) -> ObjectiveConfig:
     masks = {"masks": MASKS} if getattr(objective, "masks", None) else {}
     layers = {"hidden_dim": 32, "output_dim": 16} if hasattr(objective, "output_dim") else {}
     overlap = {"overlap_size": 3} if hasattr(objective, "overlap_size") else {}
-    return dataclasses.replace(objective, **head | masks | layers | overlap | changes)
+    queue = {"queue_size": 12} if hasattr(objective, "queue_size") else {}
+    return dataclasses.replace(objective, **head | masks | layers | overlap | queue | changes)
 
 
 def objectives_of(*names: str) -> ObjectivesConfig:

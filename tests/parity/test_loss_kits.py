@@ -4,6 +4,7 @@ A kit holds logits. An objective is given them as tokens, with heads that let th
 """
 
 import json
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.config import DINOConfig, HeadConfig, SelfDistillationConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
+from selfpatch.config.objectives.koleo import KoLeoConfig
+from selfpatch.config.objectives.moby import MoBYConfig
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
 from selfpatch.config.objectives.neco import NeCoConfig
 from selfpatch.objectives import neco
@@ -20,24 +23,51 @@ from selfpatch.objectives.dino import DINO
 from selfpatch.objectives.distillation_branch import DistillationBranch
 from selfpatch.objectives.encoder import Encoded, EncodedViews
 from selfpatch.objectives.ibot import IBOT
+from selfpatch.objectives.koleo import KoLeo
+from selfpatch.objectives.moby import MoBY
 from selfpatch.objectives.moco_v3 import MoCoV3
 from selfpatch.objectives.neco import NeCo
+from selfpatch.objectives.self_distillation import sinkhorn
 from tests.parity.kits import ROOTS, find_kits
 
 KITS = find_kits("losses.safetensors", "losses.json")
-# "epoch" needs no use: the temperature of that epoch is given.
+# "epoch" needs no use: the temperature of that epoch is given. Notes are for readers.
 KNOWN = {
-    "dino": {"loss", "epoch", "teacher_temp", "crops", "student_temp", "center_momentum", "layout"},
+    "dino": {"loss", "epoch", "teacher_temp", "crops", "student_temp", "center_momentum"},
     "ibot": {"loss", "cls", "patch", "epoch", "teacher_temp", "teacher_patch_temp", "student_temp", "center_momentum"},
-    "moco_v3": {"loss", "temperature", "note"},
-    "neco": {"loss", "overlap_size", "sorting_network", "student_steepness", "teacher_steepness", "note"},
+    "moco_v3": {"loss", "temperature"},
+    "moby": {"loss", "temperature", "place_before", "place_after"},
+    "koleo": {"loss"},
+    "sinkhorn": {"teacher_temp", "iterations"},
+    "neco": {"loss", "overlap_size", "sorting_network", "student_steepness", "teacher_steepness"},
 }
+NOTES = {"layout", "note"}
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 
 
+class Given(dict):
+    """Settings or tensors of a kit; one that is not there fails the test, which names it and the kit."""
+
+    def __init__(self, values: dict, owner: str):
+        super().__init__(values)
+        self._owner = owner
+
+    def __missing__(self, name: str):
+        pytest.fail(f"{self._owner} has no {name!r}; it has {', '.join(self)}")
+
+
+class Kit(NamedTuple):
+    """A folder of the program's numbers."""
+
+    name: str
+    settings: dict[str, dict]
+    tensors: dict[str, Tensor]
+
+
 @pytest.fixture(params=KITS, ids=lambda kit: kit.name, scope="module")
-def kit(request) -> tuple[dict, dict[str, Tensor]]:
-    return json.loads((request.param / "losses.json").read_text()), load_file(request.param / "losses.safetensors")
+def kit(request) -> Kit:
+    settings = json.loads((request.param / "losses.json").read_text())
+    return Kit(request.param.name, settings, load_file(request.param / "losses.safetensors"))
 
 
 def test_kits_are_found():
@@ -46,9 +76,11 @@ def test_kits_are_found():
 
 def test_kit_settings_are_all_known(kit):
     """A setting that we do not know would pass unnoticed."""
-    settings, _ = kit
-    assert settings.keys() <= KNOWN.keys()
-    assert all(given.keys() <= KNOWN[method] for method, given in settings.items())
+    unknown = kit.settings.keys() - KNOWN.keys()
+    assert not unknown, f"{kit.name}: no loss is called {', '.join(unknown)}"
+    for method, given in kit.settings.items():
+        unknown = given.keys() - KNOWN[method] - NOTES
+        assert not unknown, f"{kit.name}: {method} has settings that are not known: {', '.join(unknown)}"
 
 
 def test_dino(kit):
@@ -143,14 +175,65 @@ def test_neco(kit, monkeypatch):
         torch.testing.assert_close(vectors.grad, tensors[f"{name}_grad"], **TOLERANCE, msg=name)
 
 
-def part_of(kit, method: str) -> tuple[dict, dict[str, Tensor]]:
+def test_moby(kit):
+    settings, tensors = part_of(kit, "moby")
+    queries = [leaf(tensors[name]) for name in ("q1", "q2")]
+    queues = torch.stack([tensors["queue1_before"], tensors["queue2_before"]])
+    config = MoBYConfig(
+        temperature=settings["temperature"], queue_size=queues.shape[1], hidden_dim=1, output_dim=queues.shape[2]
+    )
+    objective = MoBY(queries[0].shape[1], config, steps_per_epoch=1)
+    objective.projector = objective.teacher_projector = objective.predictor = nn.Identity()
+    objective.queues.copy_(queues)
+    objective.next_place.fill_(settings["place_before"])
+    num_images = len(queries[0])
+    loss, _ = objective(
+        image_views(num_images, torch.cat(queries)),
+        image_views(num_images, torch.cat([tensors["k1"], tensors["k2"]])),
+        0,
+    )
+    loss.backward()
+    objective.commit()
+    torch.testing.assert_close(loss.item(), settings["loss"], **TOLERANCE)
+    for name, query in zip(("q1", "q2"), queries, strict=True):
+        torch.testing.assert_close(query.grad, tensors[f"{name}_grad"], **TOLERANCE, msg=name)
+    for name, queue in zip(("queue1_after", "queue2_after"), objective.queues, strict=True):
+        torch.testing.assert_close(queue, tensors[name], **TOLERANCE, msg=name)
+    assert objective.next_place == settings["place_after"]
+
+
+def test_koleo(kit):
+    settings, tensors = part_of(kit, "koleo")
+    tokens = leaf(tensors["tokens"])  # [G, B, D]
+    views = image_views(tokens.shape[1], tokens.flatten(0, 1))
+    loss, _ = KoLeo(tokens.shape[2], KoLeoConfig(), steps_per_epoch=1)(views, views, 0)
+    loss.backward()
+    torch.testing.assert_close(loss.item(), settings["loss"], **TOLERANCE)
+    torch.testing.assert_close(tokens.grad, tensors["tokens_grad"], **TOLERANCE)
+
+
+@torch.no_grad()
+def test_sinkhorn(kit):
+    settings, tensors = part_of(kit, "sinkhorn")
+    targets = sinkhorn(tensors["logits"] / settings["teacher_temp"], settings["iterations"])
+    torch.testing.assert_close(targets, tensors["targets"], **TOLERANCE)
+
+
+def part_of(kit: Kit, method: str) -> tuple[Given, Given]:
     """The settings and tensors of one method; skips a kit without it."""
-    settings, tensors = kit
-    if method not in settings:
-        pytest.skip(f"a kit without {method}")
-    return settings[method], {
-        name.removeprefix(f"{method}."): tensor for name, tensor in tensors.items() if name.startswith(f"{method}.")
+    if method not in kit.settings:
+        pytest.skip(f"{kit.name} is a kit without {method}")
+    tensors = {
+        name.removeprefix(f"{method}."): tensor for name, tensor in kit.tensors.items() if name.startswith(f"{method}.")
     }
+    owner = f"{kit.name}: {method}"
+    return Given(kit.settings[method], owner), Given(tensors, owner)
+
+
+def test_a_kit_that_lacks_a_number_fails_by_name():
+    _, tensors = part_of(Kit("losses_x", {"koleo": {"loss": 1.0}}, {"koleo.tokens": torch.ones(1)}), "koleo")
+    with pytest.raises(pytest.fail.Exception, match="losses_x: koleo has no 'tokens_grad'; it has tokens"):
+        tensors["tokens_grad"]
 
 
 def leaf(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from selfpatch.config.objectives.dino import DINOConfig
 from selfpatch.config.objectives.gram import GramConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.koleo import KoLeoConfig
+from selfpatch.config.objectives.moby import MoBYConfig
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
 from selfpatch.config.objectives.neco import NeCoConfig
 from selfpatch.config.objectives.objective import ObjectiveConfig
@@ -25,6 +26,7 @@ class ObjectivesConfig(Config, group="objectives"):
     selfpatch: SelfPatchConfig | None = None
     ibot: IBOTConfig | None = None
     moco_v3: MoCoV3Config | None = None
+    moby: MoBYConfig | None = None
     koleo: KoLeoConfig | None = None
     gram: GramConfig | None = None
     neco: NeCoConfig | None = None

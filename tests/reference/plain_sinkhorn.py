@@ -1,0 +1,13 @@
+"""Sinkhorn's assignment written out number by number, from SwAV's algorithm 1."""
+
+import math
+
+
+def sinkhorn(scores: list[list[float]], num_iterations: int = 3) -> list[list[float]]:
+    """Rows are images, columns prototypes: by turns every column gets the same, and every row has the sum 1."""
+    table = [[math.exp(score) for score in row] for row in scores]
+    for _ in range(num_iterations):
+        columns = [sum(row[k] for row in table) for k in range(len(table[0]))]
+        table = [[value / column for value, column in zip(row, columns, strict=True)] for row in table]
+        table = [[value / sum(row) for value in row] for row in table]
+    return table
