@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from selfpatch.config import AggregatorConfig, BackboneConfig, CropsConfig, PretrainConfig
-from selfpatch.recipes.small_data import dino_selfpatch_small, dino_small
+from selfpatch.recipes.small_data import dino_neco_small, dino_selfpatch_small, dino_small
 
 
 def continue_dino() -> PretrainConfig:
@@ -45,6 +45,20 @@ def continue_selfpatch() -> PretrainConfig:
     return replace(config, recipe="continue-selfpatch", objectives=objectives)
 
 
+def continue_neco() -> PretrainConfig:
+    """DINO + NeCo from public weights: `continue-dino`, and patches agree on the order of their neighbors.
+
+    Command: selfpatch pretrain IMAGES OUT --recipe continue-neco --init-from MODEL
+    Hardware: as `continue-dino`.
+    Expected: no result on a real data set yet.
+
+    NeCo as in `dino-neco-small`; its authors have no DINO beside it.
+    """
+    config = continue_dino()
+    objectives = replace(config.objectives, neco=dino_neco_small().objectives.neco)
+    return replace(config, recipe="continue-neco", objectives=objectives)
+
+
 def continue_weights() -> PretrainConfig:
     """The recipe for continuing public weights: `continue-dino` today.
 
@@ -58,4 +72,5 @@ CONTINUE_RECIPES: dict[str, Callable[[], PretrainConfig]] = {
     "continue": continue_weights,
     "continue-dino": continue_dino,
     "continue-selfpatch": continue_selfpatch,
+    "continue-neco": continue_neco,
 }

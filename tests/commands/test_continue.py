@@ -17,6 +17,7 @@ from selfpatch.commands.pretrain import pretrain
 from selfpatch.config.io import read_yaml
 from selfpatch.errors import UserError
 from selfpatch.export import export_timm
+from selfpatch.recipes.continue_from import CONTINUE_RECIPES
 from tests.backbones.checkpoints.layouts import encoder, prefixed, save, with_fixed_positions, without, zeros
 from tests.backbones.checkpoints.test_dinov3 import huggingface_names, meta, timm_names
 from tests.backbones.checkpoints.test_huggingface import MODELS as HUGGING_FACE
@@ -119,6 +120,13 @@ def test_all_tensors_arrive_in_student_and_teacher(origin, images, tmp_path, cap
         assert (exported.mean, exported.std) == (source.mean, source.std)
 
 
+def test_patches_of_new_objectives_train_beside(images, tmp_path):
+    settings = SETTINGS | {"objectives.neco.hidden_dim": 16, "objectives.neco.output_dim": 8, "optim.steps": 2}
+    path = exported(tmp_path, "registers")
+    result = pretrain(images, tmp_path / "run", recipe="continue-neco", settings=settings, init_from=path)
+    assert result.steps_done == 1
+
+
 def test_goes_on_without_the_weights(images, tmp_path):
     """The network is that of the run by then; config.yaml alone builds it, and what was derived stays."""
     path = huggingface(tmp_path, "Dinov2WithRegistersModel")
@@ -153,7 +161,7 @@ def refused(capsys, images, tmp_path):
     return check
 
 
-@pytest.mark.parametrize("recipe", ["continue", "continue-dino", "continue-selfpatch"])
+@pytest.mark.parametrize("recipe", CONTINUE_RECIPES)
 def test_recipes_ask_for_weights(recipe, refused):
     refused("--recipe", recipe, says=f"recipe {recipe} continues weights, and none are given; name them by --init-from")
 

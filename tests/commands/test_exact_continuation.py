@@ -86,6 +86,7 @@ def test_aggregator_alone_where_heads_have_another_form(original, checkpoint):
     text = start_from(student_teacher, str(checkpoint))
     expected = convert_training_state(original)
     for network in (student_teacher.student, student_teacher.teacher):
+        assert network.aggregator is not None
         for name, tensor in network.aggregator.state_dict().items():
             assert torch.equal(tensor, expected[f"teacher.aggregator.{name}"]), name
         assert torch.equal(
@@ -101,7 +102,7 @@ def dino_config() -> PretrainConfig:
     return PretrainConfig(backbone=backbone, objectives=ObjectivesConfig(dino=DINOConfig(head=head)))
 
 
-def dino_names(state: dict[str, torch.Tensor]) -> dict[str, object]:
+def dino_names(state: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
     """The same under the names of facebookresearch/dino."""
     content: dict[str, dict] = {"student": {}, "teacher": {}, "dino_loss": {}}
     for name, tensor in state.items():
