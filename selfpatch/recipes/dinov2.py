@@ -31,9 +31,9 @@ def dinov2() -> PretrainConfig:
     Source: DINOv2 (TMLR 2024), sec. 4; facebookresearch/dinov2@b8931f7 configs/ssl_default_config.yaml and
     train/vitl16_short.yaml. An epoch there is 1,250 steps, which is two of ImageNet-1k here. Heads are apart and
     Sinkhorn makes the targets, as in the paper and in train/vitl14.yaml; the short configuration shares one head and
-    centers. Differs: one learning rate for all layers (theirs falls by 0.9 per layer, and is a fifth for the patch
-    embedding); stochastic depth rises with the depth; all gradients are clipped by one norm, where backbone and heads
-    have theirs; each crop is masked or not by chance, where half of a batch is.
+    centers. Differs: the patch embedding has no rate of its own, where theirs has a fifth; stochastic depth rises with
+    the depth; all gradients are clipped by one norm, where backbone and heads have theirs; each crop is masked or not
+    by chance, where half of a batch is.
     """
     config = dino()
     head = HeadConfig(fix_prototype_norm=False, freeze_prototypes_epochs=2)
@@ -59,6 +59,7 @@ def dinov2() -> PretrainConfig:
             epochs=200,
             warmup_epochs=20,
             clip_mode="global",
+            layer_decay=0.9,
         ),
         teacher=TeacherConfig(momentum=0.992),
     )

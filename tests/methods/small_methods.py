@@ -22,7 +22,14 @@ from selfpatch.recipes import add_objectives, find_recipe
 from selfpatch.training.precision import autocast_for
 
 # A method is a row: the recipe that runs it.
-METHODS = {"dino": "dino", "ibot": "ibot", "moco-v3": "moco-v3", "moby": "moby", "dinov2": "dinov2"}
+METHODS = {
+    "dino": "dino",
+    "ibot": "ibot",
+    "moco-v3": "moco-v3",
+    "moby": "moby",
+    "dinov2": "dinov2",
+    "neco": "dino-neco-small",
+}
 WITH = {"alone": (), "+ selfpatch": ("selfpatch",)}
 BACKBONES = {
     "plain ViT": BackboneConfig(name="vit_tiny_patch16_224"),
@@ -67,6 +74,7 @@ def small_config(cell: Method) -> PretrainConfig:
         objectives=replace(
             config.objectives, **{name: small_objective(o) for name, o in config.objectives.given().items()}
         ),
+        teacher=replace(config.teacher, momentum=config.teacher.momentum or 0.99),
         optim=replace(
             config.optim, batch_size=NUM_IMAGES, lr=1e-3, lr_scaling="none", steps=NUM_STEPS, warmup_epochs=0
         ),
@@ -75,7 +83,14 @@ def small_config(cell: Method) -> PretrainConfig:
 
 def small_objective(objective: ObjectiveConfig) -> ObjectiveConfig:
     """The same with narrow heads, and masks on every crop, so that four images have some."""
-    small = {"num_prototypes": 48, "hidden_dim": 32, "bottleneck_dim": 16, "output_dim": 16, "queue_size": 24}
+    small = {
+        "num_prototypes": 48,
+        "hidden_dim": 32,
+        "bottleneck_dim": 16,
+        "output_dim": 16,
+        "queue_size": 24,
+        "overlap_size": 3,
+    }
     given = {name: value for name, value in small.items() if hasattr(objective, name)}
     if getattr(objective, "head", None):
         head = {name: value for name, value in small.items() if hasattr(objective.head, name)}
@@ -172,4 +187,12 @@ def views_of(config: PretrainConfig, student_teacher: StudentTeacher) -> Views:
 
     global_crops = crops_of(crops.num_global, crops.global_size)
     assert global_crops is not None
-    return Views(global_crops, crops_of(crops.num_local, crops.local_size), masks)
+    local_crops = crops_of(crops.num_local, crops.local_size)
+    boxes = [None if part is None else overlapping_boxes(len(part)) for part in (global_crops, local_crops)]
+    return Views(global_crops, local_crops, masks, None, *boxes)
+
+
+def overlapping_boxes(num_crops: int) -> Tensor:
+    """Left, top, right and bottom of every crop of every image, each crop a fifth further than the one before."""
+    corner = 20.0 * torch.arange(num_crops)[:, None, None].expand(-1, NUM_IMAGES, 2)
+    return torch.cat([corner, corner + 100], dim=-1)
