@@ -35,6 +35,7 @@ from selfpatch.config.objectives.gram import GramConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.koleo import KoLeoConfig
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
+from selfpatch.config.objectives.neco import NeCoConfig
 from selfpatch.pretraining.masks import draw_masks
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
 from selfpatch.pretraining.views import Views
@@ -53,6 +54,10 @@ METHODS = {
     "DINO + SelfPatch, as the authors": ObjectivesConfig(dino=DINO, selfpatch=SelfPatchConfig()),
     "DINO + SelfPatch, global crops": ObjectivesConfig(dino=DINO, selfpatch=SelfPatchConfig(crops="global")),
     "DINO + SelfPatch, global crops, mean": ObjectivesConfig(dino=DINO, selfpatch=MEAN),
+    "DINO + iBOT, recolored crop": ObjectivesConfig(dino=DINO, ibot=IBOTConfig(view="recolored")),
+    "DINO + iBOT, other crop": ObjectivesConfig(dino=DINO, ibot=IBOTConfig(view="other")),
+    "DINO + NeCo": ObjectivesConfig(dino=DINO, neco=NeCoConfig()),
+    "DINO + NeCo, overlaps of 4 x 4": ObjectivesConfig(dino=DINO, neco=NeCoConfig(overlap_size=4)),
     "MoCo v3, two crops": ObjectivesConfig(dino=None, moco_v3=MoCoV3Config()),
 }
 
@@ -103,6 +108,12 @@ def main() -> None:
 
     torch.manual_seed(0)
     views = Views(*(torch.randn(n, arguments.batch_size, 3, side, side) for n, side in ((2, 224), (8, 96))))
+    # Global crops that share four ninths of themselves, local ones inside of both.
+    views = views._replace(
+        recolored_crops=torch.randn_like(views.global_crops),
+        global_boxes=torch.tensor([[[0.0, 0, 9, 9]], [[3, 3, 12, 12]]]).expand(-1, arguments.batch_size, -1),
+        local_boxes=torch.tensor([4.0, 4, 8, 8]).expand(8, arguments.batch_size, -1),
+    )
     networks = {name: build(objectives, arguments.size) for name, objectives in METHODS.items()}
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
     for step in range(arguments.rounds + 1):
