@@ -69,7 +69,7 @@ def small_config(cell: Method) -> PretrainConfig:
             global_size=4 * patch_size,
             local_size=3 * patch_size,
             # Two resolutions on one family: they take half of the time again.
-            num_local=min(config.crops.num_local, 2 * (cell.backbone == "plain ViT")),
+            num_local=min(config.crops.num_local, int(cell.backbone == "plain ViT")),
         ),
         objectives=replace(
             config.objectives, **{name: small_objective(o) for name, o in config.objectives.given().items()}
