@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from selfpatch.config import AggregatorConfig, PretrainConfig, SelfPatchConfig
 from selfpatch.config.masks import MaskConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
+from selfpatch.config.objectives.neco import NeCoConfig
 
 BASE = "dino"  # the method that all others are compared with
 START = "start"  # no method: the weights before training
@@ -55,6 +56,12 @@ def with_ibot(base: PretrainConfig, epochs: float, *, weight: float) -> Pretrain
     return replace(base, objectives=replace(base.objectives, ibot=term))
 
 
+def with_neco(base: PretrainConfig, epochs: float, *, weight: float) -> PretrainConfig:
+    """The run with NeCo, at the sizes of `dino-neco-small`."""
+    term = NeCoConfig(weight=weight, overlap_size=4, hidden_dim=256, output_dim=64)
+    return replace(base, objectives=replace(base.objectives, neco=term))
+
+
 AUTHORS: dict[str, Any] = {"padding_mode": "circular", "crops": "all", "num_positives": 4}
 RECIPE: dict[str, Any] = {"padding_mode": "none", "crops": "global", "num_positives": 3}
 WHOLE_IMAGE: dict[str, Any] = {
@@ -72,6 +79,7 @@ METHODS = {
     "selfpatch": Method("+ SelfPatch 0.1, switches of the authors' code", partial(with_selfpatch, **AUTHORS)),
     "ibot": Method("+ iBOT 0.1", partial(with_ibot, weight=0.1)),
     "ibot-1": Method("+ iBOT 1, as its authors weigh it", partial(with_ibot, weight=1.0)),
+    "neco": Method("+ NeCo 0.1", partial(with_neco, weight=0.1)),
     "selfpatch-small": Method(f"+ SelfPatch 0.1, {SMALL}", partial(with_selfpatch, **RECIPE)),
     "selfpatch-late": Method(
         f"+ SelfPatch 0.1, {SMALL}, from 0.4 of the run on", partial(with_selfpatch, **RECIPE, **LATE)

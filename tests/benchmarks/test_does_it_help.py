@@ -15,11 +15,14 @@ from benchmarks.does_it_help.scores import pack, unpack
 from benchmarks.time_limit import OutOfTimeError
 from selfpatch.commands import monitor
 from selfpatch.config.io import to_dict
+from selfpatch.demo.scenes import write_scenes
 from selfpatch.errors import UserError
 from selfpatch.evaluation.classification import knn_classification
 from selfpatch.evaluation.metrics import segmentation_metrics
 from selfpatch.evaluation.segmentation import overclustering
+from selfpatch.export import export_timm
 from selfpatch.recipes import find_recipe
+from tests.small_models import tiny_config, tiny_student_teacher
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -141,7 +144,8 @@ DRAWINGS = (
 @pytest.fixture
 def mini(tmp_path, monkeypatch):
     """A call of the command in seconds."""
-    monkeypatch.setitem(regimes.SIZES, "scenes", regimes.Sizes(48, 2, 9))
+    for name in regimes.SIZES:
+        monkeypatch.setitem(regimes.SIZES, name, regimes.Sizes(48, 2, 20))
     for module, drawing in DRAWINGS:
         monkeypatch.setattr(module, drawing, lambda *_, **__: [])
 
@@ -200,6 +204,21 @@ def test_a_cut_comparison_goes_on_to_the_same_numbers(mini, tmp_path, monkeypatc
     # 3. The tables, and nothing of this machine in the file.
     assert "| + SelfPatch 0.1, targets of a recolored crop, from 0.4 of the run on | 1 |" in capsys.readouterr().out
     assert str(tmp_path) not in (tmp_path / "cut.json").read_text()
+
+
+def test_weights_are_continued(mini, tmp_path):
+    """The start is the weights themselves, once; its scores are those before training of every seed."""
+    write_scenes(tmp_path / "data", num_unlabeled=9, num_train=9, num_val=3, size=48, seed=0)
+    export_timm(tiny_student_teacher(tiny_config()).teacher.export_backbone(), tmp_path / "weights.safetensors")
+    given = ["--regime", "continued", "--weights", str(tmp_path / "weights.safetensors"), "--methods", "dino"]
+    given += ["--images", str(tmp_path / "data/images"), "--labels", str(tmp_path / "data/ade20k"), "--seeds", "3", "4"]
+    small = ["crops.global_size=32", "crops.local_size=16", "optim.steps=3", "optim.batch_size=4"]
+    assert mini("out", *given, "--set", *small, "efficiency.num_workers=0") == 0
+    cells = read_results(tmp_path / "out.json")["continued-report"]["cells"]
+    assert list(cells) == ["dino-3", "dino-4", "start-3"]
+    near = pytest.approx(cells["start-3"]["scores"]["in-context 1"]["mIoU"], abs=0.1)
+    assert cells["dino-3"]["scores"]["in-context 1"]["mIoU"] == near
+    assert cells["dino-3"]["training"]["images_seen"] == 12
 
 
 def test_another_budget_is_refused(mini, capsys):
