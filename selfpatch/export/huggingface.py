@@ -121,6 +121,11 @@ def timm_layout(backbone: Backbone) -> Layout:
         UserError: timm's own network of this name and these arguments gives other tokens.
     """
     name, arguments = timm_arguments(backbone)
+    if arguments.get("num_classes"):
+        raise UserError(
+            f"position was removed from this {name} by a linear map behind its final norm, which no model of "
+            "transformers has; choose another format: timm, onnx or torch-export"
+        )
     arguments = {key: value for key, value in arguments.items() if key != "num_classes"}
     tensors = {name: tensor.detach().cpu() for name, tensor in backbone.model.state_dict().items()}
     model: Any = timm.create_model(name, num_classes=0, **arguments).eval()  # timm's attributes have no types

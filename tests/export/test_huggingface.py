@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import nn
 
+from selfpatch.backbones.position_removal import append_projection
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.errors import UserError
 from selfpatch.export.huggingface import export_huggingface
@@ -125,6 +126,13 @@ def test_timm_loads_the_folder_of_its_wrapper(name, tmp_path):
         torch.testing.assert_close(
             model.forward_features(images).flatten(1, -2), backbone(images).patch_tokens, rtol=1e-5, atol=1e-5
         )
+
+
+def test_a_map_behind_the_final_norm_is_refused(tmp_path):
+    backbone = small_vit("class token")
+    append_projection(backbone, torch.eye(24))
+    with pytest.raises(UserError, match="position was removed"):
+        export_huggingface(backbone, tmp_path / "model")
 
 
 def test_what_neither_can_express_is_refused(tmp_path):
