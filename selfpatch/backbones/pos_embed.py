@@ -16,7 +16,7 @@ class OffsetPosEmbedViT(VisionTransformer):
     """
 
     def _pos_embed(self, x: Float[Tensor, "B R S D"]) -> Float[Tensor, "B T D"]:
-        prefix = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
+        prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, self.reg_token) if token is not None]
         prefix_positions, patch_positions = split_positions(self)
         grid_size = (x.shape[1], x.shape[2])
         x = x.flatten(1, 2) + resample_with_offset(patch_positions, self.patch_embed.grid_size, grid_size)

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from selfpatch.backbones.build import build_backbone
+from selfpatch.backbones.build import build_backbone, norm_eps
 from selfpatch.backbones.checkpoints.exported import Description
 from selfpatch.backbones.checkpoints.sidecar import Normalization
 from selfpatch.config import rows_columns
@@ -76,15 +76,16 @@ def read_run_checkpoint(found: RunCheckpoint) -> tuple[Description, dict[str, Te
         raise UserError(f"{found.path} holds no backbone of a pretraining run; give the folder of such a run")
     mean, std = config.crops.normalization
     with torch.device("meta"):
-        name, arguments = build_backbone(
-            config.backbone, rows_columns(config.crops.global_size), mean=mean, std=std
-        ).architecture
+        built = build_backbone(config.backbone, rows_columns(config.crops.global_size), mean=mean, std=std)
+    name, arguments = built.architecture
     # A backbone without a norm of its own has the aggregator's, as in training.
+    has_norm = not isinstance(built.final_norm, nn.Identity)
     borrowed = {
         name.replace(AGGREGATOR_NORM, "norm."): tensor
         for name, tensor in all_tensors.items()
-        if name.startswith(AGGREGATOR_NORM) and not config.backbone.final_norm
+        if name.startswith(AGGREGATOR_NORM) and not has_norm
     }
-    if not config.backbone.final_norm and not borrowed:
+    if not has_norm and not borrowed:
         arguments = arguments | {"final_norm": False}
-    return Description(name, arguments, Normalization(mean, std), bool(borrowed), None), tensors | borrowed
+    described = Description(name, arguments, Normalization(mean, std), bool(borrowed), norm_eps(built.model))
+    return described, tensors | borrowed

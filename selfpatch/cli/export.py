@@ -12,12 +12,16 @@ from selfpatch.cli.options import Mean, Model, Network, NumHeads, Std
 
 @dataclass(frozen=True)
 class Export:
-    """Write a model as a file that other libraries load, and print the line that loads it."""
+    """Write a model as a file or folder that other libraries load, and print the line that loads it."""
 
     model: Model
-    out: Annotated[Positional[Path], arg(metavar="OUT", help="the .safetensors file to write, or a folder for it")]
-    # library that is to load the file
-    format: Literal["timm"] = "timm"
+    out: Annotated[
+        Positional[Path],
+        arg(metavar="OUT", help="the folder to write to, or a file: .safetensors, .onnx, .pt2 or .pth, by the format"),
+    ]
+    # format to write: "timm" (.safetensors), "hf" (a folder for transformers' AutoModel), "onnx" (.onnx),
+    # "torch-export" (.pt2, a program for torch.export.load), "dino" (.pth, for programs that read DINO's checkpoints)
+    format: Literal["timm", "hf", "onnx", "torch-export", "dino"] = "timm"
     num_heads: NumHeads = None
     network: Network = None
     mean: Mean = None
@@ -28,4 +32,6 @@ class Export:
     remove_position: Path | None = None
 
 
-COMMAND = Command("write a model as a file that timm loads", lambda _: Export, "selfpatch.commands.export:export")
+COMMAND = Command(
+    "write a model for timm, transformers, ONNX, torch.export", lambda _: Export, "selfpatch.commands.export:export"
+)

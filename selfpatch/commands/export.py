@@ -1,14 +1,23 @@
-"""`selfpatch export`: a model as a file that others load."""
+"""`selfpatch export`: a model as a file or a folder that others load."""
 
 from pathlib import Path
 
+import yaml
+
 from selfpatch.backbones.pretrained import load_backbone
+from selfpatch.backbones.run_checkpoint import find_run_checkpoint, run_folder
+from selfpatch.commands.best_checkpoints import SCORES
 from selfpatch.commands.remove_position import remove_position_from
+from selfpatch.config.io import read_yaml, to_dict
 from selfpatch.data.image_folder import ImageFolder
-from selfpatch.errors import UserError, working
-from selfpatch.export import export_timm
+from selfpatch.errors import unknown_name, working
+from selfpatch.export.formats import FORMATS
+from selfpatch.export.model_card import Training, write_card
 from selfpatch.output.atomic_files import require_writable
+from selfpatch.output.checkpoint import step_of
+from selfpatch.output.metric_logger import read_metrics
 from selfpatch.output.progress import say
+from selfpatch.pretraining.run_folder import RunFolder, result_affecting
 
 
 def export(
@@ -22,27 +31,52 @@ def export(
     std: tuple[float, float, float] | None = None,
     remove_position: Path | str | None = None,
 ) -> str:
-    """Write a model for plain timm; prints and returns the line that loads it.
+    """Write a model for another library; prints and returns the Python that loads it.
 
     Args:
-        out: a .safetensors file, or a folder to put backbone.safetensors into.
+        out: a folder, which gets a model card (README.md) too, or a file with the ending of the format.
+        format: timm (.safetensors), hf (a folder for transformers' AutoModel), onnx (.onnx), torch-export (.pt2), or
+            dino (.pth, for programs that read DINO's checkpoints).
         num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
         remove_position: a folder of images; what tells a patch's position on them is removed from the tokens.
 
     Raises:
-        UserError: an unknown format; a model that is not there or is none.
+        UserError: an unknown format; a model that is not there or is none, or that the format cannot express.
     """
-    if format != "timm":
-        raise UserError(f"unknown format {format!r}; there is: timm")
-    file = Path(out) if Path(out).suffix == ".safetensors" else Path(out) / "backbone.safetensors"
-    require_writable(file.parent)
+    if format not in FORMATS:
+        raise unknown_name("format", format, FORMATS)
+    chosen, out = FORMATS[format], Path(out)
+    place = chosen.place(out)
+    folder = place if chosen.file is None else place.parent
+    require_writable(folder)
     backbone = load_backbone(model, num_heads=num_heads, network=network, mean=mean, std=std)
     if remove_position is not None:
         say(remove_position_from(backbone, ImageFolder(Path(remove_position))))
-    file.parent.mkdir(parents=True, exist_ok=True)
     with working():
-        line = export_timm(backbone, file)
-    for note in backbone.notes:
-        say(note)
-    say(f"import timm; backbone = {line}")
+        folder.mkdir(parents=True, exist_ok=True)
+        line = chosen.write(backbone, place)
+        for note in backbone.notes:
+            say(note)
+        if place != out or chosen.file is None:
+            written = write_card(
+                folder, backbone, load=line, library=chosen.library, model=str(model), training=training_of(model)
+            )
+            say(str(folder / "README.md") if written else f"{folder / 'README.md'} is your own and stays as it is")
+    say(line)
     return line
+
+
+def training_of(model: Path | str) -> Training | None:
+    """Facts about the run that `model` names; None: it is none."""
+    run = RunFolder(run_folder(model))
+    if not run.config_file.is_file():
+        return None
+    config, found = read_yaml(run.config_file), find_run_checkpoint(model)
+    lines = [line for line in read_metrics(run.metrics_file) if SCORES[0] in line]
+    step = (
+        step_of(found.path) if found else max((line["step"] for line in read_metrics(run.metrics_file)), default=None)
+    )
+    shown = [line for line in lines if line["step"] in (0, step)]
+    settings = yaml.safe_dump(result_affecting(to_dict(config)), sort_keys=False)
+    scores = [(line["step"], name, line[name]) for line in shown for name in SCORES if name in line]
+    return Training(config.recipe, step, run.read_images().get("num_images"), settings, scores)

@@ -25,7 +25,7 @@ from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.data.source import ImageSource
 from selfpatch.errors import RunFailedError, UserError, working
-from selfpatch.export import export_timm
+from selfpatch.export.timm_file import export_timm
 from selfpatch.output import checkpoint
 from selfpatch.output.metric_logger import MetricLogger
 from selfpatch.output.printable import printable

@@ -48,7 +48,7 @@ class RunFolder:
             )
         if self.config_file.exists():
             # Images first: settings that are derived from their number differ as a consequence.
-            self._require_same_images(checkpoint.latest_state(self.checkpoints) or self._read_images(), images)
+            self._require_same_images(checkpoint.latest_state(self.checkpoints) or self.read_images(), images)
             self.require_same_method(result_affecting(to_dict(read_yaml(self.config_file))), config, self.path)
             self._lock.take()  # from here on nobody else writes what this run is about to read
 
@@ -68,7 +68,7 @@ class RunFolder:
             lines = self.bad_images_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
             self._bad_images = dict(line.split("\t", 1) for line in lines if "\t" in line)
 
-    def _read_images(self) -> dict[str, Any]:
+    def read_images(self) -> dict[str, Any]:
         """The images of a run that has no checkpoint yet; empty if that is not known."""
         try:
             values = json.loads(self.images_file.read_text(encoding="utf-8"))

@@ -213,3 +213,11 @@ def test_a_name_with_an_at_of_its_own(a_run, tmp_path):
     assert not load_backbone(f"{tmp_path / 'me@home'}@best").notes  # the folder of that name
     with pytest.raises(UserError, match="does not exist"):
         load_backbone(tmp_path / "nobody@home")
+
+
+def test_a_checkpoint_is_read_with_the_epsilon_of_its_run(scenes, tmp_path):
+    run(scenes, tmp_path / "run", **{"optim.steps": 1, "evaluate.data": None, "backbone.norm_eps": 1e-2})
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        whole, last = (load_backbone(model)(x).patch_tokens for model in (tmp_path / "run", f"{tmp_path / 'run'}@last"))
+    assert torch.equal(last, whole)

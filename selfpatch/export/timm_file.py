@@ -1,4 +1,4 @@
-"""The way out: a backbone as a file that plain timm loads by one line of Python, without this package."""
+"""A file that plain timm loads by one line of Python."""
 
 import json
 from collections.abc import Mapping
@@ -29,13 +29,7 @@ def export_timm(backbone: Backbone, path: Path, *, metadata: Mapping[str, str] |
     """
     if path.suffix != ".safetensors":
         raise UserError(f"{path} must end in .safetensors, by which timm tells the format of a file")
-    name, arguments = backbone.architecture
-    if isinstance(backbone.final_norm, nn.Identity):
-        if is_swin(name):
-            raise UserError(f"this {name} has no final norm, which timm's always has; export it with its norm")
-        if arguments.get("use_post_transformer_norm") is not False:  # Eva's word for it
-            arguments = arguments | {"final_norm": False}
-    assert arguments.keys() <= ARCHITECTURE_ARGUMENTS, arguments
+    name, arguments = timm_arguments(backbone)
     description = {
         "format": "pt",  # as Hugging Face's readers expect
         FORMAT_KEY: FORMAT_VERSION,
@@ -55,3 +49,19 @@ def export_timm(backbone: Backbone, path: Path, *, metadata: Mapping[str, str] |
         except SafetensorError as error:  # a full disk, say
             raise OSError(f"{path} cannot be written: {error}") from error
     return Architecture(name, arguments).as_code(checkpoint_path=str(path))
+
+
+def timm_arguments(backbone: Backbone) -> Architecture:
+    """The arguments by which plain timm builds the network, with or without a final norm as it is.
+
+    Raises:
+        UserError: a Swin without final norm.
+    """
+    name, arguments = backbone.architecture
+    if isinstance(backbone.final_norm, nn.Identity):
+        if is_swin(name):
+            raise UserError(f"this {name} has no final norm, which timm's always has; export it with its norm")
+        if arguments.get("use_post_transformer_norm") is not False:  # Eva's word for it
+            arguments = arguments | {"final_norm": False}
+    assert arguments.keys() <= ARCHITECTURE_ARGUMENTS, arguments
+    return Architecture(name, arguments)

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from selfpatch.backbones.pretrained import load_backbone
-from selfpatch.export import export_timm
+from selfpatch.export.timm_file import export_timm
 from tests.backbones.small_vits import FAMILIES, small_vit
 
 
@@ -46,7 +46,7 @@ def test_a_full_disk_is_an_error_of_the_disk(tmp_path, monkeypatch):
     def full(*_arguments, **_settings):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("selfpatch.export.save_file", full)
+    monkeypatch.setattr("selfpatch.export.timm_file.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         export_timm(small_vit("class token"), tmp_path / "backbone.safetensors")
     assert not list(tmp_path.iterdir())
@@ -85,7 +85,7 @@ def test_a_failed_write_leaves_the_file_before(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("selfpatch.export.save_file", fail)
+    monkeypatch.setattr("selfpatch.export.timm_file.save_file", fail)
     with pytest.raises(OSError, match="No space"):
         export_timm(small_vit("no class token"), file)
     assert file.read_bytes() == before
