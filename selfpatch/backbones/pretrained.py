@@ -165,7 +165,9 @@ def load_training_state(model: str | Path) -> dict[str, Tensor]:
     Raises:
         UserError: as `load_backbone`.
     """
-    if str(model).startswith("timm:") or FORMAT_KEY in read_metadata(file := _find_file(Path(model))):
+    if str(model).startswith("timm:") or find_run_checkpoint(model) is not None:
+        return {}
+    if FORMAT_KEY in read_metadata(file := _find_file(Path(model))):
         return {}
     state = read_training_state(unwrap(read_checkpoint(file).tensors))
     check_weights(file, state)
