@@ -89,6 +89,13 @@ METHODS = {
         "+ SelfPatch 0.1, targets of a recolored crop, from 0.4 of the run on",
         partial(with_selfpatch, **RECOLORED, **LATE),
     ),
+    "selfpatch-recolored-late-1": Method(
+        "+ SelfPatch 1, targets of a recolored crop, from 0.4 of the run on",
+        partial(with_selfpatch, **RECOLORED, **LATE, weight=1.0),
+    ),
+    "selfpatch-other-late": Method(
+        "+ SelfPatch 0.1, targets of the other crop, from 0.4 of the run on", partial(with_selfpatch, **OTHER, **LATE)
+    ),
     "selfpatch-other": Method("+ SelfPatch 0.1, targets of the other crop", partial(with_selfpatch, **OTHER)),
     "selfpatch-masked": Method(
         "+ SelfPatch 0.1, masks, visible patches at half weight", partial(with_selfpatch, **RECIPE, **MASKED)

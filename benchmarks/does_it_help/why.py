@@ -90,13 +90,14 @@ def untrained(run: Path) -> StudentTeacher:
 
 @torch.no_grad()
 def loss_shares(run: Path, pixels: Pixels) -> dict[str, float] | None:
-    """Shares of what can be won in the SelfPatch term; None for a run without it, or with means for an aggregator."""
+    """Shares of what can be won in the SelfPatch term; its teacher sees the crop as it is, also if in training it saw
+    a recolored one. None for a run without the term, with means for an aggregator, or targets of another crop."""
     model = load_model(run, torch.device("cpu"))
     if model.student_teacher is None or model.step is None:
         return None
     trained, began, step = model.student_teacher, untrained(run), model.step
     term = trained.named_objectives["selfpatch"]
-    if not term.needs.aggregator:
+    if not term.needs.aggregator or term.needs.boxes:
         return None
     side = trained.teacher.backbone.patch_size[0]
     # 1. Students: an encoder and a head each, before the same teacher.
@@ -113,7 +114,8 @@ def loss_shares(run: Path, pixels: Pixels) -> dict[str, float] | None:
     entropies, means, place = [], [], PlaceInformation()
     for start in range(0, len(pixels), BATCH_SIZE):
         batch = pixels[start : start + BATCH_SIZE]
-        teacher = trained.teacher.encode(as_views(batch, trained.teacher.backbone), None)
+        crops = as_views(batch, trained.teacher.backbone)
+        teacher = trained.teacher.encode(crops, None, recolored_crops=crops if term.needs.recolored else None)
         targets = targets_of(trained, teacher.global_crops.tokens, step)
         entropies.append(torch.special.entr(targets).sum(dim=-1).mean().item())
         means.append(targets.mean(dim=(0, 1)))
