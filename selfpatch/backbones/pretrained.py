@@ -30,6 +30,7 @@ from selfpatch.backbones.checkpoints.weights_io import check_weights, read_check
 from selfpatch.backbones.run_checkpoint import find_run_checkpoint, read_run_checkpoint
 from selfpatch.backbones.swin import Swin
 from selfpatch.backbones.vit import ViT
+from selfpatch.config import PixelFormat
 from selfpatch.errors import UserError
 from selfpatch.output.checkpoint import step_of
 
@@ -62,6 +63,7 @@ def load_backbone(
     pos_embed_interpolation: str | None = None,
     num_heads: int | None = None,
     network: str | None = None,
+    num_channels: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Backbone:
@@ -74,6 +76,8 @@ def load_backbone(
         pos_embed_interpolation: None is what the original program does for its checkpoints, else "antialias".
         num_heads: of a checkpoint whose width is unusual; else it is known.
         network: prefix of the network to read, in a checkpoint of several.
+        num_channels: of the images, for timm:NAME; its first layer for RGB is adapted to them by timm's rule, and they
+            are read at full depth. None: as the model has.
         mean, std: what images are normalized with, for values in [0, 1], by channel; None: as the file, its name or a
             config.json beside it says.
 
@@ -81,21 +85,24 @@ def load_backbone(
         UserError: nothing there, not a backbone, damaged, not finite, a checkpoint that lacks tensors or has unknown
             ones, or leaves open what is needed.
     """
+    # 1. What goes together.
     if (mean is None) != (std is None):
         raise UserError("mean and std go together (--mean and --std): give both, or neither")
-    normalization = None if mean is None else check_normalization(mean, std, source="as given")
+    count = num_channels or (3 if mean is None or len(mean) != len(std or ()) else len(mean) or 3)
+    normalization = None if mean is None else check_normalization(mean, std, source="as given", num_channels=count)
     found = None if str(model).startswith("timm:") else find_run_checkpoint(model)
     if network is not None and (found or str(model).startswith("timm:")):
         raise UserError(f"{model} is one network; leave out network, which chooses among those of a checkpoint")
+    # 2. The model, by where it is from.
     if str(model).startswith(SWIN):
         if (num_heads, pos_embed_interpolation) != (None, None):
             raise UserError(
                 f"{model} has attention heads by stage and no position embeddings to resample; leave out num-heads and "
                 "pos-embed-interpolation, which are for plain vision transformers"
             )
-        backbone = _load_swin(str(model).removeprefix("timm:"))
+        backbone = _load_swin(str(model).removeprefix("timm:"), num_channels)
     elif str(model).startswith("timm:"):
-        backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "antialias")
+        backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "antialias", num_channels)
     elif found is not None:
         backbone = _load_described(found.path, *read_run_checkpoint(found), pos_embed_interpolation or "antialias")
         backbone.notes = (f"the backbone at step {step_of(found.path)} of the run {found.run}",)
@@ -109,9 +116,16 @@ def load_backbone(
             backbone = _load_described(file, *described, pos_embed_interpolation or "antialias")
         else:
             raise UserError(f"{file} is one network; leave out network, which chooses among those of a checkpoint")
+    # 3. It must be what was asked for.
     if isinstance(backbone, ViT) and num_heads not in (None, backbone.num_heads):
         raise UserError(f"{model} has {backbone.num_heads} attention heads, not {num_heads}; use that number")
+    if num_channels not in (None, backbone.num_channels):
+        raise UserError(
+            f"{model} reads images of {backbone.num_channels} channels, not {num_channels}; leave out num-channels, "
+            "which is for timm:NAME, or train on such images from these weights (selfpatch pretrain --init-from)"
+        )
     if normalization is not None:
+        check_normalization(*normalization, source="as given", num_channels=backbone.num_channels)
         backbone.mean, backbone.std = normalization
     return backbone.to(device).eval()
 
@@ -211,23 +225,39 @@ def _find_file(path: Path) -> Path:
     )
 
 
-def _load_timm(name: str, pos_embed_interpolation: str) -> ViT:
-    arguments = any_size_arguments(name)
+def _load_timm(name: str, pos_embed_interpolation: str, num_channels: int | None) -> ViT:
+    arguments = any_size_arguments(name) | _input_arguments(num_channels)
     model, settings, notes = _create_timm(name, create_timm, arguments)
     # The image size of a tag may differ from the architecture's own, and position embeddings have to fit.
     arguments = arguments | {"img_size": tuple(model.patch_embed.img_size)}
     architecture = Architecture(name.partition(".")[0], arguments)
     backbone = ViT(model, architecture, pos_embed_interpolation=pos_embed_interpolation, **settings)
+    _set_channels(backbone, num_channels)
     backbone.notes = notes
     return backbone
 
 
-def _load_swin(name: str) -> Swin:
-    arguments = any_size_arguments(name)
+def _load_swin(name: str, num_channels: int | None) -> Swin:
+    arguments = any_size_arguments(name) | _input_arguments(num_channels)
     model, settings, notes = _create_timm(name, create_timm, arguments)
     backbone = Swin(model, Architecture(name.partition(".")[0], arguments), **settings)
+    _set_channels(backbone, num_channels)
     backbone.notes = notes
     return backbone
+
+
+def _input_arguments(num_channels: int | None) -> dict[str, Any]:
+    return {} if num_channels in (None, 3) else {"in_chans": num_channels}
+
+
+def _set_channels(backbone: Backbone, num_channels: int | None) -> None:
+    """Read images of so many channels at full depth; mean and std are RGB's in turn, as the first layer's weights."""
+    if num_channels is not None:
+        backbone.pixels = PixelFormat(num_channels, "float32")
+        backbone.mean, backbone.std = (
+            tuple(values[channel % len(values)] for channel in range(num_channels))
+            for values in (backbone.mean, backbone.std)
+        )
 
 
 def _create_timm(
@@ -293,7 +323,12 @@ def _load_described(
     set_norm_eps(model, description.norm_eps)
     mean, std = description.normalization
     backbone = wrap_timm(
-        model, Architecture(name, arguments), pos_embed_interpolation=pos_embed_interpolation, mean=mean, std=std
+        model,
+        Architecture(name, arguments),
+        pos_embed_interpolation=pos_embed_interpolation,
+        mean=mean,
+        std=std,
+        pixels=description.pixels,
     )
     backbone.final_norm_from_aggregator = description.final_norm_from_aggregator
     return backbone
