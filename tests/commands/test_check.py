@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from selfpatch.cli import main
-from selfpatch.commands.check import CROP, check, check_all
+from selfpatch.commands.check import check
+from selfpatch.commands.check_report import CROP
 from selfpatch.data.image_folder import ImageFolder
+from selfpatch.data.inspection.inspect_all import inspect_all
 
 
 def noise(rows: int, columns: int, channels: int, *, seed: int) -> np.ndarray:
@@ -60,7 +62,10 @@ def test_words(folder, capsys, monkeypatch):
         f"- 17% are smaller than a global crop of {CROP} px and would be enlarged; --crops.glob"
     )
     assert advice[2].endswith("--crops.global-size 144 fits nine of ten")
-    assert "16-bit" in advice[3]
+    assert (
+        "pretraining refuses these images as they are: the images differ in their number of channels: 5 of 3"
+        in advice[3]
+    )
     assert advice[4] == "- 1 link to a folder was not followed: give the targets, or put the files there"
     assert advice[5] == f"- 6 images: selfpatch pretrain {folder} RUN --recipe dino-selfpatch-small"
     listed = (folder.parent / "bad.txt").read_text().splitlines()
@@ -124,11 +129,11 @@ def test_names_that_terminals_obey_are_escaped(tmp_path, capsys):
 
 
 def test_more_images_than_are_read_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("selfpatch.commands.check.IMAGES_AT_ONCE", 8)
+    monkeypatch.setattr("selfpatch.data.inspection.inspect_all.IMAGES_AT_ONCE", 8)
     for i in range(20):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i:02}.png")
     (tmp_path / "10.png").write_text("no picture")
     folder = ImageFolder(tmp_path)
-    checked = list(check_all(folder))
+    checked = list(inspect_all(folder, num_processes=2))
     assert [image.path for image in checked] == [folder.path(i) for i in range(20)]
     assert [bool(image.problem) for image in checked] == [i == 10 for i in range(20)]
