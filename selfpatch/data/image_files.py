@@ -86,8 +86,8 @@ class ImageFiles:
         return digest.hexdigest()
 
 
-def append_name(names: bytearray, ends: array, name: bytes) -> None:
-    """Add a name to a block, as `ImageFiles` holds it."""
-    names += name
-    names += b"\0"
+def append_name(names: bytearray, ends: array, *parts: bytes) -> None:
+    """Add a name, in parts, to a block as `ImageFiles` holds it."""
+    for part in (*parts, b"\0"):
+        names += part
     ends.append(len(names))

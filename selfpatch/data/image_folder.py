@@ -174,7 +174,7 @@ def _scan(
         files.sort()
         for name in files:
             if is_chosen is None or is_chosen(below_slash + name):
-                append_name(names, ends, below_slash + name)
+                append_name(names, ends, below_slash, name)
             else:
                 num_found["not chosen"] += 1
         pending += [os.path.join(below, name) for name in sorted(folders, reverse=True)]

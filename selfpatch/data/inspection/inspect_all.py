@@ -1,6 +1,7 @@
 """All images of a folder inspected on all cores; results are kept in a file, so that a second call goes on."""
 
 import json
+import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from selfpatch.data.inspection.inspect import Inspected, inspect_image
 from selfpatch.errors import UserError
 
 # Few images are read by threads before processes have started.
-FEW_IMAGES, IMAGES_AT_ONCE = 256, 512
+FEW_IMAGES, IMAGES_AT_ONCE = 500, 512
 _VERSION = 1
 
 
@@ -40,7 +41,9 @@ def inspect_all(
 def _pool(num_images: int, num_processes: int) -> Executor:
     if num_images <= FEW_IMAGES or num_processes == 1:
         return ThreadPoolExecutor(num_processes)
-    return ProcessPoolExecutor(num_processes, initializer=cv2.setNumThreads, initargs=(1,))
+    # Not forked: OpenCV's and others' threads would leave their locks taken in the copy.
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(num_processes, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,))
 
 
 class InspectionCache:
