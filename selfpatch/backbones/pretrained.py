@@ -2,16 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfpatch.backbones.backbone import Architecture, Backbone
-from selfpatch.backbones.build import any_size_arguments, create_timm, set_norm_eps, wrap_timm
+from selfpatch.backbones.build import create_timm, set_norm_eps, wrap_timm
 from selfpatch.backbones.checkpoints.dino import read_training_state
 from selfpatch.backbones.checkpoints.exported import (
     ARCHITECTURE_ARGUMENTS,
@@ -28,9 +27,8 @@ from selfpatch.backbones.checkpoints.sidecar import Normalization, check_normali
 from selfpatch.backbones.checkpoints.vit_structure import UnknownHeadsError
 from selfpatch.backbones.checkpoints.weights_io import check_weights, read_checkpoint, read_metadata
 from selfpatch.backbones.run_checkpoint import find_run_checkpoint, read_run_checkpoint
-from selfpatch.backbones.swin import Swin
+from selfpatch.backbones.timm_weights import load_swin, load_timm, with_fixed_seed
 from selfpatch.backbones.vit import ViT
-from selfpatch.config import PixelFormat
 from selfpatch.errors import UserError
 from selfpatch.output.checkpoint import step_of
 
@@ -100,9 +98,9 @@ def load_backbone(
                 f"{model} has attention heads by stage and no position embeddings to resample; leave out num-heads and "
                 "pos-embed-interpolation, which are for plain vision transformers"
             )
-        backbone = _load_swin(str(model).removeprefix("timm:"), num_channels)
+        backbone = load_swin(str(model).removeprefix("timm:"), num_channels)
     elif str(model).startswith("timm:"):
-        backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "antialias", num_channels)
+        backbone = load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "antialias", num_channels)
     elif found is not None:
         backbone = _load_described(found.path, *read_run_checkpoint(found), pos_embed_interpolation or "antialias")
         backbone.notes = (f"the backbone at step {step_of(found.path)} of the run {found.run}",)
@@ -225,88 +223,6 @@ def _find_file(path: Path) -> Path:
     )
 
 
-def _load_timm(name: str, pos_embed_interpolation: str, num_channels: int | None) -> ViT:
-    arguments = any_size_arguments(name) | _input_arguments(num_channels)
-    model, settings, notes = _create_timm(name, create_timm, arguments)
-    # The image size of a tag may differ from the architecture's own, and position embeddings have to fit.
-    arguments = arguments | {"img_size": tuple(model.patch_embed.img_size)}
-    architecture = Architecture(name.partition(".")[0], arguments)
-    backbone = ViT(model, architecture, pos_embed_interpolation=pos_embed_interpolation, **settings)
-    _set_channels(backbone, num_channels)
-    backbone.notes = notes
-    return backbone
-
-
-def _load_swin(name: str, num_channels: int | None) -> Swin:
-    arguments = any_size_arguments(name) | _input_arguments(num_channels)
-    model, settings, notes = _create_timm(name, create_timm, arguments)
-    backbone = Swin(model, Architecture(name.partition(".")[0], arguments), **settings)
-    _set_channels(backbone, num_channels)
-    backbone.notes = notes
-    return backbone
-
-
-def _input_arguments(num_channels: int | None) -> dict[str, Any]:
-    return {} if num_channels in (None, 3) else {"in_chans": num_channels}
-
-
-def _set_channels(backbone: Backbone, num_channels: int | None) -> None:
-    """Read images of so many channels at full depth; mean and std are RGB's in turn, as the first layer's weights."""
-    if num_channels is not None:
-        backbone.pixels = PixelFormat(num_channels, "float32")
-        backbone.mean, backbone.std = (
-            tuple(values[channel % len(values)] for channel in range(num_channels))
-            for values in (backbone.mean, backbone.std)
-        )
-
-
-def _create_timm(
-    name: str, create: Callable[..., nn.Module], arguments: dict[str, Any]
-) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
-    """timm's model with the weights that the name asks for, random ones without a tag; its mean and std; notes."""
-    architecture, _, tag = name.partition(".")
-    with_weights = timm.list_pretrained(f"{architecture}.*")
-    if not tag:
-        known = f"; with weights: {', '.join(f'timm:{name}' for name in with_weights)}" if with_weights else ""
-        note = f"random initialisation (timm:{name} names no weights{known})"
-        return _with_fixed_seed(create, name, arguments), {}, (note,)
-    if timm.is_model(architecture) and name not in with_weights:
-        raise UserError(
-            f"timm has no weights {tag!r} of {architecture}; it has: {', '.join(with_weights) or 'none'}. Without a "
-            f"tag (timm:{architecture}) the weights are random"
-        )
-    try:
-        model: Any = create(name, pretrained=True, **arguments)
-    except ValueError:
-        raise
-    except Exception as error:  # each of timm's sources has its own errors for a download that failed
-        raise UserError(
-            f"timm could not get the weights {name!r}: {_first_line(error)}. It downloads them unless they are in its "
-            f"cache already. Check the network; or {_how_to_fetch(name)}"
-        ) from error
-    return model, {"mean": model.pretrained_cfg["mean"], "std": model.pretrained_cfg["std"]}, ()
-
-
-def _how_to_fetch(name: str) -> str:
-    """Where the weights of a name of timm's are, and how their file is given instead of the name."""
-    config = timm.get_pretrained_cfg(name)
-    if config is not None and config.hf_hub_id:
-        repository = f"{config.hf_hub_id}{name}" if config.hf_hub_id.endswith("/") else config.hf_hub_id
-        return (
-            f"fetch {config.hf_hub_filename or FOLDER_FILES[0]} from https://huggingface.co/{repository} elsewhere "
-            "(after logging in there, if the weights are gated), put it into a folder with the name "
-            f"{name} and give that folder as the model"
-        )
-    url = config.url if config is not None else None
-    return f"fetch {url or 'their file'} elsewhere and give the file as the model"
-
-
-def _with_fixed_seed(create: Callable[..., nn.Module], name: str, arguments: dict[str, Any]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return create(name, **arguments)
-
-
 def _load_described(
     file: Path, description: Description, tensors: dict[str, Tensor], pos_embed_interpolation: str
 ) -> Backbone:
@@ -318,7 +234,7 @@ def _load_described(
     if len(match.matched) < len(tensors) or match.missing or has_other_width:
         raise UserError(f"{file} does not hold the {name} that it says it does: {match}. Export the backbone again")
     check_weights(file, tensors)
-    model = _with_fixed_seed(create_timm, name, arguments)
+    model = with_fixed_seed(create_timm, name, arguments)
     model.load_state_dict(tensors)
     set_norm_eps(model, description.norm_eps)
     mean, std = description.normalization
@@ -349,7 +265,7 @@ def _load_checkpoint(
         match = match_tensors(tensors, create_timm(name, **arguments))
     check_match(match, origin=str(file))
     check_weights(file, {name: tensors[name] for name in match.matched})
-    model = _with_fixed_seed(create_timm, name, arguments)
+    model = with_fixed_seed(create_timm, name, arguments)
     load_matching(tensors, model, match)
     set_norm_eps(model, converted.norm_eps)
     mean, std = converted.normalization
@@ -366,7 +282,3 @@ def _load_checkpoint(
     backbone.notes = tuple(notes)
     backbone.final_norm_from_aggregator = converted.final_norm_from_aggregator
     return backbone
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
