@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, RGB_8, PixelFormat
 from selfpatch.errors import UserError
 
 
@@ -64,6 +64,8 @@ class Backbone(nn.Module):
     # Pixels per output token: (rows, columns). The total stride of a hierarchical network.
     patch_size: tuple[int, int]
     num_channels: int = 3
+    # How its images are read: channels, depth and range of values.
+    pixels: PixelFormat = RGB_8
     # Normalization of its images, for values in [0, 1].
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD

@@ -17,7 +17,7 @@ from selfpatch.backbones.checkpoints.exported import check_arguments
 from selfpatch.backbones.stochastic_depth import use_subset_drop_path
 from selfpatch.backbones.swin import ANY_SIZE, Swin
 from selfpatch.backbones.vit import ViT
-from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, rows_columns
+from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, RGB_8, BackboneConfig, PixelFormat, rows_columns
 from selfpatch.errors import UserError
 
 
@@ -25,8 +25,9 @@ def build_backbone(
     config: BackboneConfig,
     image_size: tuple[int, int],
     *,
-    mean: tuple[float, float, float],
-    std: tuple[float, float, float],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    pixels: PixelFormat = RGB_8,
 ) -> Backbone:
     """A randomly initialized backbone for pretraining.
 
@@ -34,6 +35,7 @@ def build_backbone(
         image_size: (rows, columns) in pixels of the crops: unless `config` says otherwise, learned position embeddings
             fit it, and no window is larger than it.
         mean, std: normalization of its images, which exported files and evaluations then use.
+        pixels: the format of its images, likewise.
 
     Raises:
         UserError: a name that timm does not have, or a setting that the family does not have.
@@ -45,6 +47,8 @@ def build_backbone(
     for name in ("patch_size", "embed_dim", "depth", "num_heads", "class_token"):
         if (value := getattr(config, name)) is not None:
             arguments[name] = value
+    if pixels.num_channels != 3:
+        arguments["in_chans"] = pixels.num_channels
     if is_swin(config.name):
         _refuse_settings_of_vits(config)
         arguments.pop("class_token", None)
@@ -58,6 +62,7 @@ def build_backbone(
         pos_embed_interpolation=config.pos_embed_interpolation,
         mean=mean,
         std=std,
+        pixels=pixels,
     )
     use_subset_drop_path(backbone.blocks)
     return backbone
@@ -155,13 +160,15 @@ def wrap_timm(
     architecture: Architecture,
     *,
     pos_embed_interpolation: str = "antialias",
-    mean: tuple[float, float, float] = IMAGENET_MEAN,
-    std: tuple[float, float, float] = IMAGENET_STD,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    pixels: PixelFormat = RGB_8,
 ) -> Backbone:
     """The backbone of timm's model, which `create_timm` built with `any_size_arguments`."""
     kind = Swin if isinstance(model, SwinTransformer) else ViT
     backbone = kind(model, architecture, mean=mean, std=std)
     backbone.pos_embed_interpolation = pos_embed_interpolation
+    backbone.pixels = pixels
     return backbone
 
 

@@ -2,16 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selfpatch.backbones.backbone import Architecture, Backbone
-from selfpatch.backbones.build import any_size_arguments, create_timm, set_norm_eps, wrap_timm
+from selfpatch.backbones.build import create_timm, set_norm_eps, wrap_timm
 from selfpatch.backbones.checkpoints.dino import read_training_state
 from selfpatch.backbones.checkpoints.exported import (
     ARCHITECTURE_ARGUMENTS,
@@ -28,7 +27,7 @@ from selfpatch.backbones.checkpoints.sidecar import Normalization, check_normali
 from selfpatch.backbones.checkpoints.vit_structure import UnknownHeadsError
 from selfpatch.backbones.checkpoints.weights_io import check_weights, read_checkpoint, read_metadata
 from selfpatch.backbones.run_checkpoint import find_run_checkpoint, read_run_checkpoint
-from selfpatch.backbones.swin import Swin
+from selfpatch.backbones.timm_weights import load_swin, load_timm, with_fixed_seed
 from selfpatch.backbones.vit import ViT
 from selfpatch.errors import UserError
 from selfpatch.output.checkpoint import step_of
@@ -62,6 +61,7 @@ def load_backbone(
     pos_embed_interpolation: str | None = None,
     num_heads: int | None = None,
     network: str | None = None,
+    num_channels: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Backbone:
@@ -74,6 +74,8 @@ def load_backbone(
         pos_embed_interpolation: None is what the original program does for its checkpoints, else "antialias".
         num_heads: of a checkpoint whose width is unusual; else it is known.
         network: prefix of the network to read, in a checkpoint of several.
+        num_channels: of the images, for timm:NAME; its first layer for RGB is adapted to them by timm's rule, and they
+            are read at full depth. None: as the model has.
         mean, std: what images are normalized with, for values in [0, 1], by channel; None: as the file, its name or a
             config.json beside it says.
 
@@ -81,21 +83,24 @@ def load_backbone(
         UserError: nothing there, not a backbone, damaged, not finite, a checkpoint that lacks tensors or has unknown
             ones, or leaves open what is needed.
     """
+    # 1. What goes together.
     if (mean is None) != (std is None):
         raise UserError("mean and std go together (--mean and --std): give both, or neither")
-    normalization = None if mean is None else check_normalization(mean, std, source="as given")
+    count = num_channels or (3 if mean is None or len(mean) != len(std or ()) else len(mean) or 3)
+    normalization = None if mean is None else check_normalization(mean, std, source="as given", num_channels=count)
     found = None if str(model).startswith("timm:") else find_run_checkpoint(model)
     if network is not None and (found or str(model).startswith("timm:")):
         raise UserError(f"{model} is one network; leave out network, which chooses among those of a checkpoint")
+    # 2. The model, by where it is from.
     if str(model).startswith(SWIN):
         if (num_heads, pos_embed_interpolation) != (None, None):
             raise UserError(
                 f"{model} has attention heads by stage and no position embeddings to resample; leave out num-heads and "
                 "pos-embed-interpolation, which are for plain vision transformers"
             )
-        backbone = _load_swin(str(model).removeprefix("timm:"))
+        backbone = load_swin(str(model).removeprefix("timm:"), num_channels)
     elif str(model).startswith("timm:"):
-        backbone = _load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "antialias")
+        backbone = load_timm(str(model).removeprefix("timm:"), pos_embed_interpolation or "antialias", num_channels)
     elif found is not None:
         backbone = _load_described(found.path, *read_run_checkpoint(found), pos_embed_interpolation or "antialias")
         backbone.notes = (f"the backbone at step {step_of(found.path)} of the run {found.run}",)
@@ -109,9 +114,16 @@ def load_backbone(
             backbone = _load_described(file, *described, pos_embed_interpolation or "antialias")
         else:
             raise UserError(f"{file} is one network; leave out network, which chooses among those of a checkpoint")
+    # 3. It must be what was asked for.
     if isinstance(backbone, ViT) and num_heads not in (None, backbone.num_heads):
         raise UserError(f"{model} has {backbone.num_heads} attention heads, not {num_heads}; use that number")
+    if num_channels not in (None, backbone.num_channels):
+        raise UserError(
+            f"{model} reads images of {backbone.num_channels} channels, not {num_channels}; leave out num-channels, "
+            "which is for timm:NAME, or train on such images from these weights (selfpatch pretrain --init-from)"
+        )
     if normalization is not None:
+        check_normalization(*normalization, source="as given", num_channels=backbone.num_channels)
         backbone.mean, backbone.std = normalization
     return backbone.to(device).eval()
 
@@ -213,72 +225,6 @@ def _find_file(path: Path) -> Path:
     )
 
 
-def _load_timm(name: str, pos_embed_interpolation: str) -> ViT:
-    arguments = any_size_arguments(name)
-    model, settings, notes = _create_timm(name, create_timm, arguments)
-    # The image size of a tag may differ from the architecture's own, and position embeddings have to fit.
-    arguments = arguments | {"img_size": tuple(model.patch_embed.img_size)}
-    architecture = Architecture(name.partition(".")[0], arguments)
-    backbone = ViT(model, architecture, pos_embed_interpolation=pos_embed_interpolation, **settings)
-    backbone.notes = notes
-    return backbone
-
-
-def _load_swin(name: str) -> Swin:
-    arguments = any_size_arguments(name)
-    model, settings, notes = _create_timm(name, create_timm, arguments)
-    backbone = Swin(model, Architecture(name.partition(".")[0], arguments), **settings)
-    backbone.notes = notes
-    return backbone
-
-
-def _create_timm(
-    name: str, create: Callable[..., nn.Module], arguments: dict[str, Any]
-) -> tuple[Any, dict[str, Any], tuple[str, ...]]:
-    """timm's model with the weights that the name asks for, random ones without a tag; its mean and std; notes."""
-    architecture, _, tag = name.partition(".")
-    with_weights = timm.list_pretrained(f"{architecture}.*")
-    if not tag:
-        known = f"; with weights: {', '.join(f'timm:{name}' for name in with_weights)}" if with_weights else ""
-        note = f"random initialisation (timm:{name} names no weights{known})"
-        return _with_fixed_seed(create, name, arguments), {}, (note,)
-    if timm.is_model(architecture) and name not in with_weights:
-        raise UserError(
-            f"timm has no weights {tag!r} of {architecture}; it has: {', '.join(with_weights) or 'none'}. Without a "
-            f"tag (timm:{architecture}) the weights are random"
-        )
-    try:
-        model: Any = create(name, pretrained=True, **arguments)
-    except ValueError:
-        raise
-    except Exception as error:  # each of timm's sources has its own errors for a download that failed
-        raise UserError(
-            f"timm could not get the weights {name!r}: {_first_line(error)}. It downloads them unless they are in its "
-            f"cache already. Check the network; or {_how_to_fetch(name)}"
-        ) from error
-    return model, {"mean": model.pretrained_cfg["mean"], "std": model.pretrained_cfg["std"]}, ()
-
-
-def _how_to_fetch(name: str) -> str:
-    """Where the weights of a name of timm's are, and how their file is given instead of the name."""
-    config = timm.get_pretrained_cfg(name)
-    if config is not None and config.hf_hub_id:
-        repository = f"{config.hf_hub_id}{name}" if config.hf_hub_id.endswith("/") else config.hf_hub_id
-        return (
-            f"fetch {config.hf_hub_filename or FOLDER_FILES[0]} from https://huggingface.co/{repository} elsewhere "
-            "(after logging in there, if the weights are gated), put it into a folder with the name "
-            f"{name} and give that folder as the model"
-        )
-    url = config.url if config is not None else None
-    return f"fetch {url or 'their file'} elsewhere and give the file as the model"
-
-
-def _with_fixed_seed(create: Callable[..., nn.Module], name: str, arguments: dict[str, Any]) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return create(name, **arguments)
-
-
 def _load_described(
     file: Path, description: Description, tensors: dict[str, Tensor], pos_embed_interpolation: str
 ) -> Backbone:
@@ -290,12 +236,17 @@ def _load_described(
     if len(match.matched) < len(tensors) or match.missing or has_other_width:
         raise UserError(f"{file} does not hold the {name} that it says it does: {match}. Export the backbone again")
     check_weights(file, tensors)
-    model = _with_fixed_seed(create_timm, name, arguments)
+    model = with_fixed_seed(create_timm, name, arguments)
     model.load_state_dict(tensors)
     set_norm_eps(model, description.norm_eps)
     mean, std = description.normalization
     backbone = wrap_timm(
-        model, Architecture(name, arguments), pos_embed_interpolation=pos_embed_interpolation, mean=mean, std=std
+        model,
+        Architecture(name, arguments),
+        pos_embed_interpolation=pos_embed_interpolation,
+        mean=mean,
+        std=std,
+        pixels=description.pixels,
     )
     backbone.final_norm_from_aggregator = description.final_norm_from_aggregator
     return backbone
@@ -316,7 +267,7 @@ def _load_checkpoint(
         match = match_tensors(tensors, create_timm(name, **arguments))
     check_match(match, origin=str(file))
     check_weights(file, {name: tensors[name] for name in match.matched})
-    model = _with_fixed_seed(create_timm, name, arguments)
+    model = with_fixed_seed(create_timm, name, arguments)
     load_matching(tensors, model, match)
     set_norm_eps(model, converted.norm_eps)
     mean, std = converted.normalization
@@ -333,7 +284,3 @@ def _load_checkpoint(
     backbone.notes = tuple(notes)
     backbone.final_norm_from_aggregator = converted.final_norm_from_aggregator
     return backbone
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

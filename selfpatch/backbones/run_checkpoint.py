@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from selfpatch.backbones.build import build_backbone, norm_eps
 from selfpatch.backbones.checkpoints.exported import Description
 from selfpatch.backbones.checkpoints.sidecar import Normalization
-from selfpatch.config import rows_columns
+from selfpatch.config import pixel_format, rows_columns
 from selfpatch.config.io import read_yaml
 from selfpatch.errors import UserError
 from selfpatch.output import checkpoint
@@ -76,7 +76,9 @@ def read_run_checkpoint(found: RunCheckpoint) -> tuple[Description, dict[str, Te
         raise UserError(f"{found.path} holds no backbone of a pretraining run; give the folder of such a run")
     mean, std = config.crops.normalization
     with torch.device("meta"):
-        built = build_backbone(config.backbone, rows_columns(config.crops.global_size), mean=mean, std=std)
+        built = build_backbone(
+            config.backbone, rows_columns(config.crops.global_size), mean=mean, std=std, pixels=pixel_format(config)
+        )
     name, arguments = built.architecture
     # A backbone without a norm of its own has the aggregator's, as in training.
     has_norm = not isinstance(built.final_norm, nn.Identity)
@@ -87,5 +89,7 @@ def read_run_checkpoint(found: RunCheckpoint) -> tuple[Description, dict[str, Te
     }
     if not has_norm and not borrowed:
         arguments = arguments | {"final_norm": False}
-    described = Description(name, arguments, Normalization(mean, std), bool(borrowed), norm_eps(built.model))
+    described = Description(
+        name, arguments, Normalization(mean, std), bool(borrowed), norm_eps(built.model), pixel_format(config)
+    )
     return described, tensors | borrowed

@@ -32,8 +32,8 @@ class Swin(Backbone):
         model: nn.Module,
         architecture: Architecture,
         *,
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
     ):
         super().__init__()
         self.model = model

@@ -37,8 +37,8 @@ class ViT(Backbone):
         architecture: Architecture,
         *,
         pos_embed_interpolation: str = "antialias",
-        mean: tuple[float, float, float] = IMAGENET_MEAN,
-        std: tuple[float, float, float] = IMAGENET_STD,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
     ):
         super().__init__()
         self.model = model

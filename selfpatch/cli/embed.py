@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from selfpatch.cli.command import Command
-from selfpatch.cli.options import Device, Images, Mean, Model, Network, NumHeads, Out, Std
+from selfpatch.cli.options import Device, Images, Mean, Model, Network, NumChannels, NumHeads, Out, Std
 from selfpatch.config.ranges import Config, Positive
 
 
@@ -24,6 +24,7 @@ class Embed(Config):
     dtype: Literal["float16", "float32"] = "float16"
     num_heads: NumHeads = None
     network: Network = None
+    num_channels: NumChannels = None
     mean: Mean = None
     std: Std = None
     device: Device = "auto"

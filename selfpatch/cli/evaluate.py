@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from selfpatch.cli.command import Command, given_value
-from selfpatch.cli.options import FLAT, Device, Mean, Model, Network, NumHeads, Std
+from selfpatch.cli.options import FLAT, Device, Mean, Model, Network, NumChannels, NumHeads, Std
 from selfpatch.errors import UserError, unknown_name
 from selfpatch.evaluation.protocols import FROZEN_DATA, TASKS
 from selfpatch.evaluation.protocols.frozen_tasks import FrozenTasks
@@ -27,6 +27,7 @@ class EvaluateFrozen:
     frozen: Annotated[FrozenTasks, FLAT] = FrozenTasks()
     num_heads: NumHeads = None
     network: Network = None
+    num_channels: NumChannels = None
     mean: Mean = None
     std: Std = None
     device: Device = "auto"
@@ -72,6 +73,7 @@ def options(arguments: Sequence[str]) -> type:
         preset: Annotated[str, arg(help=f"named settings of the task: {', '.join(presets)}")] = given_preset
         num_heads: NumHeads = None
         network: Network = None
+        num_channels: NumChannels = None
         device: Device = "auto"
 
     if hasattr(start, "mean"):  # the protocol normalizes images itself, by settings of these names

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from selfpatch.cli.command import Command
-from selfpatch.cli.options import Mean, Model, Network, NumHeads, Std
+from selfpatch.cli.options import Mean, Model, Network, NumChannels, NumHeads, Std
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Export:
     format: Literal["timm", "hf", "onnx", "torch-export", "dino"] = "timm"
     num_heads: NumHeads = None
     network: Network = None
+    num_channels: NumChannels = None
     mean: Mean = None
     std: Std = None
     # folder of images, best those of the training: what tells a patch's row and column on them by linear regression is

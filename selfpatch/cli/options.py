@@ -5,6 +5,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from selfpatch.config.images import MAX_CHANNELS
+from selfpatch.config.ranges import Range
+
 FLAT = arg(name="")  # a group of settings whose flags carry no prefix
 
 Model = Annotated[
@@ -16,7 +19,11 @@ Model = Annotated[
     ),
 ]
 Images = Annotated[
-    Positional[Path], arg(metavar="IMAGES", help="the folder of images, searched with all its subfolders")
+    Positional[Path],
+    arg(
+        metavar="IMAGES",
+        help="the folder of images, searched with all its subfolders, or a manifest (.csv, .jsonl, .parquet, .txt)",
+    ),
 ]
 Out = Annotated[Positional[Path], arg(metavar="OUT", help="the folder to write to")]
 NumHeads = Annotated[
@@ -27,12 +34,20 @@ Network = Annotated[
     str | None,
     arg(help="prefix of the network to read from a checkpoint of several; None: the one that its authors evaluate"),
 ]
+NumChannels = Annotated[
+    int | None,
+    Range(at_least=1, at_most=MAX_CHANNELS),
+    arg(
+        help="number of channels of the images, for timm:NAME, whose first layer for RGB is then adapted to them and "
+        "reads their full depth; None: as the model has"
+    ),
+]
 Mean = Annotated[
-    tuple[float, float, float] | None,
+    tuple[float, ...] | None,
     arg(help="normalization mean of the model's images, values in [0, 1]; None: as its file, name or config.json says"),
 ]
 Std = Annotated[
-    tuple[float, float, float] | None,
+    tuple[float, ...] | None,
     arg(help="normalization standard deviation of the model's images; given together with --mean"),
 ]
 Device = Annotated[

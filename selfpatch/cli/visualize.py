@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from selfpatch.cli.command import Command
-from selfpatch.cli.options import Device, Images, Mean, Model, Network, NumHeads, Out, Std
+from selfpatch.cli.options import Device, Images, Mean, Model, Network, NumChannels, NumHeads, Out, Std
+from selfpatch.config.images import ShownChannels
 from selfpatch.config.ranges import Config, NonNegative, Odd, Positive
 
 
@@ -28,8 +29,11 @@ class Visualize(Config):
     # neighbors beyond the image's border: from the opposite side (circular), or none (none); None: those of the run,
     # else circular
     padding_mode: Literal["circular", "none"] | None = None
+    # channels to show as red, green and blue, counted from 0; None: those of the run, else the first three
+    shown_channels: ShownChannels = None
     num_heads: NumHeads = None
     network: Network = None
+    num_channels: NumChannels = None
     mean: Mean = None
     std: Std = None
     device: Device = "auto"

@@ -1,109 +1,84 @@
 """`selfpatch check`: read every image of a folder once, and report what a training run would meet. Needs no torch."""
 
-import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing, nullcontext
+from json import dumps
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from selfpatch.config import CropsConfig, RunConfig, rows_columns
-from selfpatch.data.image_folder import ImageFolder, plural
-from selfpatch.data.reading.decode import UnreadableImage, decode_image
-from selfpatch.data.reading.image_file import read_bytes
+from selfpatch.commands.check_report import Report, find_copies
+from selfpatch.config import ImagesConfig
+from selfpatch.data.cores import num_cores
+from selfpatch.data.derive_pixels import derive_pixels
+from selfpatch.data.image_files import ImageFiles
+from selfpatch.data.image_folder import ImageFolder
+from selfpatch.data.inspection.inspect_all import InspectionCache, inspect_all
+from selfpatch.data.manifest import open_images
 from selfpatch.errors import UserError, working
 from selfpatch.output.printable import printable
 from selfpatch.output.progress import say, track
-from selfpatch.recipes import recommended_recipe
 
-CROP = min(rows_columns(CropsConfig().global_size))  # of the recipes for real images
-# Threads, for decoders let others run meanwhile: they wait for the disk and fill the cores without a start of seconds.
-NUM_THREADS, IMAGES_AT_ONCE = 8, 512
+# After so long it is worth to keep what was found.
+LONG_SECONDS = 60
 
 
-class Checked(NamedTuple):
-    """One file: its pixels as they are read, or the reason why there are none.
-
-    Args:
-        size: (rows, columns).
-        format: by content, e.g. "JPEG".
-        kind: how pixels are stored, e.g. "gray".
-        warning: of the decoder, though all pixels are there.
-    """
-
-    path: Path
-    size: tuple[int, int] = (0, 0)
-    format: str = ""
-    kind: str = ""
-    digest: bytes = b""
-    warning: str = ""
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        return printable(self.path)
-
-
-@dataclass(frozen=True)
-class Report:
-    """Counts and findings of all images of a folder."""
-
-    good: list[Checked]
-    bad: list[Checked]
-    copies: list[tuple[Checked, Checked]]  # a file, and an earlier one with the same content
-    num_links: int  # links to folders, not followed
-    left_out: Counter[str]  # files that are no images by their endings, by these
-    notes: list[str]  # on both of them
-
-    @property
-    def short_sides(self) -> np.ndarray:
-        return np.array([min(image.size) for image in self.good] or [0])
-
-    @property
-    def small_fraction(self) -> float:
-        return float((self.short_sides < CROP).mean())
-
-    @property
-    def formats(self) -> Counter[str]:
-        return Counter(image.format for image in self.good)
-
-    @property
-    def kinds(self) -> Counter[str]:
-        return Counter(image.kind for image in self.good)
-
-    @property
-    def warned(self) -> list[Checked]:
-        return [image for image in self.good if image.warning]
-
-
-def check(images: Path | str, *, out: Path | str | None = None) -> Report:
+def check(
+    images: Path | str,
+    *,
+    labels: Path | str | None = None,
+    out: Path | str | None = None,
+    cache: Path | str | None = None,
+    json: bool = False,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+) -> Report:
     """Read all images below `images` and print a table and advice.
 
     Args:
+        labels: a labeled set, whose images should not be among those to train on.
         out: a file for the list of unreadable images, one per line: name, tab, reason. Odd characters in names are
             escaped.
+        cache: a file for what was found of each image; a second call reads only images that are new or changed.
+        json: print all findings as JSON instead, and nothing else.
+        include, exclude: patterns of file names, as in `ImageFolder`.
 
     Raises:
-        UserError: there is no such folder, no image in it, or `out` cannot be written.
+        UserError: there is no such folder, no image in it, or `out` or `cache` cannot be written.
     """
+    # 1. All images, on all cores.
     if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
         raise UserError(f"{out} cannot be a file for the list: it is a folder, or in none; give a file in a folder")
-    folder = ImageFolder(Path(images))
-    good, bad, first_of, copies = [], [], {}, []
-    for image in track(check_all(folder), "reading", len(folder)):
-        (bad if image.problem else good).append(image)
-        if image.digest and (first := first_of.setdefault(image.digest, image)) is not image:
-            copies.append((image, first))
-    report = Report(good, bad, copies, folder.num_links, folder.left_out, folder.notes)
-    Console().print(table(report, printable(images)))
-    for text in advice(report, images):
-        say(f"- {text}")
+    settings = ImagesConfig(include=include, exclude=exclude)
+    source = open_images(Path(images), settings)
+    splits = {} if labels is None else labeled_images(Path(labels))
+    started = time.monotonic()
+    kept = InspectionCache(Path(cache)) if cache is not None else None
+    with closing(kept) if kept is not None else nullcontext():
+        inspected = list(track(inspect_all(source, num_processes=num_cores(), cache=kept), "reading", len(source)))
+        labeled = {
+            split: [image for image in inspect_all(of_split, num_processes=num_cores(), cache=kept) if image.digest]
+            for split, of_split in splits.items()
+        }
+
+    # 2. What they say together.
+    good = [image for image in inspected if not image.problem]
+    bad = [image for image in inspected if image.problem]
+    links, left_out = (source.num_links, source.left_out) if isinstance(source, ImageFolder) else (0, Counter[str]())
+    report = Report(
+        good, bad, find_copies(good), links, left_out, source.notes, labeled, list(derived_settings(source, settings))
+    )
+    shown = printable(images)
+    if json:
+        print(dumps(report.as_json(shown), indent=2))
+    else:
+        Console().print(report.table(shown))
+        for text in report.advice(shown):
+            say(f"- {text}")
+        if kept is None and time.monotonic() - started > LONG_SECONDS:
+            say("- the next call reads only what is new or changed, if this is kept: --cache FILE")
     if out is not None:
         lines = "".join(f"{image.name}\t{image.problem}\n" for image in bad)
         with working():
@@ -111,68 +86,33 @@ def check(images: Path | str, *, out: Path | str | None = None) -> Report:
     return report
 
 
-def check_all(folder: ImageFolder) -> Iterator[Checked]:
-    """Every image, in the order of the folder."""
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        for start in range(0, len(folder), IMAGES_AT_ONCE):
-            indices = range(start, min(start + IMAGES_AT_ONCE, len(folder)))
-            yield from pool.map(lambda index: check_image(folder.path(index)), indices)
-
-
-def check_image(path: Path) -> Checked:
+def derived_settings(source: ImageFiles, settings: ImagesConfig) -> Iterator[str]:
+    """Settings that pretraining takes from images that are not 8-bit RGB, or why it refuses them as they are."""
     try:
-        data = read_bytes(path)
-        image = decode_image(data)
-    except UnreadableImage as error:
-        return Checked(path, problem=printable(" ".join(str(error).split())))
-    digest = hashlib.sha256(data).digest()
-    return Checked(path, image.pixels.shape[:2], image.format, image.kind, digest, printable(image.warning))
+        for setting, (value, reason) in derive_pixels(source, None, settings).items():
+            yield f"pretraining will set {setting} to {value}: {reason}"
+    except UserError as error:
+        yield f"pretraining refuses these images as they are: {error}"
 
 
-def table(report: Report, title: str) -> Table:
-    table = Table("images", str(len(report.good)), title=escape(title), title_justify="left")
-    low, median, high = (f"{side:.0f}" for side in np.percentile(report.short_sides, (0, 50, 100)))
-    table.add_row("formats", counted(report.formats))
-    table.add_row("short side, px", f"{low} to {high}, median {median}")
-    table.add_row("channels", counted(report.kinds))
-    table.add_row(f"smaller than {CROP} px", f"{report.small_fraction:.0%}")
-    table.add_row("unreadable", str(len(report.bad)))
-    table.add_row("read with a warning", str(len(report.warned)))
-    table.add_row("exact copies", str(len(report.copies)))
-    table.add_row("other files, left out", str(report.left_out.total()))
-    return table
+def labeled_images(root: Path) -> dict[str, ImageFiles]:
+    """The images of a labeled set by split: of masks, of classes, or all images below the folder.
 
+    Raises:
+        UserError: no such folder, or no image in it.
+    """
+    # Only here, as readers of labels need torch.
+    from selfpatch.evaluation.datasets import segmentation
+    from selfpatch.evaluation.datasets.splits import find_splits
 
-def counted(counts: Counter[str]) -> str:
-    return ", ".join(f"{count} {name}" for name, count in counts.most_common())
-
-
-def advice(report: Report, images: Path | str) -> Iterator[str]:
-    """Advice for a training run, most urgent first."""
-    num_images = len(report.good) + len(report.bad)
-    if report.bad:
-        shown = "; ".join(f"{image.name}: {image.problem}" for image in report.bad[:3])
-        yield (
-            f"{len(report.bad)} of {num_images} files cannot be read ({shown}): fix or remove them. Training "
-            f"puts other images in their places, and stops above {RunConfig().max_bad_fraction:.0%}; "
-            "--out FILE lists all"
-        )
-    if report.copies:
-        copy, original = (image.name for image in report.copies[0])
-        copies = plural(len(report.copies), "file is a copy", "files are copies")
-        yield f"{copies} ({copy} of {original}, say), which count more than once: remove them"
-    if report.small_fraction > 0:
-        # As much as nine of ten images have, in whole patches of 16 pixels.
-        size = max(int(np.percentile(report.short_sides, 10)) // 16 * 16, 32)
-        hint = f"; --crops.global-size {size} fits nine of ten" if size < CROP and report.small_fraction > 0.1 else ""
-        yield f"{report.small_fraction:.0%} are smaller than a global crop of {CROP} px and would be enlarged{hint}"
-    if deep := [kind for kind in report.kinds if "-bit " in kind]:
-        yield f"{' and '.join(deep)}: levels are scaled to 8 bits; where only some are used, stretch them before"
-    if report.warned:
-        first = report.warned[0]
-        files = plural(len(report.warned), "file is", "files are")
-        yield f"{files} read although the decoder warns ({first.name}: {first.warning}): no pixel is missing"
-    yield from report.notes
-    if report.good:
-        recipe = recommended_recipe(len(report.good))
-        yield f"{len(report.good)} images: selfpatch pretrain {printable(images)} RUN --recipe {recipe}"
+    if root.is_dir() and segmentation.matches_layout(root):
+        layout = segmentation.find_layout(root)
+        pairs = {"training": layout.train, "validation": layout.val}
+        return {split: ImageFiles.of_paths([image for image, _ in found]) for split, found in pairs.items() if found}
+    try:
+        splits = find_splits(root, layouts="") if root.is_dir() else None
+    except UserError:
+        splits = None
+    if splits is not None:
+        return {"training": ImageFolder(splits.train), "validation": ImageFolder(splits.val)}
+    return {"only": open_images(root)}

@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.commands.hardware import find_device
-from selfpatch.data.image_folder import ImageFolder
+from selfpatch.data.manifest import open_images
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.errors import working
 from selfpatch.evaluation.features import (
@@ -43,8 +43,9 @@ def embed(
     dtype: str = "float16",
     num_heads: int | None = None,
     network: str | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    num_channels: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     device: str = "auto",
 ) -> int:
     """Write the tokens of all images below `images`; returns how many there are.
@@ -60,7 +61,7 @@ def embed(
         image_size: short side in pixels as the model gets them, shape kept, rounded down to whole patches; None: what
             it was built for. Of images that are more than MAX_ASPECT times as long as wide, the long side is MAX_ASPECT
             times this, and the short side at least one patch.
-        num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
+        num_heads, network, num_channels, mean, std: of a checkpoint, as in `load_backbone`.
 
     Raises:
         UserError: a model, images or device that are not there or do not fit; `out` cannot be written.
@@ -69,8 +70,11 @@ def embed(
     require_writable(out)
     # 1. Model and images.
     found_device = find_device(device)
-    source = ImageFolder(Path(images))
-    backbone = load_backbone(model, device=found_device, num_heads=num_heads, network=network, mean=mean, std=std)
+    source = open_images(Path(images))
+    backbone = load_backbone(
+        model, device=found_device, num_heads=num_heads, network=network, num_channels=num_channels, mean=mean, std=std
+    )
+    source.pixels = backbone.pixels
     for note in backbone.notes:
         say(note)
     size = image_size or min(backbone.model.patch_embed.img_size)
@@ -134,7 +138,7 @@ class Image(NamedTuple):
     """An image as the model gets it, or why there is none."""
 
     name: str
-    pixels: UInt8[np.ndarray, "_h _w 3"] | UnreadableImage
+    pixels: Real[np.ndarray, "_h _w _c"] | UnreadableImage
     is_bounded: bool = False
 
 
@@ -154,7 +158,7 @@ def bounded_size(image_size: tuple[int, int], size: int, patch_size: tuple[int, 
 
 
 def encode(
-    backbone: Backbone, images: list[tuple[str, UInt8[np.ndarray, "_h _w 3"]]], level: str, device: torch.device
+    backbone: Backbone, images: list[tuple[str, Real[np.ndarray, "_h _w _c"]]], level: str, device: torch.device
 ) -> Iterator[tuple[str, Float[np.ndarray, "..."]]]:
     """One vector per image [D], or per patch [R, S, D], in float32; neighbors of one size are encoded together."""
     for _, group in groupby(images, key=lambda image: image[1].shape):

@@ -34,8 +34,9 @@ def evaluate(
     protocol: Any = None,
     num_heads: int | None = None,
     network: str | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    num_channels: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     device: str = "auto",
 ) -> Result:
     """Score a model on a task; writes `out`/result.json and `out`/pictures, and prints a table.
@@ -43,7 +44,7 @@ def evaluate(
     Args:
         model: anything `load_backbone` takes: a run folder, an exported file, an original checkpoint, timm:NAME.
         protocol: the task's settings, or the name of a preset; None: the published ones.
-        num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
+        num_heads, network, num_channels, mean, std: of a checkpoint, as in `load_backbone`.
 
     Raises:
         UserError: an unknown task or preset; a model, data or device that are not there or do not fit.
@@ -56,7 +57,9 @@ def evaluate(
         if name not in presets:
             raise unknown_name(f"preset of {task}", name, presets)
         protocol = presets[name]
-    checkpoint = {"num_heads": num_heads, "network": network, "mean": mean, "std": std}
+    checkpoint = {
+        "num_heads": num_heads, "network": network, "num_channels": num_channels, "mean": mean, "std": std,
+    }  # fmt: skip
     with prepared(task, model, Path(out), device, checkpoint) as (backbone, context):
         result = run_task(task, backbone, Path(data), protocol, context)
     Console().print(table(result))
@@ -75,8 +78,9 @@ def evaluate_frozen(
     frozen: FrozenTasks | None = None,
     num_heads: int | None = None,
     network: str | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    num_channels: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     device: str = "auto",
 ) -> FrozenResults:
     """Score a model on tasks of frozen features, by default on all that `data` allow; images are encoded once.
@@ -86,12 +90,14 @@ def evaluate_frozen(
     Args:
         data: a data set of any of these tasks, or a folder of such data sets.
         frozen: which tasks, by which presets; None: all that `data` allow, as published.
-        num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
+        num_heads, network, num_channels, mean, std: of a checkpoint, as in `load_backbone`.
 
     Raises:
         UserError: a model, data or device that are not there or do not fit.
     """
-    checkpoint = {"num_heads": num_heads, "network": network, "mean": mean, "std": std}
+    checkpoint = {
+        "num_heads": num_heads, "network": network, "num_channels": num_channels, "mean": mean, "std": std,
+    }  # fmt: skip
     with prepared("frozen tasks", model, Path(out), device, checkpoint) as (backbone, context):
         done = frozen_tasks.run(backbone, Path(data), frozen or FrozenTasks(), context)
     Console().print(frozen_table(done, str(model)))

@@ -9,7 +9,7 @@ from selfpatch.backbones.run_checkpoint import find_run_checkpoint, run_folder
 from selfpatch.commands.best_checkpoints import SCORES
 from selfpatch.commands.remove_position import remove_position_from
 from selfpatch.config.io import read_yaml, to_dict
-from selfpatch.data.image_folder import ImageFolder
+from selfpatch.data.manifest import open_images
 from selfpatch.errors import unknown_name, working
 from selfpatch.export.formats import FORMATS
 from selfpatch.export.model_card import Training, write_card
@@ -27,8 +27,9 @@ def export(
     format: str = "timm",
     num_heads: int | None = None,
     network: str | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
+    num_channels: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     remove_position: Path | str | None = None,
 ) -> str:
     """Write a model for another library; prints and returns the Python that loads it.
@@ -37,7 +38,7 @@ def export(
         out: a folder, which gets a model card (README.md) too, or a file with the ending of the format.
         format: timm (.safetensors), hf (a folder for transformers' AutoModel), onnx (.onnx), torch-export (.pt2), or
             dino (.pth, for programs that read DINO's checkpoints).
-        num_heads, network, mean, std: of a checkpoint, as in `load_backbone`.
+        num_heads, network, num_channels, mean, std: of a checkpoint, as in `load_backbone`.
         remove_position: a folder of images; what tells a patch's position on them is removed from the tokens.
 
     Raises:
@@ -49,9 +50,9 @@ def export(
     place = chosen.place(out)
     folder = place if chosen.file is None else place.parent
     require_writable(folder)
-    backbone = load_backbone(model, num_heads=num_heads, network=network, mean=mean, std=std)
+    backbone = load_backbone(model, num_heads=num_heads, network=network, num_channels=num_channels, mean=mean, std=std)
     if remove_position is not None:
-        say(remove_position_from(backbone, ImageFolder(Path(remove_position))))
+        say(remove_position_from(backbone, open_images(Path(remove_position), pixels=backbone.pixels)))
     with working():
         folder.mkdir(parents=True, exist_ok=True)
         line = chosen.write(backbone, place)

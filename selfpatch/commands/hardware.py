@@ -1,9 +1,9 @@
 """The device a command runs on, and how many processes are worth starting."""
 
-import os
-
 import torch
 
+from selfpatch.config import RGB_8, PixelFormat
+from selfpatch.data.cores import num_cores
 from selfpatch.errors import UserError
 
 
@@ -24,14 +24,14 @@ def find_device(name: str) -> torch.device:
     return torch.device(full_name)
 
 
-def augment_on_device(given: str, device: torch.device) -> bool:
-    """Resolve efficiency.color_augmentation: True means on the device, which "auto" means if that is a GPU."""
+def augment_on_device(given: str, device: torch.device, pixels: PixelFormat = RGB_8) -> bool:
+    """Resolve efficiency.color_augmentation: True means on the device, which "auto" means if that is a GPU.
+
+    Images of other channels or depths than 8-bit RGB are augmented in the workers.
+    """
+    if not pixels.is_8_bit_rgb:
+        return False
     return given == "device" or (given == "auto" and device.type == "cuda")
-
-
-def num_cores() -> int:
-    """Cores that this process may use; macOS does not tell, so there it is all of them."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def num_workers(given: int | None) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -9,8 +10,9 @@ from selfpatch.backbones.position_removal import position_r2
 from selfpatch.commands.best_checkpoints import SCORES, BestCheckpoints
 from selfpatch.commands.position_leak import position_moments
 from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.image_folder import read_evenly_spaced
-from selfpatch.data.source import ImageSource
+from selfpatch.data.same_content import same_content
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
@@ -36,7 +38,7 @@ class TrainingMonitor:
     def __init__(
         self,
         config: PretrainConfig,
-        images: ImageSource,
+        images: ImageFiles,
         run: RunFolder,
         *,
         num_steps: int,
@@ -58,7 +60,9 @@ class TrainingMonitor:
             )
         self._evaluator = None
         if settings.data is not None:
-            self._data = read_segmentation(settings.data, max_images=settings.max_images)
+            self._data = read_segmentation(settings.data, max_images=settings.max_images, pixels=images.pixels)
+            if not settings.allow_overlap:
+                refuse_overlap(images, [item.image for item in self._data.val], settings.data)
             protocol = InContextSegmentation(
                 image_size=self._image_size,
                 resize="keep_aspect",
@@ -122,3 +126,17 @@ class TrainingMonitor:
     def _say(self, text: str) -> None:
         if self.progress is not None:
             self.progress.say(text)
+
+
+def refuse_overlap(images: ImageFiles, val: list[Path], data: Path) -> None:
+    """
+    Raises:
+        UserError: the content of a validation image is among the images to train on.
+    """
+    if overlap := same_content(val, map(images.path, range(len(images)))):
+        own, other = next(iter(overlap.items()))
+        raise UserError(
+            f"{len(overlap)} of {len(val)} validation images in {data} are among the images to train on ({own.name} is "
+            f"{other}, say), so scores would be of images that were seen: leave these out (--images.exclude PATTERN), "
+            "take other labeled images, or allow it (--evaluate.allow-overlap)"
+        )

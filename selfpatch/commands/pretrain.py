@@ -15,15 +15,16 @@ from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.resolve_config import resolve_config
 from selfpatch.commands.resource_estimate import data_wait_hint, estimate
 from selfpatch.commands.starting_weights import start_from
-from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.config import PretrainConfig, pixel_format, rows_columns
 from selfpatch.config.io import override
 from selfpatch.data.augmentation.multi_crop import MultiCrop
-from selfpatch.data.image_folder import ImageFolder, require_readable
+from selfpatch.data.image_files import ImageFiles
+from selfpatch.data.image_folder import require_readable
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import EpochSampler
+from selfpatch.data.manifest import open_images
 from selfpatch.data.reading.decode import UnreadableImage
-from selfpatch.data.source import ImageSource
 from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.export.timm_file import export_timm
 from selfpatch.output import checkpoint
@@ -78,10 +79,10 @@ def pretrain(
     Raises:
         UserError: images, settings, device or `out` do not allow the run; nothing has been written then.
     """
-    source = ImageFolder(Path(images))
     config = override(config or find_recipe(recipe), settings or {})
+    source = open_images(Path(images), config.images)
     device = find_device(config.run.device)
-    config, resolved = resolve_config(config, len(source), Path(out), device, resume=resume, init_from=init_from)
+    config, resolved = resolve_config(config, source, Path(out), device, resume=resume, init_from=init_from)
 
     with closing(RunFolder(Path(out))) as run:
         # 1. The parts. What cannot work is refused here, before anything is written.
@@ -145,7 +146,9 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
     torch.manual_seed(config.seed)
     crops = config.crops
     mean, std = crops.normalization
-    backbone = build_backbone(config.backbone, rows_columns(crops.global_size), mean=mean, std=std)
+    backbone = build_backbone(
+        config.backbone, rows_columns(crops.global_size), mean=mean, std=std, pixels=pixel_format(config)
+    )
     student_teacher = build_student_teacher(backbone, config, steps_per_epoch=sampler.steps_per_epoch).to(device)
     check_crops(config, student_teacher)
     apply_efficiency(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate
@@ -181,7 +184,7 @@ def check_crops(config: PretrainConfig, student_teacher: StudentTeacher) -> None
 
 def run_training(
     config: PretrainConfig,
-    source: ImageSource,
+    source: ImageFiles,
     run: RunFolder,
     parts: Parts,
     monitor: TrainingMonitor,
@@ -217,9 +220,10 @@ def run_training(
         parts.sampler,
         MultiCrop(
             config.crops,
-            color_in_worker=not augment_on_device(config.efficiency.color_augmentation, device),
+            color_in_worker=not augment_on_device(config.efficiency.color_augmentation, device, source.pixels),
             recolor=state.student_teacher.needs_recolored,
             boxes=state.student_teacher.needs_boxes,
+            pixels=source.pixels,
         ),
         first_step=first_step,
         stop_step=num_steps,
@@ -268,7 +272,7 @@ def export(state: TrainState, config: PretrainConfig, run: RunFolder) -> str:
 
 def restore(
     run: RunFolder,
-    source: ImageSource,
+    source: ImageFiles,
     config: PretrainConfig,
     state: TrainState,
     *,
@@ -306,7 +310,7 @@ def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: 
 
 def print_summary(
     config: PretrainConfig,
-    source: ImageSource,
+    source: ImageFiles,
     parts: Parts,
     resolved: list[ResolvedSetting],
     *,

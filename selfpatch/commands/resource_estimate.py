@@ -7,7 +7,7 @@ import torch
 
 from selfpatch.backbones.build import build_backbone
 from selfpatch.commands.hardware import augment_on_device, num_cores, num_workers
-from selfpatch.config import PretrainConfig, rows_columns
+from selfpatch.config import PretrainConfig, pixel_format, rows_columns
 from selfpatch.config.io import override
 from selfpatch.pretraining.estimate import (
     PROBE_BATCH_SIZES,
@@ -34,7 +34,9 @@ def fit_batch_size(
         trial = override(trial, {"optim.batch_size": trial.optim.batch_size or PROBE_BATCH_SIZES[0]})
         crops = trial.crops
         mean, std = crops.normalization
-        backbone = build_backbone(trial.backbone, rows_columns(crops.global_size), mean=mean, std=std)
+        backbone = build_backbone(
+            trial.backbone, rows_columns(crops.global_size), mean=mean, std=std, pixels=pixel_format(trial)
+        )
         student_teacher = build_student_teacher(backbone, trial, steps_per_epoch=1).to(device)
         apply_efficiency(student_teacher, replace(trial.efficiency, compile=False))
         need, available = estimate_memory(student_teacher, trial, device), available_memory(device)

@@ -24,7 +24,7 @@ def backbone_settings(source: Backbone, *, patch_size: int | None) -> dict[str, 
         patch_size: of the backbone, if it should have another one than `source`: its grid of positions stays the same.
     """
     name, arguments = source.architecture
-    ignored = {*any_size_arguments(name), "img_size", "final_norm"}
+    ignored = {*any_size_arguments(name), "img_size", "final_norm", "in_chans"}
     arguments = {key: value for key, value in arguments.items() if key not in ignored}
     with torch.device("meta"):
         usual_eps = norm_eps(create_timm(name, **any_size_arguments(name), **arguments))

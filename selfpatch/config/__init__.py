@@ -2,6 +2,7 @@
 
 from selfpatch.config.backbone import AggregatorConfig, BackboneConfig
 from selfpatch.config.crops import IMAGENET_MEAN, IMAGENET_STD, CropsConfig, rows_columns
+from selfpatch.config.images import RGB_8, ImagesConfig, PixelFormat, pixel_format
 from selfpatch.config.objectives import ObjectivesConfig
 from selfpatch.config.objectives.dino import DINOConfig
 from selfpatch.config.objectives.projection_head import HeadConfig
@@ -15,6 +16,7 @@ __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "RESULT_AFFECTING",
+    "RGB_8",
     "AggregatorConfig",
     "BackboneConfig",
     "CropsConfig",
@@ -22,12 +24,15 @@ __all__ = [
     "EfficiencyConfig",
     "EvaluateConfig",
     "HeadConfig",
+    "ImagesConfig",
     "ObjectivesConfig",
     "OptimConfig",
+    "PixelFormat",
     "PretrainConfig",
     "RunConfig",
     "SelfDistillationConfig",
     "SelfPatchConfig",
     "TeacherConfig",
+    "pixel_format",
     "rows_columns",
 ]

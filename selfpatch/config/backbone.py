@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from selfpatch.config.ranges import Config, DropProbability, Positive
+from selfpatch.config.images import MAX_CHANNELS
+from selfpatch.config.ranges import Config, DropProbability, Positive, Range
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class BackboneConfig(Config, group="backbone"):
     drop_path: Annotated[float, DropProbability] = 0.1
     # interpolation of position embeddings to other image sizes: "antialias" as timm, "offset" as DINO's code
     pos_embed_interpolation: Literal["antialias", "offset"] = "antialias"
+    # number of channels that the first layer reads; None: that of the images
+    num_channels: Annotated[int | None, Range(at_least=1, at_most=MAX_CHANNELS)] = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-from selfpatch.config.ranges import Ascending, Config, Finite, Fraction, NonNegative, Positive, Probability, Range
+from selfpatch.config.ranges import (
+    Ascending,
+    BelowOne,
+    Config,
+    Finite,
+    Fraction,
+    NonNegative,
+    Positive,
+    Probability,
+    Range,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,6 +45,8 @@ class CropsConfig(Config, group="crops"):
     hflip_prob: Annotated[float, Probability] = 0.5
     # strength of color jitter: largest change of brightness, contrast, saturation and hue
     color_jitter: Annotated[tuple[float, float, float, float], NonNegative] = (0.4, 0.4, 0.2, 0.1)
+    # largest change of the gain of each channel for itself, part of the color jitter of images that are not RGB
+    channel_gain: Annotated[float, BelowOne] = 0.2
     # probability of color jitter
     color_jitter_prob: Annotated[float, Probability] = 0.8
     # probability of conversion to grayscale
@@ -46,14 +58,13 @@ class CropsConfig(Config, group="crops"):
     # probability of solarization on every global crop but the first
     solarize_prob: Annotated[float, Probability] = 0.2
     # mean of each channel that crops are normalized with, for pixel values in [0, 1]; None: that of the weights the run
-    # starts from (--init-from), else ImageNet's
-    mean: Annotated[tuple[float, float, float] | None, Finite] = None
-    # standard deviation of each channel that crops are normalized with, for pixel values in [0, 1]; None: that of the
-    # weights the run starts from (--init-from), else ImageNet's
-    std: Annotated[tuple[float, float, float] | None, Positive] = None
+    # starts from (--init-from), else ImageNet's, or of images that are not 8-bit RGB their own
+    mean: Annotated[tuple[float, ...] | None, Finite] = None
+    # standard deviation of each channel that crops are normalized with, for pixel values in [0, 1]; None: as the mean
+    std: Annotated[tuple[float, ...] | None, Positive] = None
 
     @property
-    def normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    def normalization(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, ImageNet's where they are not set."""
         return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
 

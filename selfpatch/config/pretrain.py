@@ -1,7 +1,8 @@
 """Settings of a pretraining run, grouped by what they may change.
 
-*Method* (backbone, aggregator, crops, objectives, optim, teacher, seed) changes results and must be the same when a run
-goes on; *efficiency* must not change results; *run* and *evaluate* (paths, logging, scores on the way) cannot.
+*Method* (images, backbone, aggregator, crops, objectives, optim, teacher, seed) changes results and must be the same
+when a run goes on; *efficiency* must not change results; *run* and *evaluate* (paths, logging, scores on the way)
+cannot.
 
 `None` where a number is expected means "derived": a recipe says from what (see recipes/small_data.py).
 """
@@ -11,6 +12,7 @@ from typing import Annotated
 
 from selfpatch.config.backbone import AggregatorConfig, BackboneConfig
 from selfpatch.config.crops import CropsConfig
+from selfpatch.config.images import ImagesConfig
 from selfpatch.config.objectives import ObjectivesConfig
 from selfpatch.config.optim import OptimConfig, TeacherConfig
 from selfpatch.config.ranges import Config, Seed
@@ -24,6 +26,7 @@ class PretrainConfig(Config):
     # name of the recipe that the settings start from; `selfpatch --help` lists them
     recipe: str = "dino-selfpatch"
 
+    images: ImagesConfig = ImagesConfig()
     backbone: BackboneConfig = BackboneConfig()
     aggregator: AggregatorConfig | None = None
     crops: CropsConfig = CropsConfig()
@@ -48,4 +51,4 @@ class PretrainConfig(Config):
         )
 
 
-RESULT_AFFECTING = ("backbone", "aggregator", "crops", "objectives", "optim", "teacher", "seed")
+RESULT_AFFECTING = ("images", "backbone", "aggregator", "crops", "objectives", "optim", "teacher", "seed")

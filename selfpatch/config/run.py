@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
+from selfpatch.config.images import ShownChannels
 from selfpatch.config.ranges import Config, NonNegative, Positive, UnitInterval
 
 
@@ -13,10 +14,14 @@ class EvaluateConfig(Config, group="evaluate"):
 
     # labeled images for scores during training: ADE20K layout, or images/ and masks/; None: no scores
     data: Path | None = None
+    # score also when validation images are among the images to train on
+    allow_overlap: bool = False
     # steps between scores and between pictures; None: ten times in the run
     every_steps: Annotated[int | None, Positive] = None
     # short side in pixels of images that are scored or drawn; None: twice the global crop
     image_size: Annotated[int | None, Positive] = None
+    # channels that pictures show as red, green and blue, counted from 0; None: the first three
+    shown_channels: ShownChannels = None
     # number of labeled patches kept in the memory bank
     memory_size: Annotated[int, Positive] = 10_240
     # k: number of nearest patches in the memory bank that vote on the label of a patch

@@ -1,5 +1,6 @@
 """Values of settings by their annotated types: from YAML, from words of the command line, and in words for messages."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -130,7 +131,7 @@ def num_words(kind: Any) -> list[int | None]:
             counts.add(None if arguments[1:] == (...,) else len(arguments))
         else:
             counts.add(1)
-    return sorted(counts, key=lambda count: -1 if count is None else -count)
+    return sorted(counts, key=lambda count: -math.inf if count is None else -count)
 
 
 def _first_that_reads(kinds: Sequence[Any], read: Callable[[Any], Any]) -> Any:

@@ -1,98 +1,88 @@
-"""The images below one or several folders, found by their endings and kept in little memory."""
+"""The images below one or several folders, found by their endings."""
 
-import hashlib
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real
 
-from selfpatch.data.reading.decode import UnreadableImage, read_image
+from selfpatch.config import RGB_8, PixelFormat
+from selfpatch.data.image_files import ImageFiles, append_name
+from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.data.reading.image_file import FORMATS_TEXT
 from selfpatch.data.source import ImageSource
 from selfpatch.errors import UserError
-from selfpatch.output.printable import printable
 
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".npy", ".npz")
 _ENDINGS = tuple(ending.encode() for ending in ENDINGS)
 # Made by macOS and Synology beside the files of others: what is in them is no image, or a thumbnail of one.
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
 _SYSTEM_FOLDERS = tuple(name.encode() for name in SYSTEM_FOLDERS)
 
 
-class ImageFolder:
+class ImageFolder(ImageFiles):
     """All images below the folders, in an order that depends on their names alone.
 
     A folder's own files come before those of its subfolders, both sorted by the bytes of their names. Endings count in
     capitals too. Hidden files and folders are left out, and links to folders are not followed (they may form loops);
     links to files are images like others. `notes` tells of other files and of links.
 
-    Names are held as one block of bytes: a million paths cost their length plus 8 bytes each, workers share them, and
-    names that are no valid UTF-8 work.
+    Args:
+        include, exclude: patterns (as of a shell) of names as seen from the folder, or of names alone; nothing to
+            include means all.
 
     Raises:
         UserError: a folder is missing, is a file, or there is no image in any of them.
     """
 
-    def __init__(self, *folders: Path):
-        self.folders = [Path(folder) for folder in folders]
+    def __init__(
+        self,
+        *folders: Path,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        pixels: PixelFormat = RGB_8,
+    ):
+        paths = [Path(folder) for folder in folders]
         names, ends, first_of_folder = bytearray(), array("q", [0]), []
         self.num_links = 0  # links to folders that were not followed
         self.left_out: Counter[str] = Counter()  # other files, by their endings
-        for folder in self.folders:
+        is_chosen = chosen_by(include, exclude)
+        num_found = Counter()
+        for folder in paths:
             _check_folder(folder)
             first_of_folder.append(len(ends) - 1)
-            self.num_links += _scan(os.fsencode(folder), names, ends, self.left_out)
-        # As they were gathered: copies would double the peak.
-        self._names = names
-        self._ends = np.frombuffer(ends, np.int64)
-        self._first_of_folder = np.array(first_of_folder)
+            self.num_links += _scan(os.fsencode(folder), names, ends, self.left_out, is_chosen, num_found)
+        notes = left_out_notes(self.left_out, self.num_links)
+        if num_found["not chosen"]:
+            notes.append(f"{plural(num_found['not chosen'], 'image is', 'images are')} left out by the patterns given")
+        super().__init__(paths, names, ends, first_of_folder, notes=notes, pixels=pixels)
+        if len(self) == 0 and num_found["not chosen"]:
+            raise UserError(
+                f"none of the {num_found['not chosen']:,} images below {', '.join(map(str, paths))} is left by the "
+                f"patterns: include {' '.join(include) or 'all'}, exclude {' '.join(exclude) or 'none'}; they are "
+                'compared with names as seen from the folder, such as "site_a/*" or "*_rgb.tif"'
+            )
         if len(self) == 0:
-            raise UserError(_no_images(self.folders, self.left_out, self.num_links))
+            raise UserError(_no_images(paths, self.left_out, self.num_links))
 
-    @property
-    def notes(self) -> list[str]:
-        """Sentences on what lies in the folders and is not among the images."""
-        return left_out_notes(self.left_out, self.num_links)
 
-    def __len__(self) -> int:
-        return len(self._ends) - 1
+def chosen_by(include: Sequence[str], exclude: Sequence[str]) -> Callable[[bytes], bool] | None:
+    """A test of names as seen from the folder; None: all are chosen."""
+    if not include and not exclude:
+        return None
 
-    @property
-    def num_channels(self) -> int:
-        return 3
+    def matches(name: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatchcase(name, pattern) or fnmatchcase(name.rpartition("/")[2], pattern) for pattern in patterns)
 
-    def path(self, index: int) -> Path:
-        folder, name = self._folder_and_name(index)
-        return folder / name
+    def is_chosen(name: bytes) -> bool:
+        text = os.fsdecode(name)
+        return (not include or matches(text, include)) and not matches(text, exclude)
 
-    def name(self, index: int) -> str:
-        """As seen from the folder, printable; of several folders, below the folder as it was given."""
-        folder, name = self._folder_and_name(index)
-        return printable(name if len(self.folders) == 1 else folder / name)
-
-    def _folder_and_name(self, index: int) -> tuple[Path, str]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"there is no image {index}; they are numbered 0 to {len(self) - 1}")
-        folder = self.folders[np.searchsorted(self._first_of_folder, index, side="right") - 1]
-        # A name keeps the zero byte that ends it in the block.
-        return folder, os.fsdecode(bytes(self._names[self._ends[index] : self._ends[index + 1] - 1]))
-
-    def read(self, index: int) -> UInt8[np.ndarray, "H W 3"]:
-        """The pixels; raises UnreadableImage."""
-        return read_image(self.path(index))
-
-    def fingerprint(self) -> str:
-        """Changes when images are added, removed or renamed; not when the folders move as they are.
-
-        Only names count: sizes would cost one round trip a file on a network file system.
-        """
-        digest = hashlib.sha256(self._first_of_folder.tobytes())
-        digest.update(self._names)
-        return digest.hexdigest()
+    return is_chosen
 
 
 def left_out_notes(left_out: Counter[str], num_links: int) -> list[str]:
@@ -129,7 +119,7 @@ def require_readable(images: ImageSource, num_tries: int = 32) -> None:
     )
 
 
-def read_evenly_spaced(images: ImageSource, count: int) -> Iterator[tuple[str, UInt8[np.ndarray, "_h _w _c"]]]:
+def read_evenly_spaced(images: ImageSource, count: int) -> Iterator[tuple[str, Real[np.ndarray, "_h _w _c"]]]:
     """Name and pixels of at most `count` images, spread evenly over all, without those that cannot be read."""
     for index in evenly_spaced(len(images), count):
         try:
@@ -152,7 +142,14 @@ def _check_folder(folder: Path) -> None:
     raise UserError(f"the folder {folder} does not exist (but {nearest} does); give a folder of images")
 
 
-def _scan(root: bytes, names: bytearray, ends: array, left_out: Counter[str]) -> int:
+def _scan(
+    root: bytes,
+    names: bytearray,
+    ends: array,
+    left_out: Counter[str],
+    is_chosen: Callable[[bytes], bool] | None,
+    num_found: Counter[str],
+) -> int:
     """Append what lies below `root`, count the endings of other files, and return the number of links not followed."""
     num_links = 0
     pending = [b""]
@@ -176,10 +173,10 @@ def _scan(root: bytes, names: bytearray, ends: array, left_out: Counter[str]) ->
                     left_out[_ending(entry.name)] += 1
         files.sort()
         for name in files:
-            names += below_slash
-            names += name
-            names += b"\0"
-            ends.append(len(names))
+            if is_chosen is None or is_chosen(below_slash + name):
+                append_name(names, ends, below_slash, name)
+            else:
+                num_found["not chosen"] += 1
         pending += [os.path.join(below, name) for name in sorted(folders, reverse=True)]
     return num_links
 

@@ -3,7 +3,9 @@
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real
+
+from selfpatch.config import PixelFormat
 
 
 @runtime_checkable
@@ -11,13 +13,13 @@ class ImageSource(Protocol):
     """Images in a fixed order, read by index from any thread or process."""
 
     @property
-    def num_channels(self) -> int:
-        """Channels of every image that `read` returns."""
+    def pixels(self) -> PixelFormat:
+        """The format of every image that `read` returns."""
         ...
 
     def __len__(self) -> int: ...
 
-    def read(self, index: int) -> UInt8[np.ndarray, "_h _w _c"]:
+    def read(self, index: int) -> Real[np.ndarray, "_h _w _c"]:
         """The pixels, upright; raises UnreadableImage."""
         ...
 

@@ -38,6 +38,7 @@ class CachedBackbone(Backbone):
         self.num_channels, self.num_heads = backbone.num_channels, backbone.num_heads
         self.has_cls_token = backbone.has_cls_token
         self.mean, self.std, self.notes = backbone.mean, backbone.std, backbone.notes
+        self.pixels = backbone.pixels
         self.num_found = self.num_encoded = 0
         self._folder, self._max_bytes = folder, max_bytes
         self._model = fingerprint(backbone)

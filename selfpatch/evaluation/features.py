@@ -7,7 +7,8 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+import torch.nn.functional as F
+from jaxtyping import Float, Real, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -76,9 +77,18 @@ def keep_ratio_size(image_size: tuple[int, int], short_side: int, long_side: int
     return height, width
 
 
-def resize_image(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """Bilinear and antialiased, to (rows, columns)."""
-    return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+def resize_image(
+    image: Real[np.ndarray, "H W C"], size: tuple[int, int], *, mode: Literal["bilinear", "bicubic"] = "bilinear"
+) -> Real[np.ndarray, "H2 W2 C"]:
+    """Antialiased, to (rows, columns): 8-bit RGB by Pillow, all else by torch, which filters alike."""
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        resampling = Image.Resampling.BILINEAR if mode == "bilinear" else Image.Resampling.BICUBIC
+        return np.array(Image.fromarray(image).resize((size[1], size[0]), resampling))
+    planes = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    resized = F.interpolate(planes, size, mode=mode, antialias=True)[0].permute(1, 2, 0)
+    if image.dtype == np.uint8:
+        return resized.round_().clamp_(0, 255).to(torch.uint8).contiguous().numpy()
+    return resized.clamp_(0, 1).contiguous().numpy()
 
 
 def resize_mask(mask: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> UInt8[np.ndarray, "H2 W2"]:
@@ -87,16 +97,18 @@ def resize_mask(mask: UInt8[np.ndarray, "H W"], size: tuple[int, int]) -> UInt8[
 
 
 def normalized(
-    images: UInt8[Tensor, "B H W 3"], mean: Sequence[float], std: Sequence[float]
-) -> Float[Tensor, "B 3 H W"]:
-    centered = images / 255 - torch.tensor(mean, device=images.device)
+    images: Real[Tensor, "B H W C"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "B C H W"]:
+    """Levels from 0 to 255, or values in [0, 1] as floating point."""
+    values = images if images.is_floating_point() else images / 255
+    centered = values - torch.tensor(mean, device=images.device)
     return (centered / torch.tensor(std, device=images.device)).permute(0, 3, 1, 2).contiguous()
 
 
 # Not inference_mode: a linear layer is trained on these tokens, and what a model caches on its way (resampled position
 # embeddings, say) must stay fit for training.
 @torch.no_grad()
-def patch_features(backbone: Backbone, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D R S"]:
+def patch_features(backbone: Backbone, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D R S"]:
     """The backbone's patch tokens as a map, in float32 whatever autocast says; call it within `eval_mode`."""
     with torch.autocast(images.device.type, enabled=False):
         tokens = backbone(images)

@@ -8,6 +8,7 @@ from typing import Any
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.config.io import to_dict
+from selfpatch.errors import UserError
 from selfpatch.evaluation.classification import knn_classification, linear_classification
 from selfpatch.evaluation.detection import mask_rcnn
 from selfpatch.evaluation.discovery import object_discovery
@@ -39,6 +40,9 @@ TASK_RUNNERS: dict[str, Callable[[Backbone, Path, Any, EvalContext], EvalOutput]
     "video-segmentation": video_segmentation.run,
 }
 
+# Their data sets, and the augmentation of their training, are 8-bit RGB.
+RGB_TASKS = ("mask-rcnn", "video-segmentation")
+
 
 def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: EvalContext) -> Result:
     """Run a task and write OUT/result.json and OUT/pictures.
@@ -49,6 +53,8 @@ def run_task(task: str, backbone: Backbone, data: Path, protocol: Any, context: 
     Raises:
         UserError: the data are not complete and consistent, or do not fit the model or the protocol.
     """
+    if task in RGB_TASKS and not backbone.pixels.is_8_bit_rgb:
+        raise UserError(f"{task} reads 8-bit RGB, and this model is made for {backbone.pixels}; choose another task")
     start = time.monotonic()
     # A setting that is left out of comparisons changes no number: it does not make another protocol.
     changes_nothing = {field.name for field in dataclasses.fields(protocol) if not field.compare}

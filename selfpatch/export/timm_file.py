@@ -37,11 +37,17 @@ def export_timm(backbone: Backbone, path: Path, *, metadata: Mapping[str, str] |
         "architecture": name,
         "arguments": json.dumps(arguments),
         "patch_size": json.dumps(backbone.patch_size),
+        "num_channels": json.dumps(backbone.num_channels),
         "mean": json.dumps(backbone.mean),
         "std": json.dumps(backbone.std),
         "norm_eps": json.dumps(norm_eps(backbone.model)),
         "final_norm_from_aggregator": json.dumps(backbone.final_norm_from_aggregator),
     }
+    if not backbone.pixels.is_8_bit_rgb or backbone.pixels.shown_channels is not None:
+        # How stored values become those in [0, 1] that mean and std are for.
+        pixels = backbone.pixels._asdict()
+        del pixels["num_channels"]
+        description["pixels"] = json.dumps(pixels)
     tensors = {key: value.detach().cpu().contiguous() for key, value in backbone.model.state_dict().items()}
     with atomic_write(path) as temporary:
         try:

@@ -90,9 +90,9 @@ def largest_batch(need: Need, available_bytes: float, *, num_images: int, accumu
 
 
 def _step(student_teacher: StudentTeacher, config: PretrainConfig, num_images: int, device: torch.device) -> None:
-    crops = config.crops
+    crops, num_channels = config.crops, student_teacher.student.backbone.num_channels
     global_crops, local_crops = (
-        torch.randn(count, num_images, 3, *rows_columns(size), device=device) if count else None
+        torch.randn(count, num_images, num_channels, *rows_columns(size), device=device) if count else None
         for count, size in ((crops.num_global, crops.global_size), (crops.num_local, crops.local_size))
     )
     assert global_crops is not None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
 from selfpatch.config import CropsConfig
@@ -45,7 +45,7 @@ def make_views(
     """Equal parts of the images, one after another: copied to the device, colors changed there if not yet, normalized.
 
     Args:
-        crops: 8-bit RGB, and the parameters of color augmentation unless the workers have applied it.
+        crops: not normalized, and the parameters of color augmentation unless the workers have applied it.
     """
     bounds = [part * crops.num_images // num_parts for part in range(num_parts + 1)]
     for start, stop in itertools.pairwise(bounds):
@@ -61,7 +61,7 @@ def make_views(
 
 
 def _finish(
-    crops: UInt8[Tensor, "V B C H W"],
+    crops: Real[Tensor, "V B C H W"],
     color: BatchedColorParams | None,
     config: CropsConfig,
     device: torch.device,

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from selfpatch.backbones.backbone import Backbone, Tokens
 from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.data.augmentation.normalize import normalize
+from selfpatch.data.shown_colors import shown_colors
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.visualization.attention_map import draw_attention_maps
@@ -28,7 +30,7 @@ MAX_ASPECT = 3
 
 def visualize(
     backbone: Backbone,
-    images: Sequence[tuple[str, UInt8[np.ndarray, "_h _w 3"]]],
+    images: Sequence[tuple[str, Real[np.ndarray, "_h _w _c"]]],
     out_dir: Path,
     *,
     image_size: int | None = None,
@@ -89,7 +91,7 @@ def visualize(
 
 @torch.no_grad()
 def encode(
-    backbone: Backbone, name: str, pixels: UInt8[np.ndarray, "H W 3"], image_size: int, *, min_patches: int
+    backbone: Backbone, name: str, pixels: Real[np.ndarray, "H W C"], image_size: int, *, min_patches: int
 ) -> EncodedImage:
     """Resized to this short side, as near as whole patches, at least `min_patches` a side, allow; its shape is kept."""
     height, width = pixels.shape[:2]
@@ -97,9 +99,17 @@ def encode(
     patch_height, patch_width = backbone.patch_size
     rows = max(min_patches, round(height * scale / patch_height))
     columns = max(min_patches, round(width * scale / patch_width))
-    size = (columns * patch_width, rows * patch_height)
-    resized = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
-    return EncodedImage(name, resized, backbone(_to_input(backbone, resized)))
+    resized = _resize(pixels, (rows * patch_height, columns * patch_width))
+    shown = shown_colors(resized, backbone.pixels.shown_channels)
+    return EncodedImage(name, shown, backbone(_to_input(backbone, resized)), resized)
+
+
+def _resize(pixels: Real[np.ndarray, "H W C"], size: tuple[int, int]) -> Real[np.ndarray, "R S C"]:
+    """Bicubic and antialiased, to (rows, columns)."""
+    if pixels.dtype == np.uint8 and pixels.shape[2] == 3:
+        return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return F.interpolate(planes, size, mode="bicubic", antialias=True)[0].permute(1, 2, 0).contiguous().numpy()
 
 
 @torch.no_grad()
@@ -107,7 +117,7 @@ def _for_positives(backbone: Backbone, images: list[EncodedImage], layer: int | 
     """With the tokens in which a run finds positives: those before a borrowed norm, or of a layer."""
 
     def tokens_of(image: EncodedImage) -> Tokens:
-        pixels = _to_input(backbone, image.pixels)
+        pixels = _to_input(backbone, _values(image))
         if layer is None:
             return backbone.pre_norm_tokens(pixels)
         (feature_map,) = backbone.forward_intermediates(pixels, [layer])
@@ -118,9 +128,13 @@ def _for_positives(backbone: Backbone, images: list[EncodedImage], layer: int | 
 
 @torch.no_grad()
 def _attention(backbone: Backbone, image: EncodedImage) -> Float[Tensor, "h R S"]:
-    return backbone.cls_attention(_to_input(backbone, image.pixels))[0]
+    return backbone.cls_attention(_to_input(backbone, _values(image)))[0]
 
 
-def _to_input(backbone: Backbone, pixels: UInt8[np.ndarray, "H W 3"]) -> Float[Tensor, "1 3 H W"]:
+def _values(image: EncodedImage) -> Real[np.ndarray, "H W C"]:
+    return image.pixels if image.values is None else image.values
+
+
+def _to_input(backbone: Backbone, pixels: Real[np.ndarray, "H W C"]) -> Float[Tensor, "1 C H W"]:
     device = next(backbone.parameters()).device
     return normalize(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(device), backbone.mean, backbone.std)

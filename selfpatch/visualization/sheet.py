@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from selfpatch.backbones.backbone import Tokens
@@ -20,11 +20,16 @@ BAR_WIDTH, BAR_HEIGHT = 260, 14
 
 
 class EncodedImage(NamedTuple):
-    """An image as the backbone got it, and what the backbone made of it (a batch of one)."""
+    """An image as it is shown, and what the backbone made of it (a batch of one).
+
+    Args:
+        values: what the backbone got, where that is more than `pixels` show.
+    """
 
     name: str
     pixels: UInt8[np.ndarray, "H W 3"]
     tokens: Tokens
+    values: Real[np.ndarray, "H W C"] | None = None
 
 
 class Panel(NamedTuple):

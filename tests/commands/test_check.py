@@ -1,15 +1,21 @@
 """A folder with one of everything: what `selfpatch check` counts, lists and advises."""
 
+import json
 import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from selfpatch.cli import main
-from selfpatch.commands.check import CROP, check, check_all
+from selfpatch.commands.check import check
+from selfpatch.commands.check_report import CROP
 from selfpatch.data.image_folder import ImageFolder
+from selfpatch.data.inspection.inspect_all import inspect_all
+from tests.data.augmentation.photographs import photograph
+from tests.data.nine_channels import nine_channels, write_nine_channels
 
 
 def noise(rows: int, columns: int, channels: int, *, seed: int) -> np.ndarray:
@@ -60,7 +66,10 @@ def test_words(folder, capsys, monkeypatch):
         f"- 17% are smaller than a global crop of {CROP} px and would be enlarged; --crops.glob"
     )
     assert advice[2].endswith("--crops.global-size 144 fits nine of ten")
-    assert "16-bit" in advice[3]
+    assert (
+        "pretraining refuses these images as they are: the images differ in their number of channels: 5 of 3"
+        in advice[3]
+    )
     assert advice[4] == "- 1 link to a folder was not followed: give the targets, or put the files there"
     assert advice[5] == f"- 6 images: selfpatch pretrain {folder} RUN --recipe dino-selfpatch-small"
     listed = (folder.parent / "bad.txt").read_text().splitlines()
@@ -124,11 +133,95 @@ def test_names_that_terminals_obey_are_escaped(tmp_path, capsys):
 
 
 def test_more_images_than_are_read_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("selfpatch.commands.check.IMAGES_AT_ONCE", 8)
+    monkeypatch.setattr("selfpatch.data.inspection.inspect_all.IMAGES_AT_ONCE", 8)
     for i in range(20):
         Image.fromarray(np.full((8, 8), i, np.uint8)).save(tmp_path / f"{i:02}.png")
     (tmp_path / "10.png").write_text("no picture")
     folder = ImageFolder(tmp_path)
-    checked = list(check_all(folder))
+    checked = list(inspect_all(folder, num_processes=2))
     assert [image.path for image in checked] == [folder.path(i) for i in range(20)]
     assert [bool(image.problem) for image in checked] == [i == 10 for i in range(20)]
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+
+
+@pytest.fixture
+def rich_folder(tmp_path) -> Path:
+    """30 photographs; an edited copy, a dark, a blurred and an empty one; two that a labeled set has."""
+    folder = tmp_path / "images"
+    for seed in range(30):
+        save(folder / f"{seed:02}.png", photograph(seed, 240, 256))
+    save(folder / "edited.jpg", cv2.resize(photograph(4, 240, 256), (200, 190), interpolation=cv2.INTER_AREA))
+    save(folder / "night.png", (photograph(40, 240, 256) * 0.06).astype(np.uint8))
+    save(folder / "hazy.png", cv2.GaussianBlur(photograph(41, 240, 256), (0, 0), 9))
+    save(folder / "blank.png", np.full((240, 256, 3), 77, np.uint8))
+    labeled = tmp_path / "labeled"
+    for split, seeds in (("training", (100, 7)), ("validation", (101, 8))):
+        for seed in seeds:
+            save(labeled / "images" / split / f"x{seed}.png", photograph(seed, 240, 256))
+            save(labeled / "annotations" / split / f"x{seed}.png", np.ones((240, 256), np.uint8))
+    save(labeled / "images" / "validation" / "x9.jpg", photograph(9, 240, 256))  # compressed: alike, not the same
+    save(labeled / "annotations" / "validation" / "x9.png", np.ones((240, 256), np.uint8))
+    return folder
+
+
+def test_likeness_leaks_and_outliers_in_words_and_as_json(rich_folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    labels = rich_folder.parent / "labeled"
+    command = ["check", str(rich_folder), "--labels", str(labels), "--cache", str(rich_folder.parent / "cache.jsonl")]
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    names = {kind: [Path(name).name for name in images] for kind, images in found["outliers"].items()}
+    assert names.pop("blurred")[0] == "hazy.png"
+    assert names == {"dark": ["night.png"], "bright": [], "one color": ["blank.png"]}
+    assert [[Path(name).name for name in group] for group in found["near_duplicates"]] == [["04.png", "edited.jpg"]]
+    leaks = {
+        split: {(Path(leak["name"]).name, Path(leak["labeled"]).name, leak["exact"]) for leak in of_split}
+        for split, of_split in found["leaks"].items()
+    }
+    assert leaks == {
+        "training": {("07.png", "x7.png", True)},
+        "validation": {("08.png", "x8.png", True), ("09.png", "x9.jpg", False)},
+    }
+    assert (found["channels"], found["bit_depths"], found["num_images"]) == ({"3": 34}, {"8 bits": 34}, 34)
+    pixels = [np.asarray(Image.open(path)).reshape(-1, 3) / 255 for path in sorted(rich_folder.iterdir())]
+    np.testing.assert_allclose(found["mean"], np.concatenate(pixels).mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(found["std"], np.concatenate(pixels).std(axis=0), atol=1e-4)
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "2 images are in the validation split of the labeled set, or look like one of it",
+        "2 images in 1 group look alike",
+        "worth a look: 1 far darker than the others",
+        "blurred (",
+        "1 of one color",
+        "mean per channel",
+    ):
+        assert words in said
+
+
+def test_channels_and_settings_that_follow(tmp_path, capsys):
+    write_nine_channels(tmp_path, num_unlabeled=3)
+    report = check(tmp_path / "images")
+    assert report.channels == {9: 3}
+    assert report.bit_depths == {"16 bits": 3}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "pretraining will set backbone.num-channels to 9" in said
+    assert "images.value-range to (0.0, 4095.0)" in said
+    mean, _ = report.normalization
+    pixels = np.stack([nine_channels(seed)[0] for seed in range(3)]) / 65535
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 2, 3)), atol=1e-5)
+
+
+def test_damage_is_counted_by_kind(folder, capsys):
+    (folder / "empty.jpg").touch()
+    report = check(folder)
+    assert report.damage == {"cut short": 1, "no image": 1, "empty": 1}
+
+
+def test_labels_that_are_not_there(folder, capsys):
+    assert main(["check", str(folder), "--labels", str(folder / "none")]) == 2
+    assert "does not exist" in capsys.readouterr().err

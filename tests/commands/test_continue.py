@@ -259,7 +259,7 @@ def test_download_that_fails(refused, monkeypatch):
     def fail(name, **_):
         raise OSError("401 Client Error: access is restricted.")
 
-    monkeypatch.setattr("selfpatch.backbones.pretrained.create_timm", fail)
+    monkeypatch.setattr("selfpatch.backbones.timm_weights.create_timm", fail)
     name = "vit_small_patch16_dinov3.lvd1689m"
     says = rf"{name}.: 401 .* fetch \S+ from https://huggingface.co/timm/{name} .* into a folder with the name {name}"
     refused("--recipe", "continue", "--init-from", f"timm:{name}", says=says)

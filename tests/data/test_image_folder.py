@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfpatch.config import RGB_8
 from selfpatch.data.image_folder import ImageFolder, require_readable
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.data.source import ImageSource
@@ -119,7 +120,7 @@ def test_names_are_printable_and_distinct(tmp_path):
     assert shown == dict(zip(odd, [
         r"a\nb.jpg", r"a\\nb.jpg", r"\x1b[31mred.jpg", r"\xff.jpg", r"\\xff.jpg", r"tab\t.jpg", "é 漢.jpg",
     ], strict=True))  # fmt: skip
-    assert images.num_channels == 3
+    assert images.pixels == RGB_8
 
 
 def test_names_tell_folders_apart(tmp_path):

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from selfpatch.backbones.checkpoints.sidecar import Normalization, check_normalization
+from selfpatch.config import RGB_8, PixelFormat
+from selfpatch.config.images import MAX_CHANNELS
 from selfpatch.errors import UserError
 
 # The metadata of an exported file, besides "architecture", "arguments", "mean" and "std".
@@ -13,6 +15,7 @@ FORMAT_KEY, FORMAT_VERSION = "selfpatch_format", "1"
 # Bounds of whole numbers; far beyond any backbone, and small enough to be built, or refused, quickly.
 WHOLE = {
     "num_classes": (0, 65_536),  # of its tokens' width where position was removed
+    "in_chans": (1, MAX_CHANNELS),
     "img_size": (1, 8192),
     "patch_size": (1, 1024),
     "embed_dim": (1, 65_536),
@@ -42,6 +45,7 @@ class Description(NamedTuple):
     normalization: Normalization
     final_norm_from_aggregator: bool
     norm_eps: float | None
+    pixels: PixelFormat
 
 
 def read_description(file: Path, metadata: dict[str, str]) -> Description:
@@ -62,16 +66,43 @@ def read_description(file: Path, metadata: dict[str, str]) -> Description:
         norm_eps = json.loads(metadata.get("norm_eps", "null"))
         if norm_eps is not None and not (isinstance(norm_eps, float) and 0 < norm_eps < 1):
             raise UserError(f"norm_eps is {norm_eps!r}")
+        num_channels = arguments.get("in_chans", 3)
         return Description(
             metadata["architecture"],
             arguments,
-            check_normalization(mean, std, source="metadata"),
+            check_normalization(mean, std, source="metadata", num_channels=num_channels),
             metadata.get("final_norm_from_aggregator") == "true",
             norm_eps,
+            read_pixel_format(json.loads(metadata.get("pixels", "{}")), num_channels),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else repr(error)[:300]
         raise UserError(f"{file} has metadata that no export wrote ({reason}); export the backbone again") from error
+
+
+def read_pixel_format(values: Any, num_channels: int) -> PixelFormat:
+    """How images are read, out of the metadata of an exported file; 8-bit RGB if nothing is there.
+
+    Raises:
+        UserError: values that no export writes.
+    """
+    names = {"dtype", "value_range", "pages", "shown_channels"}
+    if not isinstance(values, dict) or not values.keys() <= names:
+        raise UserError(f"pixels are {str(values)[:100]}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    pixels = RGB_8._replace(num_channels=num_channels, **values)
+    low, high = (0.0, 1.0) if pixels.value_range is None else pixels.value_range
+    shown = () if pixels.shown_channels is None else pixels.shown_channels
+    if not (
+        pixels.dtype in ("uint8", "float32")
+        and pixels.pages in ("auto", "first", "channels")
+        and all(type(value) in (int, float) and math.isfinite(value) for value in (low, high))
+        and low < high
+        and len(shown) in (0, 3)
+        and all(type(channel) is int and 0 <= channel < num_channels for channel in shown)
+    ):
+        raise UserError(f"pixels are {str(values)[:100]}")
+    return pixels
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import re
 from typing import Any, NamedTuple
 
 import torch
+from timm.models import adapt_input_conv
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -19,13 +20,15 @@ OPTIONAL = {
     r"norm\.(weight|bias)": "its final norm starts anew",
 }
 
+_FIRST_LAYER = "patch_embed.proj.weight"
+
 
 class LoadedWeights(NamedTuple):
     """The tensors that were copied, the mean and std of images that they were trained with, and notes for the user."""
 
     match: Match
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -48,6 +51,9 @@ def initialize(backbone: Backbone, source: Backbone, *, origin: str) -> LoadedWe
     else:
         notes += _resample(source, backbone)
         tensors = _with_positions_of(source_model, target)
+    if source.num_channels != backbone.num_channels:
+        tensors[_FIRST_LAYER] = adapt_input_conv(backbone.num_channels, tensors[_FIRST_LAYER])
+        notes.append(f"first layer adapted from RGB to {backbone.num_channels} channels by timm's rule")
 
     # 2. Everything must be there and known, but for what a backbone can start anew or do without.
     match = match_tensors(tensors, target)
@@ -94,6 +100,11 @@ def _refuse_other_windows(match: Match, source: Backbone, target: Backbone, orig
 
 
 def _refuse_other(source: Backbone, target: Backbone, origin: str) -> None:
+    if source.num_channels not in (3, target.num_channels):
+        raise UserError(
+            f"{origin} is made for images of {source.num_channels} channels, and these have {target.num_channels}: "
+            "only a first layer for RGB can be adapted; start from weights for RGB, or for such images"
+        )
     if isinstance(source, Swin) != isinstance(target, Swin):
         kinds = {True: "Swin transformer", False: "plain vision transformer"}
         raise UserError(

@@ -19,8 +19,8 @@ MAX_JSON_BYTES = 1_000_000
 class Normalization(NamedTuple):
     """Mean and standard deviation of images with values in [0, 1], by channel."""
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Hints(NamedTuple):
@@ -93,22 +93,23 @@ def normalization_by_name(hints: Hints) -> Normalization | None:
     return found.pop() if len(found) == 1 else None
 
 
-def check_normalization(mean: Any, std: Any, *, source: str) -> Normalization:
+def check_normalization(mean: Any, std: Any, *, source: str, num_channels: int = 3) -> Normalization:
     """
     Raises:
-        UserError: not three finite numbers each, for values in [0, 1], std above 0.
+        UserError: not as many finite numbers each as there are channels, for values in [0, 1], std above 0.
     """
+    count = "three" if num_channels == 3 else str(num_channels)
     try:
         means, stds = (tuple(float(number) for number in numbers) for numbers in (mean, std))
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"mean {mean!r} and std {std!r} ({source}) are no numbers: three each are needed") from error
+        raise UserError(f"mean {mean!r} and std {std!r} ({source}) are no numbers: {count} each are needed") from error
     is_usual = all(-1 <= m <= 1 for m in means) and all(0 < s <= 1 for s in stds)
-    if len(means) != 3 or len(stds) != 3 or not all(map(math.isfinite, means + stds)) or not is_usual:
+    if {len(means), len(stds)} != {num_channels} or not all(map(math.isfinite, means + stds)) or not is_usual:
         raise UserError(
-            f"mean {means} and std {stds} ({source}) cannot normalize images: three numbers each are needed, mean from "
-            "-1 to 1 and std above 0 up to 1, for values in [0, 1]; divide those for values up to 255 by 255"
+            f"mean {means} and std {stds} ({source}) cannot normalize images: {count} numbers each are needed, mean "
+            "from -1 to 1 and std above 0 up to 1, for values in [0, 1]; divide those for values up to 255 by 255"
         )
-    return Normalization(means, stds)  # type: ignore[arg-type]
+    return Normalization(means, stds)
 
 
 def read_json(file: Path) -> dict[str, Any]:

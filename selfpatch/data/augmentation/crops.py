@@ -3,22 +3,25 @@
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from selfpatch.data.augmentation.params import BatchedColorParams
 
 
 class Crops(NamedTuple):
-    """8-bit RGB crops of B images: V global and U local ones of each, and what objectives need beside them."""
+    """Crops of B images: V global and U local ones of each, and what objectives need beside them.
 
-    global_crops: UInt8[Tensor, "V B 3 H W"]
-    local_crops: UInt8[Tensor, "U B 3 R S"] | None
+    Levels from 0 to 255 in uint8, or values from 0 to 1 in float32.
+    """
+
+    global_crops: Real[Tensor, "V B C H W"]
+    local_crops: Real[Tensor, "U B C R S"] | None
     # For `apply_color_batch`, [V, B] and [U, B]; None: colors are augmented already.
     global_color: BatchedColorParams | None = None
     local_color: BatchedColorParams | None = None
     # The global crops with colors drawn anew: made already, or the parameters by which they are made of `global_crops`.
-    recolored_crops: UInt8[Tensor, "V B 3 H W"] | None = None
+    recolored_crops: Real[Tensor, "V B C H W"] | None = None
     recolored_color: BatchedColorParams | None = None
     # Where edges lie in the image: left, top, right, bottom in pixels; of a flipped crop left > right.
     global_boxes: Float[Tensor, "V B 4"] | None = None

@@ -1,4 +1,4 @@
-"""Random resized crops of 8-bit images: the box, the resize and the horizontal flip."""
+"""Random resized crops of images of any depth: the box, the resize and the horizontal flip."""
 
 import math
 from typing import NamedTuple
@@ -6,12 +6,13 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float32, Real, UInt8
 from torch import Tensor
 
 from selfpatch.data.augmentation.random_source import RandomSource, uniform
 
-Image = UInt8[np.ndarray, "H W 3"]
+# Levels from 0 to 255, or values from 0 to 1.
+Image = UInt8[np.ndarray, "H W C"] | Float32[np.ndarray, "H W C"]
 
 
 class CropBox(NamedTuple):
@@ -52,19 +53,22 @@ def sample_crop_box(
     return CropBox((rows - height) // 2, (columns - width) // 2, height, width)
 
 
-def resized_crop(image: Image, box: CropBox, flip: bool, size: tuple[int, int]) -> UInt8[np.ndarray, "R S 3"]:
+def resized_crop(image: Image, box: CropBox, flip: bool, size: tuple[int, int]) -> Real[np.ndarray, "R S C"]:
     """Crop, resize to `size` (rows, columns) by bicubic interpolation, antialiased as Pillow's, and maybe flip."""
-    resized = np.empty((*size, 3), np.uint8)
+    resized = np.empty((*size, image.shape[2]), image.dtype)
     resize_into(image, box, _as_batch(resized))
-    return cv2.flip(resized, 1) if flip else resized
+    # OpenCV drops an axis of one channel.
+    return cv2.flip(resized, 1).reshape(resized.shape) if flip else resized
 
 
-def resize_into(image: Image, box: CropBox, out: UInt8[Tensor, "1 3 R S"]) -> None:
+def resize_into(image: Image, box: CropBox, out: Real[Tensor, "1 C R S"]) -> None:
     """Write the resized box to `out`: `interpolate(mode="bicubic", antialias=True)`, which itself takes no `out`."""
     part = _as_batch(image[box.top : box.top + box.height, box.left : box.left + box.width])
     torch._C._nn._upsample_bicubic2d_aa(part, out.shape[-2:], False, None, None, out=out)
+    if out.dtype.is_floating_point:
+        out.clamp_(0, 1)  # bicubic interpolation overshoots at edges; of levels it clips by itself
 
 
-def _as_batch(image: Image) -> UInt8[Tensor, "1 3 H W"]:
+def _as_batch(image: Image) -> Real[Tensor, "1 C H W"]:
     # Batch first, then permute: torch sees that channels come last and keeps them there, which saves a slow copy.
     return torch.from_numpy(image)[None].permute(0, 3, 1, 2)

@@ -1,18 +1,18 @@
-"""DINO's multi-crop augmentation on 8-bit images: several large and small random crops of one image.
+"""DINO's multi-crop augmentation: several large and small random crops of one image.
 
 The parameters of a crop are sampled (`sample_params`), then applied: geometry (crop, resize, flip), then colors. Equal
 parameters give what the plain Pillow and torchvision pipeline gives to within 1/255 on average, about five times as
-fast (benchmarks/augmentation.py).
+fast (benchmarks/augmentation.py). Images of other channels or depths than 8-bit RGB go through the same steps.
 """
 
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
 from torch import Tensor
 
-from selfpatch.config import CropsConfig, rows_columns
+from selfpatch.config import RGB_8, CropsConfig, PixelFormat, rows_columns
 from selfpatch.data.augmentation.color_augmentation import apply_color
 from selfpatch.data.augmentation.crops import Crops
 from selfpatch.data.augmentation.geometry import Image, resize_into, resized_crop, sample_crop_box
@@ -25,15 +25,24 @@ class MultiCrop:
 
     Args:
         color_in_worker: flip and augment colors here; else crops come with the parameters by which
-            `apply_color_batch` does it on the device.
+            `apply_color_batch` does it on the device, for which they are 8-bit RGB.
         recolor: make the global crops a second time, with colors of their own.
         boxes: say where crops lie in their image.
+        pixels: the format of the images.
     """
 
     def __init__(
-        self, config: CropsConfig, *, color_in_worker: bool = True, recolor: bool = False, boxes: bool = False
+        self,
+        config: CropsConfig,
+        *,
+        color_in_worker: bool = True,
+        recolor: bool = False,
+        boxes: bool = False,
+        pixels: PixelFormat = RGB_8,
     ):
+        assert color_in_worker or pixels.is_8_bit_rgb
         self.config = config
+        self.pixels = pixels
         self.color_in_worker = color_in_worker
         self.recolor, self.boxes = recolor, boxes
         self.global_size = rows_columns(config.global_size)
@@ -61,8 +70,10 @@ class MultiCrop:
         """Uninitialized memory for the crops of so many images; channels come last in it, as in decoded images."""
         num_global, num_local = self.config.num_global, self.config.num_local
 
-        def crops(count: int, size: tuple[int, int]) -> UInt8[Tensor, "V B 3 H W"]:
-            memory = torch.empty(count, num_images, *size, 3, dtype=torch.uint8, pin_memory=pin_memory)
+        num_channels, dtype = self.pixels.num_channels, getattr(torch, self.pixels.dtype)
+
+        def crops(count: int, size: tuple[int, int]) -> Real[Tensor, "V B C H W"]:
+            memory = torch.empty(count, num_images, *size, num_channels, dtype=dtype, pin_memory=pin_memory)
             return memory.permute(0, 1, 4, 2, 3)
 
         def color(count: int) -> BatchedColorParams | None:
@@ -92,7 +103,8 @@ class MultiCrop:
 
         def sample(kind: Literal[0, 1, 2], scale: tuple[float, float], size: tuple[int, int]) -> CropParams:
             box = sample_crop_box(rng, rows, columns, scale, aspect_ratio=size[1] / size[0])
-            return CropParams(box, rng.random() < config.hflip_prob, sample_color_params(rng, config, kind))
+            flip = rng.random() < config.hflip_prob
+            return CropParams(box, flip, sample_color_params(rng, config, kind, self.pixels))
 
         global_params = [
             sample(0 if i == 0 else 1, config.global_scale, self.global_size) for i in range(config.num_global)
@@ -100,13 +112,13 @@ class MultiCrop:
         local_params = [sample(2, config.local_scale, self.local_size) for _ in range(config.num_local)]
         if self.recolor:  # last, so that all others are the same without
             global_params = [
-                crop._replace(recolor=sample_color_params(rng, config, 0 if i == 0 else 1))
+                crop._replace(recolor=sample_color_params(rng, config, 0 if i == 0 else 1, self.pixels))
                 for i, crop in enumerate(global_params)
             ]
         return global_params, local_params
 
 
-def apply_crop(image: Image, params: CropParams, size: tuple[int, int]) -> UInt8[np.ndarray, "R S 3"]:
+def apply_crop(image: Image, params: CropParams, size: tuple[int, int]) -> Real[np.ndarray, "R S C"]:
     """One crop of `size` (rows, columns)."""
     return apply_color(resized_crop(image, params.box, params.flip, size), params.color)
 
@@ -120,9 +132,9 @@ def _recolored(params: CropParams) -> CropParams:
 def _write(
     image: Image,
     params: list[CropParams],
-    crops: UInt8[Tensor, "V 1 3 R S"],
+    crops: Real[Tensor, "V 1 C R S"],
     color: BatchedColorParams | None,
-    recolored_crops: UInt8[Tensor, "V 1 3 R S"] | None = None,
+    recolored_crops: Real[Tensor, "V 1 C R S"] | None = None,
 ) -> None:
     if color is not None:
         for crop, out in zip(params, crops.unbind(), strict=True):
@@ -140,5 +152,5 @@ def _write_color(params: list[CropParams], color: BatchedColorParams) -> None:
     color.map(lambda part: part[:, 0]).write(params)
 
 
-def _channels_last(crops: UInt8[Tensor, "V 1 3 R S"]) -> UInt8[np.ndarray, "V R S 3"]:
+def _channels_last(crops: Real[Tensor, "V 1 C R S"]) -> Real[np.ndarray, "V R S C"]:
     return crops[:, 0].permute(0, 2, 3, 1).numpy()

@@ -1,24 +1,28 @@
-"""8-bit crops to normalized floats, on the device they are on."""
+"""Crops to normalized floats, on the device they are on."""
 
 import functools
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 
 def normalize(
-    crops: UInt8[Tensor, "*shape C H W"], mean: tuple[float, ...], std: tuple[float, ...]
+    crops: Real[Tensor, "*shape C H W"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Float[Tensor, "*shape C H W"]:
-    """(crops / 255 - mean) / std in float32, channels first in memory whatever their order before.
+    """(crops - mean) / std in float32, channels first in memory whatever their order before.
 
     Args:
+        crops: levels from 0 to 255, or values in [0, 1] as floating point.
         mean, std: per channel, of values in [0, 1].
     """
-    mean_levels = 255 * device_constant(mean, crops.device)[:, None, None]
-    std_levels = 255 * device_constant(std, crops.device)[:, None, None]
-    return crops.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean_levels).div_(std_levels)
+    white = 1 if crops.is_floating_point() else 255
+    mean_levels = white * device_constant(mean, crops.device)[:, None, None]
+    std_levels = white * device_constant(std, crops.device)[:, None, None]
+    # Crops of float32 may be asked for again.
+    levels = crops.to(torch.float32, memory_format=torch.contiguous_format, copy=crops.is_floating_point())
+    return levels.sub_(mean_levels).div_(std_levels)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int8
 from torch import Tensor
 
-from selfpatch.config import CropsConfig
+from selfpatch.config import RGB_8, CropsConfig, PixelFormat
 from selfpatch.data.augmentation.geometry import CropBox
 from selfpatch.data.augmentation.random_source import RandomSource, uniform
 
@@ -18,13 +18,17 @@ _NO_JITTER, _NO_ORDER = (0.0, 0.0, 0.0, 0.0), (-1, -1, -1, -1)
 
 
 class JitterParams(NamedTuple):
-    """Factors of brightness, contrast and saturation (1: unchanged), hue shift in turns, order of the four."""
+    """Factors of brightness, contrast and saturation (1: unchanged), hue shift in turns, order of the four.
+
+    Of images that are not RGB the order has brightness and contrast alone, and `gains` a factor per channel.
+    """
 
     brightness: float
     contrast: float
     saturation: float
     hue: float
     order: tuple[int, ...]
+    gains: tuple[float, ...] = ()
 
     @property
     def hue_levels(self) -> int:
@@ -105,22 +109,31 @@ class BatchedColorParams(NamedTuple):
         return BatchedColorParams(*map(function, self))
 
 
-def sample_color_params(rng: RandomSource, config: CropsConfig, kind: Literal[0, 1, 2]) -> ColorParams:
+def sample_color_params(
+    rng: RandomSource, config: CropsConfig, kind: Literal[0, 1, 2], pixels: PixelFormat = RGB_8
+) -> ColorParams:
     """`kind`: 0 for the first global crop, 1 for the other global crops, 2 for local crops."""
     return ColorParams(
-        jitter=_sample_jitter(rng, config) if rng.random() < config.color_jitter_prob else None,
-        grayscale=rng.random() < config.grayscale_prob,
+        jitter=_sample_jitter(rng, config, pixels) if rng.random() < config.color_jitter_prob else None,
+        grayscale=rng.random() < config.grayscale_prob and pixels.is_rgb,
         blur_sigma=uniform(rng, *config.blur_sigma) if rng.random() < config.blur_prob[kind] else None,
         solarize=kind == 1 and rng.random() < config.solarize_prob,
     )
 
 
-def _sample_jitter(rng: RandomSource, config: CropsConfig) -> JitterParams:
+def _sample_jitter(rng: RandomSource, config: CropsConfig, pixels: PixelFormat) -> JitterParams:
     brightness, contrast, saturation, hue = config.color_jitter
-    return JitterParams(
+    jitter = JitterParams(
         uniform(rng, max(0, 1 - brightness), 1 + brightness),
         uniform(rng, max(0, 1 - contrast), 1 + contrast),
         uniform(rng, max(0, 1 - saturation), 1 + saturation),
         uniform(rng, -hue, hue),
         tuple(sorted(JITTER_OPS, key=[rng.random() for _ in JITTER_OPS].__getitem__)),
+    )
+    if pixels.is_rgb:
+        return jitter
+    gain = config.channel_gain
+    return jitter._replace(
+        order=tuple(op for op in jitter.order if op in (BRIGHTNESS, CONTRAST)),
+        gains=tuple(uniform(rng, 1 - gain, 1 + gain) for _ in range(pixels.num_channels)),
     )

@@ -25,7 +25,7 @@ _MAX_TRIES = 20
 
 
 class Batch(NamedTuple):
-    """The crops of one step, RGB, not normalized; on several ranks those of this rank's images."""
+    """The crops of one step, not normalized; on several ranks those of this rank's images."""
 
     step: int
     crops: Crops

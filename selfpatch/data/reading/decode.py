@@ -1,4 +1,4 @@
-"""An image file becomes 8-bit RGB pixels, or is refused with a reason; nothing in between."""
+"""An image file becomes pixels, mostly 8-bit RGB, or is refused with a reason; nothing in between."""
 
 import io
 import warnings
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from selfpatch.config import RGB_8, PixelFormat
 from selfpatch.data.reading.image_file import (
     FORMATS_TEXT,
     MAX_PIXELS,
@@ -21,6 +22,7 @@ from selfpatch.data.reading.image_file import (
 from selfpatch.data.reading.jpeg import jpeg_orientation, jpeg_size, read_jpeg
 from selfpatch.data.reading.pixels import kind_of, orientation_of, to_rgb, upright
 from selfpatch.data.reading.png import read_png
+from selfpatch.data.reading.stored import open_stored, read_header, read_pixels, to_pixels
 from selfpatch.data.reading.tiff import read_tiff, tiff_size
 
 # Enough for the header of nearly every file; where it is not, the whole file is read.
@@ -42,8 +44,10 @@ class DecodedImage(NamedTuple):
     warning: str = ""
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(path: Path, pixels: PixelFormat = RGB_8) -> Real[np.ndarray, "H W C"]:
     """The pixels of an image file as people see it; the format is recognized by its content, not by its name.
+
+    As 8-bit RGB, unless another format of pixels is asked for, which keeps channels and depth (stored.py). Then:
 
     - Turned upright as its EXIF orientation says.
     - Transparent parts show white: what was cut out is mostly shown on white, and black would swallow dark drawings.
@@ -56,7 +60,7 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         UnreadableImage: for whatever reason there are no such pixels, a file that cannot be opened included.
     """
-    return decode_image(read_bytes(path)).pixels
+    return decode_image(read_bytes(path)).pixels if pixels.is_8_bit_rgb else read_pixels(path, pixels)
 
 
 def decode_image(data: bytes) -> DecodedImage:
@@ -70,6 +74,9 @@ def decode_image(data: bytes) -> DecodedImage:
             pixels, kind = read_png(data)
         elif format_ == "TIFF":
             pixels, kind = read_tiff(data)
+        elif format_ in ("NPY", "NPZ"):
+            stored = open_stored(data)
+            pixels, kind = _as_rgb(to_pixels(stored, stored.load(), PixelFormat(stored.num_channels))), stored.kind
         else:
             pixels, kind = _read_with_pillow(data, format_)
         return DecodedImage(pixels, format_, kind)
@@ -83,12 +90,14 @@ def decode_image(data: bytes) -> DecodedImage:
         raise UnreadableImage(f"damaged {format_} ({first_line(error)})") from error
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: Path, pixels: PixelFormat = RGB_8) -> tuple[int, int]:
     """(rows, columns) of what `read_image` gives, from the header alone: damaged pixels go unnoticed.
 
     Raises:
         UnreadableImage: there is no such header.
     """
+    if not pixels.is_8_bit_rgb:
+        return read_header(path, pixels.pages).size
     head = read_bytes(path, limit=_HEADER_BYTES)
     format_ = image_format(head)
     try:
@@ -109,9 +118,17 @@ def _size(data: bytes, format_: str) -> tuple[int, int]:
         return size
     if format_ == "TIFF":
         return tiff_size(data)
+    if format_ in ("NPY", "NPZ"):
+        return open_stored(data).size
     with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=[format_]) as image:
         turned = orientation_of(image) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _as_rgb(pixels: UInt8[np.ndarray, "H W C"]) -> UInt8[np.ndarray, "H W 3"]:
+    if pixels.shape[2] not in (1, 3):
+        raise UnreadableImage(f"{pixels.shape[2]} channels, which 8-bit RGB cannot hold")
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def _read_with_pillow(data: bytes, format_: str) -> tuple[UInt8[np.ndarray, "H W 3"], str]:

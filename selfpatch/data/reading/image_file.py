@@ -9,8 +9,8 @@ MAX_PIXELS = 178_956_970
 # No image of MAX_PIXELS needs more: four channels of 16 bits, uncompressed.
 MAX_BYTES = 8 * MAX_PIXELS
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-FORMATS_TEXT = "JPEG, PNG, WebP, TIFF, BMP or GIF"
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "NPY", "NPZ")
+FORMATS_TEXT = "JPEG, PNG, WebP, TIFF, BMP, GIF or NumPy"
 
 
 class UnreadableImage(ValueError):  # noqa: N818
@@ -64,6 +64,10 @@ def image_format(data: bytes) -> str:
     # Two letters begin many a text: the size of the header that follows is one of few.
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in (12, 16, 40, 52, 56, 64, 108, 124):
         return "BMP"
+    if data.startswith(b"\x93NUMPY"):
+        return "NPY"
+    if data.startswith(b"PK\x03\x04"):
+        return "NPZ"
     raise UnreadableImage(f"not a {FORMATS_TEXT} file")
 
 

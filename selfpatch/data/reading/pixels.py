@@ -1,7 +1,7 @@
 """From the pixels of a decoded file to 8-bit RGB as people see them: depth, transparency, color, orientation."""
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Integer, Real, UInt8
 from PIL import Image
 
 from selfpatch.data.reading.image_file import UnreadableImage
@@ -48,7 +48,7 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
-def upright(pixels: UInt8[np.ndarray, "H W 3"], orientation: int) -> UInt8[np.ndarray, "R S 3"]:
+def upright(pixels: Real[np.ndarray, "H W C"], orientation: int) -> Real[np.ndarray, "R S C"]:
     """Undo an EXIF orientation: 1 to 8, others mean nothing."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)

@@ -31,7 +31,7 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 def read_tiff(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
     """Pixels of the first page, upright, and their kind; thumbnails, pyramids and further pages do not count."""
-    with _first_page(data) as page:
+    with first_page(data) as page:
         check_size(page.imagelength, page.imagewidth)
         bits, format_ = page.bitspersample, page.sampleformat
         if bits > 16 or format_ not in (_UNSIGNED, _UNDEFINED):
@@ -42,7 +42,7 @@ def read_tiff(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
         is_planar = page.planarconfig == _PLANAR and page.samplesperpixel > 1
         if page.compression == _UNCOMPRESSED and (is_deep or is_planar or page.photometric == _YCBCR):
             num_colors = _num_colors(page)
-            pixels, kind = _photometric(page, num_colors, _samples(page, data))
+            pixels, kind = _photometric(page, num_colors, uncompressed_samples(page, data))
             return upright(pixels, page.tags.valueof(_ORIENTATION, 1)), kind
         if is_planar and page.photometric == _RGB and page.samplesperpixel > 3 and not page.extrasamples:
             raise UnreadableImage(
@@ -65,13 +65,13 @@ def read_tiff(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
 
 def tiff_size(data: bytes) -> tuple[int, int]:
     """(rows, columns) as they are shown."""
-    with _first_page(data) as page:
+    with first_page(data) as page:
         turned = page.tags.valueof(_ORIENTATION, 1) in (5, 6, 7, 8)
         return (page.imagewidth, page.imagelength) if turned else (page.imagelength, page.imagewidth)
 
 
 @contextmanager
-def _first_page(data: bytes) -> Iterator[tifffile.TiffPage]:
+def first_page(data: bytes) -> Iterator[tifffile.TiffPage]:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
         assert isinstance(page, tifffile.TiffPage)
@@ -89,7 +89,9 @@ def _num_colors(page: tifffile.TiffPage) -> int:
     return num_colors
 
 
-def _samples(page: tifffile.TiffPage, data: bytes) -> UInt16[np.ndarray, "H W _s"] | UInt8[np.ndarray, "H W _s"]:
+def uncompressed_samples(
+    page: tifffile.TiffPage, data: bytes
+) -> UInt16[np.ndarray, "H W _s"] | UInt8[np.ndarray, "H W _s"]:
     """Uncompressed samples as they are stored, of contiguous pixels or separate planes, strips or tiles."""
     planes, _, rows, columns, contiguous = page.shaped
     segments = list(zip(page.dataoffsets, page.databytecounts, strict=False))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -13,23 +13,29 @@ from torchvision.transforms.functional import center_crop, resize
 
 from selfpatch.backbones.backbone import Tokens
 from selfpatch.errors import UserError
-from selfpatch.evaluation.features import Backbone, batches, normalized, prefetch
+from selfpatch.evaluation.features import Backbone, batches, normalized, prefetch, resize_image
 from selfpatch.evaluation.protocols.knn_classification import ImageVector
 
 ENCODED_AT_ONCE = 128  # images: a large batch takes no more memory than DINOv2's share per GPU
 
 
 def resize_and_center_crop(
-    image: UInt8[np.ndarray, "H W 3"], resize_size: int, size: tuple[int, int]
-) -> UInt8[np.ndarray, "h w 3"]:
+    image: Real[np.ndarray, "H W C"], resize_size: int, size: tuple[int, int]
+) -> Real[np.ndarray, "h w C"]:
     """Center crop of (rows, columns) of the image resized to a short side of resize_size, bicubic and antialiased."""
-    resized = resize(Image.fromarray(image), [resize_size], InterpolationMode.BICUBIC)
-    return np.array(center_crop(resized, list(size)))
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        resized = resize(Image.fromarray(image), [resize_size], InterpolationMode.BICUBIC)
+        return np.array(center_crop(resized, list(size)))
+    factor = resize_size / min(image.shape[:2])
+    # As torchvision: the long side is rounded down.
+    rows, columns = (max(int(side * factor), resize_size) for side in image.shape[:2])
+    planes = torch.from_numpy(resize_image(image, (rows, columns), mode="bicubic")).permute(2, 0, 1)
+    return np.ascontiguousarray(center_crop(planes, list(size)).permute(1, 2, 0).numpy())
 
 
 # Not inference_mode: linear layers are trained on these vectors.
 @torch.no_grad()
-def encode(backbone: Backbone, pixels: UInt8[Tensor, "B H W 3"]) -> Tokens:
+def encode(backbone: Backbone, pixels: Real[Tensor, "B H W C"]) -> Tokens:
     """Tokens in float32 whatever autocast says; call it within `eval_mode`."""
     with torch.autocast(pixels.device.type, enabled=False):
         parts = [backbone(normalized(part, backbone.mean, backbone.std)) for part in pixels.split(ENCODED_AT_ONCE)]
@@ -40,7 +46,8 @@ def encode(backbone: Backbone, pixels: UInt8[Tensor, "B H W 3"]) -> Tokens:
 
 def has_class_token(backbone: Backbone, size: tuple[int, int], device: torch.device) -> bool:
     """Encodes a black image of (rows, columns) to find out; call it within `eval_mode`."""
-    return encode(backbone, torch.zeros(1, *size, 3, dtype=torch.uint8, device=device)).cls_token is not None
+    black = torch.zeros(1, *size, backbone.num_channels, dtype=torch.uint8, device=device)
+    return encode(backbone, black).cls_token is not None
 
 
 def choose_vector(wanted: ImageVector, *, has_class_token: bool) -> ImageVector:
@@ -68,7 +75,7 @@ def image_vector(tokens: Tokens, vector: ImageVector) -> Float[Tensor, "B D"]:
 def encode_images(
     backbone: Backbone,
     items: Sequence[Any],
-    read: Callable[[Any], UInt8[np.ndarray, "H W 3"]],
+    read: Callable[[Any], Real[np.ndarray, "H W C"]],
     *,
     batch_size: int,
     device: torch.device,

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Real, UInt8
 from torch import Tensor
 
+from selfpatch.data.shown_colors import shown_colors
 from selfpatch.errors import UserError
 from selfpatch.evaluation.classification.classification_pictures import Answer, Neighbor, draw_answers, draw_confusion
 from selfpatch.evaluation.classification.classification_scores import accuracies, class_confusion, labels_of, ranks
@@ -44,7 +45,7 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Ev
     Differs: neighbors are searched once, for the largest k; see `KnnClassification.differs`.
     """
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
-    data = ClassFolder(root, max_images=protocol.max_images, report=context.report)
+    data = ClassFolder(root, max_images=protocol.max_images, report=context.report, pixels=backbone.pixels)
     ks = [k for k in protocol.num_neighbors if k <= len(data.train)]
     if not ks:
         raise UserError(
@@ -52,7 +53,7 @@ def run(backbone: Backbone, root: Path, protocol: KnnClassification, context: Ev
             "a smaller one, or more images"
         )
 
-    def read(item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
+    def read(item: ClassImage) -> Real[np.ndarray, "H W C"]:
         return resize_and_center_crop(data.read_image(item), protocol.resize_size, size)
 
     # 1. Unit vectors.
@@ -127,16 +128,20 @@ def answers(
     data: ClassFolder,
     nearest: Nearest,
     predicted: list[int],
-    read: Callable[[ClassImage], UInt8[np.ndarray, "H W 3"]],
+    read: Callable[[ClassImage], Real[np.ndarray, "H W C"]],
 ) -> list[Answer]:
     """Nearest training images of NUM_SHOWN validation images, spread evenly over the split."""
+
+    def show(item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
+        return shown_colors(read(item), data.pixels.shown_channels)
+
     shown = []
     for i in spread(range(len(data.val)), NUM_SHOWN):
         item = data.val[i]
         cosines, indices = (of_all[i, :NEIGHBORS_SHOWN].tolist() for of_all in nearest)
         neighbors = [
-            Neighbor(read(data.train[j]), data.class_names[data.train[j].label], cosine)
+            Neighbor(show(data.train[j]), data.class_names[data.train[j].label], cosine)
             for cosine, j in zip(cosines, indices, strict=True)
         ]
-        shown.append(Answer(read(item), data.class_names[item.label], data.class_names[predicted[i]], neighbors))
+        shown.append(Answer(show(item), data.class_names[item.label], data.class_names[predicted[i]], neighbors))
     return shown

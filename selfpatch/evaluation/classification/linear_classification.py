@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Real
 from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Tokens
@@ -49,11 +49,13 @@ def run(backbone: Backbone, root: Path, protocol: LinearClassification, context:
     Differs: see `LinearClassification.differs`.
     """
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
-    data = ClassFolder(root, max_images=protocol.max_images, report=context.report)
+    data = ClassFolder(root, max_images=protocol.max_images, report=context.report, pixels=backbone.pixels)
     with eval_mode(backbone):
         # 1. Training.
         with torch.no_grad():
-            sample_tokens = encode(backbone, torch.zeros(1, *size, 3, dtype=torch.uint8, device=context.device))
+            sample_tokens = encode(
+                backbone, torch.zeros(1, *size, backbone.num_channels, dtype=torch.uint8, device=context.device)
+            )
         vectors = choose_vectors(protocol.vectors, has_class_token=sample_tokens.cls_token is not None)
         with seeded(protocol.seed, context.device):
             layers = LinearLayers(sample_tokens, vectors, protocol.lrs, data.num_classes).to(context.device)
@@ -129,7 +131,7 @@ def predict(
 ) -> Predictions:
     """Predictions for all validation images; call it within `eval_mode`."""
 
-    def read(item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
+    def read(item: ClassImage) -> Real[np.ndarray, "H W C"]:
         return resize_and_center_crop(data.read_image(item), protocol.resize_size, size)
 
     predictions = Predictions(*(labels.new_empty(len(layers.grid), len(labels)) for _ in range(2)))
@@ -167,7 +169,7 @@ def train_layers(
     """In place, on crops; call it within `eval_mode`. What `train_head` writes goes to context.out."""
     read = ReadCache(lambda item: (data.read_image(item),))
 
-    def sample(epoch: int, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+    def sample(epoch: int, index: int) -> tuple[Real[np.ndarray, "H W C"], int]:
         rng = sample_rng(protocol.seed, epoch, index)
         item = data.train[index]
         (image,) = read(item)

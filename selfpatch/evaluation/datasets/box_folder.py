@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real
 
+from selfpatch.config import RGB_8, PixelFormat
 from selfpatch.data.image_folder import ENDINGS
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.coco import VAL, CocoSplit
@@ -58,6 +59,7 @@ class BoxFolder:
         split: the name of a list in ImageSets/Main, None: trainval; or of COCO's folder, None: val2017. The plain
             layout has no splits.
         max_images: at most so many, spread evenly over the names; only these are checked.
+        pixels: the format of the images, that of the backbone.
 
     Raises:
         UserError: the folder is not complete and consistent, or has no object; the message names files.
@@ -73,13 +75,15 @@ class BoxFolder:
         skip_hard: bool = False,
         max_images: int | None = None,
         report: ProgressFn = no_progress,
+        pixels: PixelFormat = RGB_8,
     ):
+        self.pixels = pixels
         if is_coco(root):
             self.layout, items = coco_images(root, split, skip_hard=skip_hard, max_images=max_images)
         else:
             self.layout, pairs = find_pairs(root, split)
             pairs = spread(pairs, max_images)
-            sizes = check_readable(root, [image for image, _ in pairs], report, num_val=len(pairs))
+            sizes = check_readable(root, [image for image, _ in pairs], report, num_val=len(pairs), pixels=pixels)
             items = [
                 BoxImage(image, size, read_boxes(annotation, size, skip_hard=skip_hard))
                 for (image, annotation), size in zip(pairs, sizes, strict=True)
@@ -103,8 +107,8 @@ class BoxFolder:
             "val_set": val_set(item.path.name for item in self.images),
         }
 
-    def read_image(self, item: BoxImage) -> UInt8[np.ndarray, "H W 3"]:
-        return read_image_or_raise(item.path)
+    def read_image(self, item: BoxImage) -> Real[np.ndarray, "H W _c"]:
+        return read_image_or_raise(item.path, self.pixels)
 
 
 def is_coco(root: Path) -> bool:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real
 
+from selfpatch.config import RGB_8, PixelFormat
 from selfpatch.data.image_folder import ImageFolder, left_out_notes
 from selfpatch.data.reading.decode import UnreadableImage, read_image
 from selfpatch.errors import UserError
@@ -47,14 +48,23 @@ class ClassFolder:
         max_images: at most so many of each split, as many of every class, spread evenly over its names; only these
             are checked.
         report: told how many images are checked.
+        pixels: the format of the images, that of the backbone.
 
     Raises:
         UserError: no such folders, fewer than two classes, classes that are not in both splits, a class without
             images, images that cannot be read; or max_images is less than one image per class.
     """
 
-    def __init__(self, root: Path, *, max_images: int | None = None, report: ProgressFn = no_progress):
+    def __init__(
+        self,
+        root: Path,
+        *,
+        max_images: int | None = None,
+        report: ProgressFn = no_progress,
+        pixels: PixelFormat = RGB_8,
+    ):
         self.root = root
+        self.pixels = pixels
         if not root.is_dir():
             raise UserError(f"there is no folder {root}; give the folder that holds the classes:{LAYOUTS}")
         splits = find_splits(root, layouts=LAYOUTS)
@@ -73,7 +83,9 @@ class ClassFolder:
         self.class_names = [printable(name) for name in names]
         self.notes = left_out.notes(splits)
         self.train, self.val = (labeled(split, max_images) for split in (train, val))
-        check_readable(root, [item.path for item in self.val + self.train], report, num_val=len(self.val))
+        check_readable(
+            root, [item.path for item in self.val + self.train], report, num_val=len(self.val), pixels=pixels
+        )
 
     @property
     def num_classes(self) -> int:
@@ -98,9 +110,9 @@ class ClassFolder:
             "files": files_hash(self.root, [item.path for item in self.train]),
         }
 
-    def read_image(self, item: ClassImage) -> UInt8[np.ndarray, "H W 3"]:
+    def read_image(self, item: ClassImage) -> Real[np.ndarray, "H W C"]:
         try:
-            return read_image(item.path)
+            return read_image(item.path, self.pixels)
         except UnreadableImage as error:
             raise UserError(f"the image {item.path} cannot be read: {error}; replace or remove it") from error
 

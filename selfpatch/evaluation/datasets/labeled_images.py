@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Bool, Int16, UInt8
+from jaxtyping import Bool, Int16, Real, UInt8
 
+from selfpatch.config import RGB_8, PixelFormat
 from selfpatch.data.image_folder import ENDINGS
 from selfpatch.data.reading.decode import UnreadableImage, read_image, read_size
 from selfpatch.data.reading.labels import read_stored_numbers, stored_size
@@ -135,7 +136,12 @@ def indices_to_decode(num_val: int, num_train: int) -> set[int]:
 
 
 def check_pairs(
-    pairs: list[Pair], *, num_val: int, every_mask: bool, report: Callable[[int, int], None]
+    pairs: list[Pair],
+    *,
+    num_val: int,
+    every_mask: bool,
+    report: Callable[[int, int], None],
+    pixels: PixelFormat = RGB_8,
 ) -> tuple[list[LabeledImage], list[Bool[np.ndarray, "256"]]]:
     """Opens every image and mask once: what cannot be read or does not fit is better known now than after training.
 
@@ -153,7 +159,9 @@ def check_pairs(
 
     def check_pair(i: int) -> tuple[LabeledImage, tuple[int, ...], Bool[np.ndarray, "256"]]:
         image, mask = pairs[i]
-        size = read_image_or_raise(image).shape[:2] if i in decoded else read_size_or_raise(image, "image")
+        size = (
+            read_image_or_raise(image, pixels).shape[:2] if i in decoded else read_size_or_raise(image, "image", pixels)
+        )
         has_label = np.zeros(NUM_LABELS, bool)
         if every_mask or i in decoded:
             labels = read_labels(mask)
@@ -181,17 +189,17 @@ def check_pairs(
     return [item for item, _, _ in checked], [has_label for _, _, has_label in checked]
 
 
-def read_image_or_raise(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+def read_image_or_raise(path: Path, pixels: PixelFormat = RGB_8) -> Real[np.ndarray, "H W C"]:
     try:
-        return read_image(path)
+        return read_image(path, pixels)
     except UnreadableImage as error:
         raise UserError(f"the image {path} cannot be read: {error}; replace it, or remove it and its mask") from error
 
 
-def read_size_or_raise(path: Path, kind: str) -> tuple[int, int]:
+def read_size_or_raise(path: Path, kind: str, pixels: PixelFormat = RGB_8) -> tuple[int, int]:
     """(rows, columns), from the header; `kind` is "image" or "mask"."""
     try:
-        return read_size(path) if kind == "image" else stored_size(path)
+        return read_size(path, pixels) if kind == "image" else stored_size(path)
     except UnreadableImage as error:
         other = "mask" if kind == "image" else "image"
         raise UserError(

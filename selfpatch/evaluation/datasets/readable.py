@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from selfpatch.config import RGB_8, PixelFormat
 from selfpatch.data.reading.decode import UnreadableImage, read_image, read_size
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.labeled_images import indices_to_decode, listed
@@ -12,7 +13,9 @@ from selfpatch.evaluation.task import ProgressFn
 READ_AT_ONCE = 64  # images
 
 
-def check_readable(root: Path, paths: Sequence[Path], report: ProgressFn, *, num_val: int) -> list[tuple[int, int]]:
+def check_readable(
+    root: Path, paths: Sequence[Path], report: ProgressFn, *, num_val: int, pixels: PixelFormat = RGB_8
+) -> list[tuple[int, int]]:
     """(rows, columns) of every image.
 
     NUM_DECODED of them are decoded, those for validation first; of the others the header is read.
@@ -27,7 +30,7 @@ def check_readable(root: Path, paths: Sequence[Path], report: ProgressFn, *, num
 
     def size_or_reason(i: int) -> tuple[int, int] | str:
         try:
-            rows, columns = read_image(paths[i]).shape[:2] if i in decoded else read_size(paths[i])
+            rows, columns = read_image(paths[i], pixels).shape[:2] if i in decoded else read_size(paths[i], pixels)
         except UnreadableImage as error:
             return f"{paths[i].relative_to(root)} ({error})"
         return rows, columns

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Real, UInt8
 
+from selfpatch.config import RGB_8, PixelFormat
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets import ade20k, cityscapes, images_and_masks, voc
 from selfpatch.evaluation.datasets.identity import files_hash, val_set
@@ -32,10 +33,14 @@ class SegmentationData:
 
     Args:
         layout: its `class_names` are known by now.
+        pixels: the format in which images are read: that of the backbone.
     """
 
-    def __init__(self, train: list[LabeledImage], val: list[LabeledImage], layout: Layout):
+    def __init__(
+        self, train: list[LabeledImage], val: list[LabeledImage], layout: Layout, *, pixels: PixelFormat = RGB_8
+    ):
         self.train, self.val = train, val
+        self.pixels = pixels
         self.layout = layout.name
         self.class_names = layout.class_names
         self.notes = layout.notes
@@ -72,8 +77,8 @@ class SegmentationData:
             "files": files_hash(self._layout.root, files),
         }
 
-    def read_image(self, item: LabeledImage) -> UInt8[np.ndarray, "H W 3"]:
-        return read_image_or_raise(item.image)
+    def read_image(self, item: LabeledImage) -> Real[np.ndarray, "H W C"]:
+        return read_image_or_raise(item.image, self.pixels)
 
     def read_mask(self, item: LabeledImage) -> UInt8[np.ndarray, "H W"]:
         """Classes 0 to C - 1, or IGNORED.
@@ -89,13 +94,18 @@ class SegmentationData:
 
 
 def read_segmentation(
-    root: Path, *, max_images: int | None = None, report: ProgressFn = no_progress
+    root: Path,
+    *,
+    max_images: int | None = None,
+    report: ProgressFn = no_progress,
+    pixels: PixelFormat = RGB_8,
 ) -> SegmentationData:
     """Reads a folder that holds ADE20K, Pascal VOC 2012, Cityscapes, or images/ and masks/.
 
     Args:
         max_images: at most so many of each split, spread evenly over it; only these are checked.
         report: told how many images are checked.
+        pixels: the format of the images, that of the backbone.
 
     Raises:
         UserError: the folder is not complete and consistent; the message names files.
@@ -105,7 +115,9 @@ def read_segmentation(
     train, val = spread(layout.train, max_images), spread(layout.val, max_images)
 
     # 2. Their sizes and labels.
-    items, has_label = check_pairs(val + train, num_val=len(val), every_mask=not layout.class_names, report=report)
+    items, has_label = check_pairs(
+        val + train, num_val=len(val), every_mask=not layout.class_names, report=report, pixels=pixels
+    )
     for item, own in zip(items, has_label, strict=True):
         if len(unknown := np.flatnonzero(own & (layout.class_of == UNKNOWN))):
             raise UserError(unknown_label(item, int(unknown.max()), layout))
@@ -121,7 +133,7 @@ def read_segmentation(
             f"label is {last}; labels are class numbers, not gray levels: write {first}, {first + 1}, ... into the "
             "masks"
         )
-    return SegmentationData(items[len(val) :], items[: len(val)], layout)
+    return SegmentationData(items[len(val) :], items[: len(val)], layout, pixels=pixels)
 
 
 def matches_layout(root: Path) -> bool:

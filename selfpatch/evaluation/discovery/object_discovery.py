@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from selfpatch.backbones.backbone import Backbone
+from selfpatch.data.shown_colors import shown_colors
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.box_folder import Box, BoxFolder, BoxImage
 from selfpatch.evaluation.datasets.labeled_images import spread
@@ -43,7 +44,12 @@ def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Eval
     Differs: see `ObjectDiscovery.differs`.
     """
     data = BoxFolder(
-        root, split=protocol.split, skip_hard=protocol.skip_hard, max_images=protocol.max_images, report=context.report
+        root,
+        split=protocol.split,
+        skip_hard=protocol.skip_hard,
+        max_images=protocol.max_images,
+        report=context.report,
+        pixels=backbone.pixels,
     )
     for item in data.images:
         check_number_of_patches(item, input_size(item, protocol), backbone.patch_size)
@@ -64,7 +70,16 @@ def run(backbone: Backbone, root: Path, protocol: ObjectDiscovery, context: Eval
             num_whole += is_whole_image(found)
             boxes[item.path.relative_to(root).as_posix()] = list(box)
             if item in shown:
-                discoveries.append(Discovery(item.path.name, pixels, box, item.boxes, iou, found))
+                discoveries.append(
+                    Discovery(
+                        item.path.name,
+                        shown_colors(pixels, backbone.pixels.shown_channels),
+                        box,
+                        item.boxes,
+                        iou,
+                        found,
+                    )
+                )
             context.report(done, len(data.images))
     draw_discoveries(discoveries, context.pictures / "objects.png")
     (context.out / "boxes.json").write_text(json.dumps(boxes, indent=1) + "\n", encoding="utf-8")
@@ -106,14 +121,14 @@ def check_number_of_patches(item: BoxImage, size: tuple[int, int], patch_size: t
         )
 
 
-def padded(image: Float[Tensor, "1 3 H W"], patch_size: tuple[int, int]) -> Float[Tensor, "1 3 H2 W2"]:
+def padded(image: Float[Tensor, "1 _c H W"], patch_size: tuple[int, int]) -> Float[Tensor, "1 _c H2 W2"]:
     """Pad with zeros on the right and below, up to whole patches."""
     bottom, right = (-side % patch for side, patch in zip(image.shape[2:], patch_size, strict=True))
     return F.pad(image, (0, right, 0, bottom))
 
 
 def features_of(
-    backbone: Backbone, image: Float[Tensor, "1 3 H W"], protocol: ObjectDiscovery
+    backbone: Backbone, image: Float[Tensor, "1 _c H W"], protocol: ObjectDiscovery
 ) -> Float[Tensor, "D R S"]:
     if protocol.features == "tokens":
         return patch_features(backbone, image)[0]

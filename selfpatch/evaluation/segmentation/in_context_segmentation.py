@@ -37,7 +37,7 @@ MAX_CHUNK = 2**26  # numbers that the nearest-patch search holds at once: 256 Mi
 
 
 def run(backbone: Backbone, root: Path, protocol: InContextSegmentation, context: EvalContext) -> EvalOutput:
-    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report, pixels=backbone.pixels)
     evaluator = InContextEvaluator(data, protocol, patch_size=backbone.patch_size)
     scores = evaluator(backbone, device=context.device, report=context.report)
     write_prediction_sheets(scores.predictions, data, context.pictures)
@@ -156,6 +156,11 @@ class InContextEvaluator:
         for batch, images in zip(of_one_size, prefetch(self._read_image, iter(of_one_size)), strict=True):
             pixels = torch.from_numpy(np.stack([image for (image,) in images])).to(device)
             mean, std = self.protocol.mean or backbone.mean, self.protocol.std or backbone.std
+            if len(mean) != backbone.num_channels:
+                raise UserError(
+                    f"this protocol normalizes {len(mean)} channels, and {backbone.architecture.name} reads "
+                    f"{backbone.num_channels}; leave mean and std to the model (another preset)"
+                )
             yield batch, patch_features(backbone, normalized(pixels, mean, std))
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Real, UInt8
 from torch import Tensor, nn
 
 from selfpatch.data.augmentation.geometry import sample_crop_box
@@ -27,7 +27,7 @@ from selfpatch.evaluation.protocols.linear_segmentation import LeopartSegmentati
 from selfpatch.evaluation.segmentation.segmentation_scores import ConfusionMeter, SegmentationScores, upsampled_argmax
 from selfpatch.evaluation.task import EvalContext
 
-Sample = tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]  # image and mask
+Sample = tuple[Real[np.ndarray, "_ _ _c"], UInt8[np.ndarray, "_ _"]]  # image and mask
 
 
 def evaluate_leopart(
@@ -42,7 +42,7 @@ def evaluate_leopart(
     """
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
 
-    def to_batch(samples: list[Sample], mask_side: int) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B m m"]]:
+    def to_batch(samples: list[Sample], mask_side: int) -> tuple[Float[Tensor, "B _c h w"], Int64[Tensor, "B m m"]]:
         images, masks = (torch.from_numpy(np.stack(arrays)).to(context.device) for arrays in zip(*samples, strict=True))
         resized = F.interpolate(masks[:, None].float(), size=(mask_side, mask_side), mode="nearest")[:, 0].long()
         return normalized(images, backbone.mean, backbone.std), resized

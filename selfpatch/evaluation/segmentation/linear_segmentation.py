@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -37,7 +37,7 @@ from selfpatch.evaluation.task import EvalContext, EvalOutput
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.training.loop import PeriodicCallback
 
-Sample = tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]  # image and mask
+Sample = tuple[Real[np.ndarray, "_ _ _c"], UInt8[np.ndarray, "_ _"]]  # image and mask
 
 WARMUP_START = 1e-6  # fraction of the learning rate at step 0, in both protocols
 
@@ -45,7 +45,7 @@ WARMUP_START = 1e-6  # fraction of the learning rate at step 0, in both protocol
 def run(
     backbone: Backbone, root: Path, protocol: LinearSegmentation | LeopartSegmentation, context: EvalContext
 ) -> EvalOutput:
-    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report, pixels=backbone.pixels)
     evaluate = evaluate_leopart if isinstance(protocol, LeopartSegmentation) else evaluate_linear_segmentation
     scores = evaluate(backbone, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
@@ -83,7 +83,7 @@ def evaluate_linear_segmentation(
     with eval_mode(backbone):
         heads = train_heads(backbone, data, protocol, context)
 
-        def predict_logits(image: Float[Tensor, "3 H W"]) -> Iterator[Float[Tensor, "C H W"]]:
+        def predict_logits(image: Float[Tensor, "_c H W"]) -> Iterator[Float[Tensor, "C H W"]]:
             encoded = encode_windows(
                 image,
                 lambda windows: padded_features(backbone, windows),
@@ -110,11 +110,11 @@ def crop_size(protocol: LinearSegmentation, patch_size: tuple[int, int]) -> tupl
     return (protocol.image_size, protocol.image_size) if protocol.patch_fit == "center_pad" else floor
 
 
-def padded_features(backbone: Backbone, images: Float[Tensor, "B 3 h w"]) -> Float[Tensor, "B D R S"]:
+def padded_features(backbone: Backbone, images: Float[Tensor, "B _c h w"]) -> Float[Tensor, "B D R S"]:
     return patch_features(backbone, center_pad(images, backbone.patch_size))
 
 
-def center_pad(images: Float[Tensor, "B 3 H W"], patch_size: tuple[int, int]) -> Float[Tensor, "B 3 H2 W2"]:
+def center_pad(images: Float[Tensor, "B _c H W"], patch_size: tuple[int, int]) -> Float[Tensor, "B _c H2 W2"]:
     """Zeros, the mean color, on all sides up to whole patches; an odd pixel goes to the right and below.
 
     Feature maps keep the patches of the padding: the original stretches them over the image as it was.

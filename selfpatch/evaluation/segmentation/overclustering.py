@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int64, Integer, UInt8
+from jaxtyping import Float, Int, Int64, Integer, Real, UInt8
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -49,7 +49,7 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: EvalC
     the nearest neighbour; pixels that are not scored are left out; IoU over all images together.
     Differs: see `Overclustering.differs`.
     """
-    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report, pixels=backbone.pixels)
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
     grid_size = size[0] // backbone.patch_size[0], size[1] // backbone.patch_size[1]
     counts_of_clusters = [data.num_classes if k == "classes" else k for k in protocol.num_clusters]
@@ -106,14 +106,14 @@ def run(backbone: Backbone, root: Path, protocol: Overclustering, context: EvalC
 
 
 class Batch(NamedTuple):
-    pixels: UInt8[Tensor, "B H W 3"]
+    pixels: Real[Tensor, "B H W _c"]
     masks: UInt8[Tensor, "B M M"]
 
 
 def read_images(data: SegmentationData, size: tuple[int, int], protocol: Overclustering) -> Iterator[Batch]:
     """Images of (rows, columns) pixels, and masks resized to the size of the images and then to mask_size."""
 
-    def read(item: LabeledImage) -> tuple[UInt8[np.ndarray, "H W 3"], UInt8[np.ndarray, "H W"]]:
+    def read(item: LabeledImage) -> tuple[Real[np.ndarray, "H W _c"], UInt8[np.ndarray, "H W"]]:
         return resize_image(data.read_image(item), size), resize_mask(data.read_mask(item), size)
 
     for samples in prefetch(read, batches(data.val, protocol.batch_size)):

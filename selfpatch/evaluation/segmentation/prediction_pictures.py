@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from selfpatch.data.shown_colors import shown_colors
 from selfpatch.evaluation.datasets.segmentation import SegmentationData
 from selfpatch.evaluation.features import resize_image, resize_mask
 from selfpatch.evaluation.metrics import IGNORED
@@ -104,7 +105,7 @@ def panels(prediction: Prediction, data: SegmentationData) -> list[Image.Image]:
     height, width = prediction.truth.shape
     scale = min(PANEL_WIDTH / width, MAX_PANEL_HEIGHT / height)
     size = max(1, round(height * scale)), max(1, round(width * scale))
-    image = resize_image(data.read_image(prediction.item), size)
+    image = resize_image(shown_colors(data.read_image(prediction.item), data.pixels.shown_channels), size)
     masks = (resize_mask(mask, size) for mask in (prediction.truth, prediction.prediction))
     return [Image.fromarray(image), *(Image.fromarray(label_colors()[mask]) for mask in masks)]
 

@@ -82,7 +82,7 @@ def evaluate_images(
     data: SegmentationData,
     backbone: Backbone,
     protocol: LinearSegmentation | DecoderTraining,
-    predict_logits: Callable[[Float[Tensor, "3 H W"]], Float[Tensor, "C H W"]],
+    predict_logits: Callable[[Float[Tensor, "_c H W"]], Float[Tensor, "C H W"]],
     context: EvalContext,
 ) -> SegmentationScores:
     """Scores of one model; see `evaluate_several`."""
@@ -95,7 +95,7 @@ def evaluate_several(
     data: SegmentationData,
     backbone: Backbone,
     protocol: LinearSegmentation | DecoderTraining,
-    predict_logits: Callable[[Float[Tensor, "3 H W"]], Iterable[Float[Tensor, "C H W"]]],
+    predict_logits: Callable[[Float[Tensor, "_c H W"]], Iterable[Float[Tensor, "C H W"]]],
     num_models: int,
     context: EvalContext,
 ) -> list[ConfusionMeter]:

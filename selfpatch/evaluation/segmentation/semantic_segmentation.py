@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real, UInt8
 from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Backbone
@@ -70,12 +70,12 @@ class Segmenter(nn.Module):
         self.auxiliary, self.auxiliary_level = auxiliary or (None, 0)
         freeze_unused(self.backbone, self.out_indices)
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Float[Tensor, "B C r s"], Tensor | None]:
+    def forward(self, images: Float[Tensor, "B _c H W"]) -> tuple[Float[Tensor, "B C r s"], Tensor | None]:
         """Class scores of the head and, if there is one, of the auxiliary head."""
         levels = self.neck(self.backbone.forward_intermediates(images, self.out_indices))
         return self.head(levels), None if self.auxiliary is None else self.auxiliary(levels[self.auxiliary_level])
 
-    def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B C H W"]:
+    def predict(self, images: Float[Tensor, "B _c H W"]) -> Float[Tensor, "B C H W"]:
         """Class scores of every pixel of images of any size.
 
         What is lacking to a whole number of patches is added on the right and below in the mean colour, and the scores
@@ -139,7 +139,7 @@ def run(
     Source: alinlab/SelfPatch segmentation/; open-mmlab/mmsegmentation.
     Differs: see `DecoderTraining.differs`.
     """
-    data = read_segmentation(root, max_images=protocol.max_images, report=context.report)
+    data = read_segmentation(root, max_images=protocol.max_images, report=context.report, pixels=backbone.pixels)
     own = copy.deepcopy(unwrap_cache(backbone))
     own.set_image_size(floor_to_patch_multiple(protocol.image_size, own.patch_size))
     with seeded(protocol.seed, context.device):
@@ -170,7 +170,7 @@ def train(
     read = ReadCache(lambda item: (data.read_image(item), data.read_mask(item)))
     size = floor_to_patch_multiple(protocol.image_size, backbone.patch_size)
 
-    def sample(epoch: int, index: int) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+    def sample(epoch: int, index: int) -> tuple[Real[np.ndarray, "h w _c"], UInt8[np.ndarray, "h w"]]:
         rng = sample_rng(protocol.seed, epoch, index)
         image, mask = read(data.train[index])
         image, mask = random_crop(image, mask, rng, protocol, size=size)
@@ -207,7 +207,7 @@ def train(
 def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTraining, context: EvalContext) -> Any:
     window = floor_to_patch_multiple(protocol.image_size, segmenter.backbone.patch_size)
 
-    def predict_logits(image: Float[Tensor, "3 H W"]) -> Float[Tensor, "C H W"]:
+    def predict_logits(image: Float[Tensor, "_c H W"]) -> Float[Tensor, "C H W"]:
         if protocol.inference == "whole":
             return segmenter.predict(image[None])[0]
         return sliding_window(
@@ -220,7 +220,7 @@ def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTrainin
 def freeze_unused(backbone: Backbone, out_indices: Sequence[int]) -> None:
     """Train all parameters but those that these maps do not depend on, such as the final norm's."""
     parameters = list(backbone.requires_grad_(True).parameters())
-    image = torch.zeros(1, 3, *backbone.patch_size, device=parameters[0].device)
+    image = torch.zeros(1, backbone.num_channels, *backbone.patch_size, device=parameters[0].device)
     total = torch.stack([stage.sum() for stage in backbone.forward_intermediates(image, out_indices)]).sum()
     for parameter, gradient in zip(parameters, torch.autograd.grad(total, parameters, allow_unused=True), strict=True):
         parameter.requires_grad_(gradient is not None)

@@ -23,8 +23,8 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 
 
 def sliding_window(
-    image: Float[Tensor, "3 H W"],
-    predict: Callable[[Float[Tensor, "B 3 h w"]], Float[Tensor, "B C h w"]],
+    image: Float[Tensor, "_c H W"],
+    predict: Callable[[Float[Tensor, "B _c h w"]], Float[Tensor, "B C h w"]],
     *,
     window: tuple[int, int],
     stride: int,
@@ -36,8 +36,8 @@ def sliding_window(
 
 
 def encode_windows(
-    image: Float[Tensor, "3 H W"],
-    encode: Callable[[Float[Tensor, "B 3 h w"]], Float[Tensor, "B ..."]],
+    image: Float[Tensor, "_c H W"],
+    encode: Callable[[Float[Tensor, "B _c h w"]], Float[Tensor, "B ..."]],
     *,
     window: tuple[int, int],
     stride: int,

@@ -10,7 +10,7 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Real, UInt8
 from torch import Tensor
 from torchvision.transforms.functional import adjust_hue, adjust_saturation
 
@@ -26,21 +26,22 @@ MAX_HUE = 18  # added or taken, of OpenCV's 180
 MAX_HUE_HALF_CIRCLE = 0.5  # added or taken, of a full turn
 
 
-def rescale(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int], *, antialias: bool) -> UInt8[np.ndarray, "R S 3"]:
+def rescale(image: Real[np.ndarray, "H W _c"], size: tuple[int, int], *, antialias: bool) -> Real[np.ndarray, "R S _c"]:
     """Bilinear, to (rows, columns); without antialias as OpenCV does it, from the four nearest pixels."""
     if antialias:
         return resize_image(image, size)
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    resized = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(*size, image.shape[2])  # OpenCV drops an axis of one channel
 
 
 def random_crop(
-    image: UInt8[np.ndarray, "H W 3"],
+    image: Real[np.ndarray, "H W _c"],
     mask: UInt8[np.ndarray, "H W"],
     rng: np.random.Generator,
     protocol: LinearSegmentation | DecoderTraining,
     *,
     size: tuple[int, int],
-) -> tuple[UInt8[np.ndarray, "h w 3"], UInt8[np.ndarray, "h w"]]:
+) -> tuple[Real[np.ndarray, "h w _c"], UInt8[np.ndarray, "h w"]]:
     """A crop of at most `size` of the image resized to the protocol's size times a random factor."""
     factor = rng.uniform(*protocol.scale)
     long_side = None if protocol.long_side is None else max(1, int(protocol.long_side * factor))
@@ -64,12 +65,16 @@ def random_crop(
 
 
 def photometric_distortion(
-    image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator, *, style: Literal["dinov3", "mmseg"] = "mmseg"
-) -> UInt8[np.ndarray, "H W 3"]:
+    image: Real[np.ndarray, "H W _c"], rng: np.random.Generator, *, style: Literal["dinov3", "mmseg"] = "mmseg"
+) -> Real[np.ndarray, "H W _c"]:
     """Brightness, contrast, saturation and hue, each with probability 1/2; contrast comes second or last.
+
+    Of other images than 8-bit RGB brightness and contrast alone.
 
     Source: mmsegmentation's PhotoMetricDistortion; DINOv3's class of the same name.
     """
+    if image.dtype != np.uint8 or image.shape[2] != 3:
+        return distort_any_channels(image, rng)
     if rng.random() < 0.5:
         image = to_uint8(image + rng.uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS))
     contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
@@ -84,34 +89,41 @@ def photometric_distortion(
     return to_uint8(image * contrast) if contrast_comes_last else image
 
 
-def scale_saturation(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+def distort_any_channels(image: Real[np.ndarray, "H W _c"], rng: np.random.Generator) -> Real[np.ndarray, "H W _c"]:
+    white = 255 if image.dtype == np.uint8 else 1
+    shift = rng.uniform(-MAX_BRIGHTNESS, MAX_BRIGHTNESS) / 255 * white if rng.random() < 0.5 else 0.0
+    contrast = rng.uniform(*CONTRAST) if rng.random() < 0.5 else 1.0
+    return ((image + np.float32(shift)) * np.float32(contrast)).clip(0, white).astype(image.dtype)
+
+
+def scale_saturation(image: Real[np.ndarray, "H W _c"], rng: np.random.Generator) -> Real[np.ndarray, "H W _c"]:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     hsv[..., 1] = to_uint8(hsv[..., 1] * rng.uniform(*SATURATION))
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def turn_hue(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+def turn_hue(image: Real[np.ndarray, "H W _c"], rng: np.random.Generator) -> Real[np.ndarray, "H W _c"]:
     hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0].astype(np.int16) + rng.integers(-MAX_HUE, MAX_HUE)) % 180
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
 
 
-def blend_with_gray(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+def blend_with_gray(image: Real[np.ndarray, "H W _c"], rng: np.random.Generator) -> Real[np.ndarray, "H W _c"]:
     return from_chw(adjust_saturation(to_chw(image), rng.uniform(*SATURATION)))
 
 
-def turn_hue_fully(image: UInt8[np.ndarray, "H W 3"], rng: np.random.Generator) -> UInt8[np.ndarray, "H W 3"]:
+def turn_hue_fully(image: Real[np.ndarray, "H W _c"], rng: np.random.Generator) -> Real[np.ndarray, "H W _c"]:
     return from_chw(adjust_hue(to_chw(image), rng.uniform(-MAX_HUE_HALF_CIRCLE, MAX_HUE_HALF_CIRCLE)))
 
 
 STYLES = {"mmseg": (scale_saturation, turn_hue), "dinov3": (blend_with_gray, turn_hue_fully)}
 
 
-def to_chw(image: UInt8[np.ndarray, "H W 3"]) -> UInt8[Tensor, "3 H W"]:
+def to_chw(image: Real[np.ndarray, "H W _c"]) -> Real[Tensor, "_c H W"]:
     return torch.from_numpy(image).permute(2, 0, 1)
 
 
-def from_chw(image: UInt8[Tensor, "3 H W"]) -> UInt8[np.ndarray, "H W 3"]:
+def from_chw(image: Real[Tensor, "_c H W"]) -> Real[np.ndarray, "H W _c"]:
     return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
 
 
@@ -120,15 +132,15 @@ def to_uint8(values: np.ndarray) -> np.ndarray:
 
 
 def collate(
-    samples: Sequence[tuple[UInt8[np.ndarray, "_ _ 3"], UInt8[np.ndarray, "_ _"]]],
+    samples: Sequence[tuple[Real[np.ndarray, "_ _ _c"], UInt8[np.ndarray, "_ _"]]],
     size: tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
     *,
     device: torch.device,
-) -> tuple[Float[Tensor, "B 3 h w"], Int64[Tensor, "B h w"]]:
+) -> tuple[Float[Tensor, "B _c h w"], Int64[Tensor, "B h w"]]:
     """Crops as one batch, padded to `size` with the mean color and IGNORED on the right and below."""
-    images = torch.zeros(len(samples), 3, *size, device=device)
+    images = torch.zeros(len(samples), len(mean), *size, device=device)
     masks = torch.full((len(samples), *size), IGNORED, device=device)
     for i, (image, mask) in enumerate(samples):
         rows, columns = mask.shape

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfpatch.config import CropsConfig
+from selfpatch.config import RGB_8, CropsConfig
 from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.loader import Batch, training_batches
@@ -95,7 +95,7 @@ def test_small_images_are_counted(folder):
 class InMemory:
     """A source that is no folder."""
 
-    num_channels = 3
+    pixels = RGB_8
 
     def __len__(self) -> int:
         return 12

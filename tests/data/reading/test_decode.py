@@ -230,7 +230,7 @@ def test_content_counts_not_the_name(photo, tmp_path):
 def test_other_formats_are_not_opened(photo, tmp_path):
     for format_ in ("PPM", "ICO", "PDF", "TGA", "EPS"):
         path = write(tmp_path / "a.png", Image.fromarray(photo), format=format_)
-        with pytest.raises(UnreadableImage, match="not a JPEG, PNG, WebP, TIFF, BMP or GIF file"):
+        with pytest.raises(UnreadableImage, match="not a JPEG, PNG, WebP, TIFF, BMP, GIF or NumPy file"):
             read_image(path)
     (tmp_path / "text.bmp").write_text("BMs are two letters, no picture")
     with pytest.raises(UnreadableImage, match="not a JPEG"):

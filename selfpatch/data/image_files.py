@@ -1,0 +1,93 @@
+"""Image files by name, in a fixed order and in little memory: what a folder and a manifest have in common."""
+
+import hashlib
+import os
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Real
+
+from selfpatch.config import RGB_8, PixelFormat
+from selfpatch.data.reading.decode import read_image
+from selfpatch.output.printable import printable
+
+
+class ImageFiles:
+    """Images by their names below one or several folders; a source of images (`ImageSource`).
+
+    Names are held as one block of bytes: a million paths cost their length plus 8 bytes each, workers share them, and
+    names that are no valid UTF-8 work.
+
+    Args:
+        names: each ends in a zero byte.
+        ends: where each of them ends, after a zero.
+        first_of_folder: index of the first image of each folder.
+        pixels: the format in which images are read. Settable, as it may follow from the images.
+    """
+
+    def __init__(
+        self,
+        folders: list[Path],
+        names: bytearray,
+        ends: array,
+        first_of_folder: list[int],
+        *,
+        notes: list[str],
+        pixels: PixelFormat = RGB_8,
+    ):
+        self.folders = folders
+        self.notes = notes  # sentences on what lies in the folders and is not among the images
+        self.pixels = pixels
+        # As they were gathered: copies would double the peak.
+        self._names = names
+        self._ends = np.frombuffer(ends, np.int64)
+        self._first_of_folder = np.array(first_of_folder)
+
+    @classmethod
+    def of_paths(cls, paths: Iterable[Path]) -> "ImageFiles":
+        """These files, in this order, each named by its whole path."""
+        names, ends = bytearray(), array("q", [0])
+        for path in paths:
+            append_name(names, ends, os.fsencode(path.absolute()))
+        return cls([Path("/")], names, ends, [0], notes=[])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def path(self, index: int) -> Path:
+        folder, name = self._folder_and_name(index)
+        return folder / name
+
+    def name(self, index: int) -> str:
+        """As seen from the folder, printable; of several folders, below the folder as it was given."""
+        folder, name = self._folder_and_name(index)
+        return printable(name if len(self.folders) == 1 else folder / name)
+
+    def _folder_and_name(self, index: int) -> tuple[Path, str]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"there is no image {index}; they are numbered 0 to {len(self) - 1}")
+        folder = self.folders[np.searchsorted(self._first_of_folder, index, side="right") - 1]
+        # A name keeps the zero byte that ends it in the block.
+        return folder, os.fsdecode(bytes(self._names[self._ends[index] : self._ends[index + 1] - 1]))
+
+    def read(self, index: int) -> Real[np.ndarray, "H W C"]:
+        """The pixels; raises UnreadableImage."""
+        return read_image(self.path(index), self.pixels)
+
+    def fingerprint(self) -> str:
+        """Changes when images are added, removed or renamed; not when the folders move as they are.
+
+        Only names count: sizes would cost one round trip a file on a network file system.
+        """
+        digest = hashlib.sha256(self._first_of_folder.tobytes())
+        digest.update(self._names)
+        return digest.hexdigest()
+
+
+def append_name(names: bytearray, ends: array, *parts: bytes) -> None:
+    """Add a name, in parts, to a block as `ImageFiles` holds it."""
+    for part in (*parts, b"\0"):
+        names += part
+    ends.append(len(names))

@@ -1,0 +1,152 @@
+"""Images by a list of their paths: CSV, JSON lines, Parquet or plain text, instead of a folder."""
+
+import csv
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from selfpatch.config import RGB_8, ImagesConfig, PixelFormat
+from selfpatch.data.image_files import ImageFiles, append_name
+from selfpatch.data.image_folder import ImageFolder, chosen_by, plural
+from selfpatch.errors import UserError
+
+ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet", ".txt")
+# Names of the column of paths, in order of preference.
+COLUMNS = ("path", "file_path", "filepath", "image_path", "file_name", "filename", "file", "image")
+_STAT_THREADS = 32
+
+
+def open_images(path: Path, settings: ImagesConfig | None = None, *, pixels: PixelFormat = RGB_8) -> ImageFiles:
+    """The images of a folder, or of a manifest.
+
+    Raises:
+        UserError: no such folder or manifest, or no image in it.
+    """
+    settings = settings or ImagesConfig()
+    if path.is_file() and path.suffix.lower() in ENDINGS:
+        return ImageManifest(path, include=settings.include, exclude=settings.exclude, pixels=pixels)
+    return ImageFolder(path, include=settings.include, exclude=settings.exclude, pixels=pixels)
+
+
+class ImageManifest(ImageFiles):
+    """The images that a file lists, in its order. Paths are as seen from the manifest's folder, or absolute.
+
+    A table has them in a column called `path` (COLUMNS has other names); of plain text every line is one.
+
+    Raises:
+        UserError: it cannot be read, lacks the column, lists nothing, an image twice, or files that are not there.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        pixels: PixelFormat = RGB_8,
+    ):
+        listed = [os.fsencode(name) for name in _listed(path)]
+        if not listed:
+            raise UserError(f"the manifest {path} lists no image; give one path per row")
+        if len(set(listed)) < len(listed):
+            twice = Counter(listed).most_common(1)[0][0]
+            raise UserError(
+                f"the manifest {path} lists {len(listed) - len(set(listed)):,} images more than once, "
+                f"{os.fsdecode(twice)} for one; keep one row per image"
+            )
+        is_chosen = chosen_by(include, exclude)
+        chosen = [name for name in listed if is_chosen is None or is_chosen(name)]
+        if not chosen:
+            raise UserError(
+                f"none of the {len(listed):,} images in {path} is left by the patterns: include "
+                f"{' '.join(include) or 'all'}, exclude {' '.join(exclude) or 'none'}"
+            )
+        _require_files(path, chosen)
+        names, ends = bytearray(), array("q", [0])
+        for name in chosen:
+            append_name(names, ends, name)
+        left_out = len(listed) - len(chosen)
+        notes = [f"{plural(left_out, 'image is', 'images are')} left out by the patterns given"] if left_out else []
+        super().__init__([path.parent], names, ends, [0], notes=notes, pixels=pixels)
+
+
+def _require_files(manifest: Path, names: list[bytes]) -> None:
+    root = os.fsencode(manifest.parent)
+    with ThreadPoolExecutor(_STAT_THREADS) as pool:  # one round trip each on a network file system
+        is_there = list(pool.map(lambda name: os.path.isfile(os.path.join(root, name)), names, chunksize=256))
+    if missing := [os.fsdecode(name) for name, there in zip(names, is_there, strict=True) if not there]:
+        raise UserError(
+            f"{len(missing):,} of the {len(names):,} files that {manifest} lists are not there: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}; paths are as seen from {manifest.parent}, "
+            "or absolute"
+        )
+
+
+def _listed(path: Path) -> Iterator[str]:
+    try:
+        match path.suffix.lower():
+            case ".parquet":
+                yield from _parquet(path)
+            case ".txt":
+                yield from filter(None, (line.strip() for line in path.read_text("utf-8-sig").split("\n")))
+            case ".csv":
+                with path.open(newline="", encoding="utf-8-sig") as file:
+                    rows = csv.DictReader(file)
+                    column = _column(path, list(rows.fieldnames or []))
+                    yield from (_text(path, number, row[column]) for number, row in enumerate(rows, start=2))
+            case _:
+                with path.open(encoding="utf-8-sig") as file:
+                    yield from _json_lines(path, file)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"the manifest {path} cannot be read: {error}; it is text in UTF-8, or Parquet") from error
+
+
+def _json_lines(path: Path, lines: Iterator[str]) -> Iterator[str]:
+    column = ""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"line {number} of {path} is not JSON ({error}); every line is one object") from error
+        if not isinstance(row, dict):
+            raise UserError(f'line {number} of {path} is no object; every line is one, such as {{"path": "a.tif"}}')
+        column = column or _column(path, list(row))
+        yield _text(path, number, row.get(column))
+
+
+def _parquet(path: Path) -> Iterator[str]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError(
+            f"{path} needs pyarrow to be read: pip install 'selfpatch[parquet]', or give the manifest as CSV"
+        ) from error
+    try:
+        column = _column(path, pq.read_schema(path).names)
+        values = pq.read_table(path, columns=[column])[column].to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"the manifest {path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    yield from (_text(path, number, value) for number, value in enumerate(values, start=1))
+
+
+def _column(path: Path, names: list[str]) -> str:
+    if (found := next((column for column in COLUMNS if column in names), None)) is None:
+        raise UserError(
+            f"the manifest {path} has no column of paths: it has {', '.join(map(str, names[:8])) or 'no column'}; call "
+            f"the column {COLUMNS[0]} (or {', '.join(COLUMNS[1:])})"
+        )
+    return found
+
+
+def _text(path: Path, number: int, value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise UserError(f"row {number} of the manifest {path} has no path but {value!r}; give the path of an image")
+    return value.strip()
