@@ -83,7 +83,7 @@ def _how_to_fetch(name: str) -> str:
     if config is not None and config.hf_hub_id:
         repository = f"{config.hf_hub_id}{name}" if config.hf_hub_id.endswith("/") else config.hf_hub_id
         return (
-            f"fetch {config.hf_hub_filename or FOLDER_FILES[0]} from https://huggingface.co/{repository} elsewhere "
+            f"fetch {config.hf_hub_filename or "model.safetensors"} from https://huggingface.co/{repository} elsewhere "
             "(after logging in there, if the weights are gated), put it into a folder with the name "
             f"{name} and give that folder as the model"
         )

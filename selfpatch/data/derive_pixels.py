@@ -194,7 +194,9 @@ class ChannelStatistics:
 
     def __init__(self) -> None:
         self.num_images = 0
-        self._count, self._sum, self._squares = 0, np.float64(0), np.float64(0)
+        self._count = 0
+        self._sum: np.ndarray = np.zeros(1)
+        self._squares: np.ndarray = np.zeros(1)
 
     def add(self, image: Real[np.ndarray, "H W C"]) -> None:
         values = image.reshape(-1, image.shape[2]).astype(np.float64) / (255 if image.dtype == np.uint8 else 1)
