@@ -81,9 +81,10 @@ def _how_to_fetch(name: str) -> str:
     """Where the weights of a name of timm's are, and how their file is given instead of the name."""
     config = timm.get_pretrained_cfg(name)
     if config is not None and config.hf_hub_id:
+        file = config.hf_hub_filename or "model.safetensors"
         repository = f"{config.hf_hub_id}{name}" if config.hf_hub_id.endswith("/") else config.hf_hub_id
         return (
-            f"fetch {config.hf_hub_filename or "model.safetensors"} from https://huggingface.co/{repository} elsewhere "
+            f"fetch {file} from https://huggingface.co/{repository} elsewhere "
             "(after logging in there, if the weights are gated), put it into a folder with the name "
             f"{name} and give that folder as the model"
         )
