@@ -259,7 +259,7 @@ def run_training(
             logger=logger,
             progress=progress,
             callbacks=[*monitor.callbacks(state.student_teacher), saving_best, saving],
-            should_stop=lambda done: signal.received is not None or done >= stop_at,
+            should_stop=lambda done: signal.received is not None or done >= stop_at or task.must_stop,
         )
     return signal.received if state.step < num_steps else None  # too late to stop anything
 

@@ -71,5 +71,7 @@ class RunConfig(Config, group="run"):
     max_bad_fraction: Annotated[float, UnitInterval] = 0.2
     # stop after this many steps in a row whose loss or gradient is not finite
     max_skipped: Annotated[int, Positive] = 20
+    # stop and save when training has collapsed (docs/health.md), as a signal would
+    stop_on_collapse: bool = False
     # stop and save after this step, as a signal would; schedules do not change
     stop_at_step: Annotated[int | None, Positive] = None

@@ -15,6 +15,7 @@ from selfpatch.objectives.encoder import Encoder
 from selfpatch.objectives.objective import Objective
 from selfpatch.objectives.registry import build_objectives
 from selfpatch.optim.optimizer import update_moving_average
+from selfpatch.pretraining.health import token_signals
 from selfpatch.pretraining.views import Views
 
 
@@ -65,7 +66,7 @@ class StudentTeacher(nn.Module):
         )
         boxes = {"global_boxes": views.global_boxes, "local_boxes": views.local_boxes}
         student, teacher = student._replace(**boxes), teacher._replace(**boxes)
-        metrics = {}
+        metrics = token_signals(views, teacher)
         total = torch.zeros((), device=views.global_crops.device)
         for name, objective in self.named_objectives.items():
             loss, signals = objective(student, teacher, step)

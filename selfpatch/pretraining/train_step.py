@@ -14,6 +14,7 @@ from selfpatch.data.loading.loader import Batch
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.optim.optimizer import layer_lr_scales, optimizer_step, parameter_groups, set_schedules
 from selfpatch.optim.schedules import Schedule, late_ramp, warmup_cosine
+from selfpatch.pretraining.health import Health, State, teacher_distance
 from selfpatch.pretraining.masks import draw_masks
 from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.pretraining.train_state import TrainState
@@ -64,6 +65,7 @@ class PretrainTask:
         self._warned_upsampled = False
         self._data_wait_hint = data_wait_hint
         self._logged = False
+        self._health = Health()
 
     def train_mode(self) -> None:
         self._state.student_teacher.train()
@@ -105,6 +107,7 @@ class PretrainTask:
             "weight_decay": self._schedules.weight_decay(step),
             "momentum": self._schedules.momentum(step),
             "backbone_lr": self._schedules.lr(step) * self._schedules.backbone(step),
+            "teacher/distance": teacher_distance(self._state.student_teacher.ema_pairs()),
             "bad_images": self._num_bad_images,
             "upsampled_images": self._state.counters.upsampled_images,
             "skipped_steps": self._state.counters.skipped_steps,
@@ -112,6 +115,8 @@ class PretrainTask:
 
     def log_message(self, means: dict[str, float], *, last: bool) -> str | None:
         messages, counters = [], self._state.counters
+        if text := self._health.update(means):
+            messages.append(text)
         if counters.upsampled_images and (last or not self._warned_upsampled):
             self._warned_upsampled = True
             messages.append(
@@ -125,6 +130,11 @@ class PretrainTask:
             self._data_wait_hint = ""
         self._logged = True
         return "\n".join(messages) or None
+
+    @property
+    def must_stop(self) -> bool:
+        """True if the run has collapsed and is to stop then."""
+        return self._config.run.stop_on_collapse and self._health.state == State.COLLAPSED
 
     def divergence_hint(self, step: int, metrics: dict[str, Tensor]) -> str:
         names = ", ".join(self._image_name(int(index)) for index in self._sampler.indices(step)[:4])
