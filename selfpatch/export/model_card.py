@@ -63,7 +63,8 @@ def card(backbone: Backbone, *, load: str, library: str, model: str, training: T
         "",
         "## Images",
         "",
-        f"Trained at {height} x {width} pixels; other sizes in whole patches work. Values in [0, 1], then, by channel:",
+        f"Trained at {height} x {width} pixels; other sizes in whole patches work. "
+        f"{_values(backbone)}, then, by channel:",
         "",
         f"    mean {list(backbone.mean)}",
         f"    std  {list(backbone.std)}",
@@ -95,3 +96,11 @@ def card(backbone: Backbone, *, load: str, library: str, model: str, training: T
             lines += [f"| {step} | {name} | {100 * value:.1f} |" for step, name, value in training.scores]
     lines += ["", "## License", "", "Not stated; yours to choose.", ""]
     return "\n".join(lines)
+
+
+def _values(backbone: Backbone) -> str:
+    pixels = backbone.pixels
+    if pixels.value_range is None:
+        return "Values in [0, 1]"
+    low, high = pixels.value_range
+    return f"Values in [0, 1] (stored {low:g} is 0, {high:g} is 1, beyond is clipped)"
