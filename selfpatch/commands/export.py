@@ -60,7 +60,12 @@ def export(
             say(note)
         if place != out or chosen.file is None:
             written = write_card(
-                folder, backbone, load=line, library=chosen.library, model=str(model), training=training_of(model)
+                folder,
+                backbone,
+                load=line.replace(repr(str(place)), repr(place.name)),  # cards travel, paths of this machine do not
+                library=chosen.library,
+                model=str(model) if str(model).startswith("timm:") else Path(model).name,
+                training=training_of(model),
             )
             say(str(folder / "README.md") if written else f"{folder / 'README.md'} is your own and stays as it is")
     say(line)

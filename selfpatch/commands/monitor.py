@@ -100,10 +100,10 @@ class TrainingMonitor:
         start = earlier.get(0)
         if start is None or score >= start or earlier[max(earlier)] < start:
             return None
-        text = f"warning: in-context mIoU {100 * score:.1f} is below the {100 * start:.1f} before training"
+        text = f"warning: in-context mIoU {100 * score:.2f} is below the {100 * start:.2f} before training"
         if self.best.count and self.best.metric == "in_context/mIoU":
             best = max(earlier, key=lambda done: earlier[done])
-            text += f"; the best so far, {100 * earlier[best]:.1f} at step {best}, is kept as {self._run.path}@best"
+            text += f"; the best so far, {100 * earlier[best]:.2f} at step {best}, is kept as {self._run.path}@best"
         return text
 
     def picture(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:

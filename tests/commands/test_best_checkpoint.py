@@ -93,10 +93,10 @@ def test_the_best_stay_beside_the_newest(settings, steps, scenes, tmp_path, caps
 def test_a_run_that_falls_below_its_start_says_so_once_each_time(scenes, tmp_path, capsys):
     run(scenes, tmp_path / "run")
     lines = [line for line in capsys.readouterr().out.splitlines() if "before training" in line and "below" in line]
-    best = f"the best so far, 35.0 at step 2, is kept as {tmp_path / 'run'}@best"
+    best = f"the best so far, 35.00 at step 2, is kept as {tmp_path / 'run'}@best"
     assert len(lines) == 2
-    assert "29.0 is below the 30.0 before training" in lines[0] and best in lines[0]
-    assert "27.0 is below the 30.0 before training" in lines[1]
+    assert "29.00 is below the 30.00 before training" in lines[0] and best in lines[0]
+    assert "27.00 is below the 30.00 before training" in lines[1]
 
 
 @pytest.mark.usefixtures("scripted")
@@ -105,7 +105,7 @@ def test_which_is_best_survives_a_stop(step, scenes, tmp_path, capsys):
     run(scenes, tmp_path / "run", **{"run.stop_at_step": step})
     run(scenes, tmp_path / "run")
     assert kept(tmp_path / "run") == [2, 6]
-    warnings = [line for line in capsys.readouterr().out.splitlines() if "below the 30.0" in line]
+    warnings = [line for line in capsys.readouterr().out.splitlines() if "below the 30.00" in line]
     assert len(warnings) == 2
 
 

@@ -97,7 +97,8 @@ def test_a_folder_gets_a_card(runs, tmp_path, capsys):
     }
     for step in (0, 4):
         assert f"| {step} | in_context/mIoU | {100 * scores[step]:.1f} |" in card
-    assert "12 unlabeled images, 4 steps" in card
+    assert "12 unlabeled images, 4 steps" in card and "AutoModel.from_pretrained('model')" in card
+    assert str(tmp_path) not in card and str(run.parent) not in card
     assert "embed_dim: 32" in card and "[0.485, 0.456, 0.406]" in card and "## License" in card
 
     (tmp_path / "model" / "README.md").write_text("my own words")
