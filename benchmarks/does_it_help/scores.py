@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks.does_it_help.regimes import Sizes
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
-from selfpatch.evaluation.feature_cache import CachedBackbone
+from selfpatch.evaluation.feature_cache import CachedBackbone, unwrap_cache
 from selfpatch.evaluation.metrics import IGNORED
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
@@ -115,8 +115,9 @@ def make_scorers(
     }
     for name, folder in more.items():
         task = SLOW[name]
+        # A copy, as some of them fine-tune it; without the cache, which a network in training has no use for.
         scorers[name] = lambda backbone, task=task, folder=folder: by_task(
-            backbone, task, folder, TASKS[task].presets["quick"]
+            copy.deepcopy(unwrap_cache(backbone)), task, folder, TASKS[task].presets["quick"]
         )
     return scorers
 

@@ -19,7 +19,7 @@ HEADLINES = {
     "davis": "J&F-Mean",
     "lost": "CorLoc",
     "semantic-fpn": "mIoU",
-    "mask-rcnn": "bbox/AP",
+    "mask-rcnn": "box/AP",
 }
 EFFECT = 0.005  # a difference that should be told from none
 
