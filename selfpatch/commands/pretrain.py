@@ -33,6 +33,7 @@ from selfpatch.distributed import (
     rank,
     reported_once,
     together,
+    wait_for_all,
     world_size,
 )
 from selfpatch.errors import RunFailedError, UserError, working
@@ -136,6 +137,7 @@ def _pretrain(
         model = parallelize(parts.state, config.efficiency.parallel, device, build_optimizer=build_optimizer)
         stopped_by = run_training(config, source, run, parts, model, monitor, device)
         load_line = export(model, config, run, parts.state.step)
+        wait_for_all()  # launchers end all processes when the first one ends
         result = PretrainResult(
             out=run.path,
             steps_done=parts.state.step,
