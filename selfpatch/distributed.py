@@ -6,6 +6,8 @@ sum, backward sums them over ranks as well: d(mean over s of L_s)/dx = mean over
 """
 
 import contextlib
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -258,10 +260,40 @@ def start(*, rank: int, world_size: int, init_method: str, device: torch.device,
         timeout: how long a rank waits for the others, to meet and in a step, before it fails.
     """
     global _patient_group
+    store, _, _ = next(dist.rendezvous(init_method, rank, world_size, timeout=timeout))
+    store = dist.PrefixStore(_agree_on_attempt(store, rank, world_size, timeout), store)
     # Numbers on the CPU and objects go by gloo; NCCL has tensors on GPUs.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=world_size, timeout=timeout)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     _patient_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _agree_on_attempt(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:
+    """A name for this start of the run, which every rank of it knows and no earlier one had.
+
+    torchrun's restarts share its store, where the addresses of processes that are dead would be taken for those of the
+    living. Rank 0 makes up a name; every other rank tells its own under it, and goes by it once rank 0 has answered to
+    just that one.
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("attempt", own)
+        names = [store.get(f"{own}/{other}").decode() for other in range(1, world_size)]
+        store.set(f"{own}/met", " ".join(names))
+        return own
+    give_up = time.monotonic() + timeout.total_seconds()
+    while time.monotonic() < give_up:
+        attempt = store.get("attempt").decode()
+        store.set(f"{attempt}/{rank}", own)
+        if store.check([f"{attempt}/met"]) and own in store.get(f"{attempt}/met").decode().split():
+            return attempt
+        time.sleep(0.05)
+    raise TimeoutError("rank 0 does not answer")
+
+
+def lost_contact(error: BaseException) -> bool:
+    """True if an error of torch means that another rank has ended, or does not answer."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def stop() -> None:

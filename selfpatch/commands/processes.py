@@ -19,7 +19,7 @@ from selfpatch.config.processes import LAUNCHER, Place, find_place
 from selfpatch.config.run import RunConfig
 from selfpatch.data.source import ImageSource
 from selfpatch.distributed import from_rank_0, rank, together, world_size
-from selfpatch.errors import UserError
+from selfpatch.errors import RunFailedError, UserError
 
 
 @contextlib.contextmanager
@@ -43,6 +43,14 @@ def joined_run(config: RunConfig) -> Iterator[torch.device]:
             device = _own_device(config.device, place)
         with contextlib.nullcontext() if distributed.is_main() else _no_output():
             yield device
+    except RuntimeError as error:
+        if not distributed.lost_contact(error):
+            raise
+        raise RunFailedError(
+            f"rank {rank()} has no answer from another process: it has ended, and said why, or did not come to the "
+            f"same step within {config.rank_timeout_s} s (run.rank-timeout-s). The same command goes on from the last "
+            f"checkpoint ({' '.join(str(error).split())[:200]})"
+        ) from error
     finally:
         if place is not None:
             distributed.stop()
