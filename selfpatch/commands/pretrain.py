@@ -42,7 +42,7 @@ from selfpatch.output import checkpoint
 from selfpatch.output.printable import printable
 from selfpatch.output.progress import TrainingProgress, say
 from selfpatch.output.versions import installed_version
-from selfpatch.pretraining.parallel import OneProcess, parallelize
+from selfpatch.pretraining.parallel import OneProcess, Sharded, parallelize
 from selfpatch.pretraining.run_folder import RunFolder, run_folder
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
 from selfpatch.pretraining.train_state import TrainState, require_pretraining_checkpoint
@@ -233,7 +233,10 @@ def run_training(
     stop_at = config.run.stop_at_step or num_steps
     if first_step >= min(stop_at, num_steps):
         return None
-    apply_efficiency(state.student_teacher, config.efficiency)
+    efficiency = config.efficiency
+    if isinstance(model, Sharded) and efficiency.activation_checkpointing == "selective":
+        efficiency = replace(efficiency, activation_checkpointing="none")  # which it is for shards; the summary says so
+    apply_efficiency(state.student_teacher, efficiency)
 
     # 2. The task, its batches, and what saves it.
     task = PretrainTask(

@@ -61,6 +61,12 @@ def config_warnings(
 ) -> Iterator[str]:
     """Settings that are allowed and most likely not wanted."""
     warmup_epochs = config.optim.warmup_epochs or 0
+    efficiency = config.efficiency
+    if efficiency.parallel == "fsdp2" and efficiency.activation_checkpointing == "selective" and world_size() > 1:
+        yield (
+            "efficiency.activation-checkpointing selective has no effect on shards (efficiency.parallel fsdp2); full "
+            "has, and saves more"
+        )
     if warmup_epochs and warmup_epochs * steps_per_epoch >= num_steps:
         yield (
             f"the warm-up takes all of the {num_steps} steps, so the learning rate never falls; a tenth is "

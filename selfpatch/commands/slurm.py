@@ -44,6 +44,7 @@ def slurm(
         UserError: a number is out of range, the script cannot be written, or there is no sbatch to submit it with.
         RunFailedError: sbatch refused it.
     """
+    # 1. What can be known to be wrong before anything is written.
     script = Path(script)
     for name, value, least in (("nodes", nodes, 1), ("gpus-per-node", gpus_per_node, 0), ("warning-s", warning_s, 1)):
         if value < least:
@@ -53,6 +54,8 @@ def slurm(
             f"there is no sbatch here to submit {script} with; run this on a login node of the cluster, or without "
             "--submit, and submit the script there"
         )
+
+    # 2. The script.
     values = {
         "job-name": job_name,
         "output": log,
@@ -75,6 +78,8 @@ def slurm(
         with atomic_write(script) as file:
             file.write_text(script_text(options, command, cpus_per_task), encoding="utf-8", errors="surrogateescape")
             file.chmod(0o755)
+
+    # 3. To the cluster, if asked.
     if not submit:
         say(f"wrote {script}; submit it with: bash {shlex.quote(str(script))}")
         return

@@ -27,17 +27,26 @@ from selfpatch.recipes import RECIPES
 from selfpatch.recipes.derive import RunFacts, derive
 
 BATCH_SIZE, STEPS = 8, 10
+CASES = ["dino+accumulated", *RECIPES]
 KINDS = ("ddp", "fsdp2")
 
 
 def tiny(recipe: str) -> PretrainConfig:
     """The recipe with a small network, small crops and small heads; all else is its own, objectives above all.
 
-    With stochastic depth, and gradients that are not clipped: parameters would hide a factor in them.
+    With stochastic depth, except for "RECIPE+accumulated". That cuts a rank's share into two parts, which hold other
+    images than the parts of a whole batch: the same for objectives that do not mix images.
     """
+    recipe, _, accumulated = recipe.partition("+")
     config = RECIPES[recipe]()
     backbone = dataclasses.replace(
-        config.backbone, name="vit_tiny_patch16_224", patch_size=8, embed_dim=32, depth=2, num_heads=2, drop_path=0.3
+        config.backbone,
+        name="vit_tiny_patch16_224",
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        drop_path=0.0 if accumulated else 0.3,
     )
     objectives = {}
     for name, objective in config.objectives.given().items():
@@ -56,7 +65,8 @@ def tiny(recipe: str) -> PretrainConfig:
         ),
         objectives=dataclasses.replace(config.objectives, **objectives),
         optim=dataclasses.replace(
-            config.optim, batch_size=BATCH_SIZE, lr=1e-3, lr_scaling="none", epochs=20, warmup_epochs=0
+            config.optim, batch_size=BATCH_SIZE, lr=1e-3, lr_scaling="none", epochs=20, warmup_epochs=0,
+            accumulate=2 if accumulated else 1,
         ),
         teacher=dataclasses.replace(config.teacher, momentum=0.9),
         efficiency=dataclasses.replace(config.efficiency, activation_checkpointing="none", precision="float32"),
@@ -164,6 +174,6 @@ def run_tiny(
     num_ranks: int, folder: Path, *, recipes: list[str] | None = None, kinds: tuple[str, ...] = KINDS
 ) -> dict[str, dict[str, Any]]:
     """Results as rank 0 has them, by kind and recipe; "KIND/resumed" goes on from the last recipe on two ranks."""
-    given = (num_ranks, folder, recipes or list(RECIPES), list(kinds))
+    given = (num_ranks, folder, recipes or CASES, list(kinds))
     mp.start_processes(train_tiny, given, nprocs=num_ranks, start_method="spawn")
     return torch.load(folder / f"{num_ranks}.pt", weights_only=True)

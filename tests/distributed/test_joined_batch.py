@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from selfpatch.demo.scenes import write_scenes
-from selfpatch.recipes import RECIPES
-from tests.distributed.joined_batch import KINDS, run_tiny
+from tests.distributed.joined_batch import CASES, KINDS, run_tiny
 
 pytestmark = pytest.mark.slow
 TOLERANCE = 1e-5
@@ -44,7 +43,7 @@ def require_equal(joined: dict[str, Any], whole: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", CASES)
 def test_losses_gradients_and_weights_are_those_of_one_process(recipe, kind, one, two, four):
     whole = one[f"ddp/{recipe}"]
     require_equal(two[f"{kind}/{recipe}"], whole)
