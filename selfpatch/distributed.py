@@ -138,11 +138,17 @@ def rand_rows(num_rows: int, num_images: int) -> Float[Tensor, " {num_rows}"]:
     return torch.rand(num_rows // num_images, world_size(), num_images)[:, rank()].flatten()
 
 
-def receive_from_rank_0(x: Tensor) -> Tensor:
-    """Overwrite a tensor, which every rank holds in the same shape, with rank 0's; returns it."""
-    if world_size() > 1:
-        dist.broadcast(x, src=0)
-    return x
+def receive_all_from_rank_0(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Rank 0's tensors, by name, on `device` of every rank; the others hand in anything."""
+    if world_size() == 1:
+        return tensors
+    shapes = from_rank_0({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()})
+    received = {}
+    for name, (shape, dtype) in shapes.items():
+        tensor = tensors[name].to(device) if rank() == 0 else torch.empty(shape, dtype=dtype, device=device)
+        received[name] = tensor.contiguous()
+        dist.broadcast(received[name], src=0)
+    return received
 
 
 def device_mesh(device: torch.device) -> Any:
@@ -155,12 +161,12 @@ def local_tensor(x: Tensor) -> Tensor:
     return x.to_local() if is_sharded(x) else x  # type: ignore[operator]
 
 
-def whole_tensor(x: Tensor) -> Tensor:
-    """All shards of a sharded tensor, on rank 0's CPU; any other tensor as it is. All ranks call it."""
+def whole_tensor(x: Tensor, *, everywhere: bool = False) -> Tensor:
+    """All shards of a sharded tensor, on rank 0's CPU or everywhere; any other as it is. All ranks call it."""
     if not is_sharded(x):
         return x
     whole = x.full_tensor()  # type: ignore[operator]
-    return whole.cpu() if is_main() else whole.new_empty(0)
+    return whole.cpu() if everywhere or is_main() else whole.new_empty(0)
 
 
 def shard_like(sharded: Tensor, whole: Tensor) -> Tensor:

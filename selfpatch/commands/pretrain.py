@@ -9,6 +9,7 @@ import torch
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
+from selfpatch.commands.crop_sizes import check_crops
 from selfpatch.commands.hardware import augment_on_device, num_workers
 from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.processes import joined_run, require_agreement, require_equal_shares
@@ -44,7 +45,7 @@ from selfpatch.output.progress import TrainingProgress, say
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.parallel import OneProcess, Sharded, parallelize
 from selfpatch.pretraining.run_folder import RunFolder, run_folder
-from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
+from selfpatch.pretraining.student_teacher import apply_efficiency, build_student_teacher
 from selfpatch.pretraining.train_state import TrainState, require_pretraining_checkpoint
 from selfpatch.pretraining.train_step import PretrainTask, Schedules, build_optimizer, build_schedules
 from selfpatch.recipes import DEFAULT_RECIPE, find_recipe
@@ -134,7 +135,12 @@ def _pretrain(
 
     # 4. Train.
     with working(UnreadableImage):
-        model = parallelize(parts.state, config.efficiency.parallel, device, build_optimizer=build_optimizer)
+        model = parallelize(
+            parts.state,
+            config.efficiency.parallel,
+            device,
+            build_optimizer=lambda student_teacher: build_optimizer(student_teacher, config.optim),
+        )
         stopped_by = run_training(config, source, run, parts, model, monitor, device)
         load_line = export(model, config, run, parts.state.step)
         wait_for_all()  # launchers end all processes when the first one ends
@@ -194,28 +200,6 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
     return Parts(
         sampler, num_steps, TrainState(student_teacher, build_optimizer(student_teacher, config.optim)), schedules
     )
-
-
-def check_crops(config: PretrainConfig, student_teacher: StudentTeacher) -> None:
-    """Crops must be whole patches, and large enough for every objective that sees them."""
-    patch_size = student_teacher.student.backbone.patch_size
-    sizes = {"global": config.crops.global_size} | (
-        {"local": config.crops.local_size} if config.crops.num_local else {}
-    )
-    for name, size in sizes.items():
-        rows, columns = rows_columns(size)
-        if rows % patch_size[0] or columns % patch_size[1]:
-            nearest = (
-                max(round(rows / patch_size[0]), 1) * patch_size[0],
-                max(round(columns / patch_size[1]), 1) * patch_size[1],
-            )
-            raise UserError(
-                f"crops.{name}-size {rows} x {columns} is not a multiple of the patch size {patch_size[0]} x "
-                f"{patch_size[1]}; the nearest is {nearest[0]} x {nearest[1]} (crops.{name}-size {nearest[0]})"
-            )
-        for objective in student_teacher.named_objectives.values():
-            if name == "global" or objective.needs.student_local or objective.needs.teacher_local:
-                objective.check_grid(rows // patch_size[0], columns // patch_size[1])
 
 
 def run_training(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.config import SelfDistillationConfig
-from selfpatch.distributed import global_logsumexp, global_mean
+from selfpatch.distributed import global_logsumexp, global_mean, global_sum
 from selfpatch.optim.schedules import epochwise_linear
 
 # Numbers in a chunk of logits: 64 MiB in float32.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from selfpatch.backbones.backbone import Backbone
@@ -21,7 +21,7 @@ from selfpatch.distributed import (
     device_mesh,
     from_rank_0,
     is_main,
-    receive_from_rank_0,
+    receive_all_from_rank_0,
     shard_like,
     whole_tensor,
     world_size,
@@ -83,8 +83,9 @@ class Sharded(OneProcess):
 
     def __init__(self, student_teacher: StudentTeacher, device: torch.device):
         super().__init__(student_teacher)
-        # What is exported and evaluated is whole: shards are gathered in this copy.
-        self._whole_teacher: Encoder | None = copy.deepcopy(student_teacher.teacher).cpu() if is_main() else None
+        # What is exported and evaluated is whole: shards are gathered in copies of this one.
+        self._whole_teacher = copy.deepcopy(student_teacher.teacher).cpu()
+        student_teacher.teacher.frozen_copy = lambda: self._gather(everywhere=True).to(device)
         from torch.distributed.fsdp import fully_shard  # its import takes longer than all of this package
 
         mesh = device_mesh(device)
@@ -105,12 +106,17 @@ class Sharded(OneProcess):
         yield
         root.set_requires_gradient_sync(True)
 
+    def _gather(self, *, everywhere: bool) -> Encoder:
+        """The whole teacher on the CPU, of every rank or of rank 0."""
+        sharded = self.student_teacher.teacher.state_dict()
+        tensors = {name: whole_tensor(tensor, everywhere=everywhere) for name, tensor in sharded.items()}
+        if everywhere or is_main():
+            self._whole_teacher.load_state_dict(tensors)
+        return copy.deepcopy(self._whole_teacher)
+
     def export_backbone(self) -> Backbone | None:
-        tensors = {name: whole_tensor(tensor) for name, tensor in self.student_teacher.teacher.state_dict().items()}
-        if self._whole_teacher is None:
-            return None
-        self._whole_teacher.load_state_dict(tensors)
-        return self._whole_teacher.export_backbone()
+        teacher = self._gather(everywhere=False)
+        return teacher.export_backbone() if is_main() else None
 
 
 def parallelize(
@@ -127,11 +133,12 @@ def parallelize(
     """
     if world_size() == 1:
         return OneProcess(state.student_teacher)
-    # 1. Step, counters, weights, centers.
+    # 1. Step, counters, weights, centers; also of modules that rank 0 has made for its checkpoint.
     state.step, state.counters = from_rank_0((state.step, state.counters))
-    optimizer_tensors = state.tensors()["optimizer"] if is_main() else {}
-    for tensor in state.student_teacher.state_dict().values():
-        receive_from_rank_0(tensor)
+    tensors = state.tensors() if is_main() else {"model": {}, "optimizer": {}}
+    model_tensors = receive_all_from_rank_0(tensors["model"], device_of(state.student_teacher))
+    if not is_main():
+        state.student_teacher.load_state_dict(model_tensors)
 
     # 2. The model of this process.
     if kind == "fsdp2":
@@ -141,12 +148,15 @@ def parallelize(
         model = Replicated(state.student_teacher)
 
     # 3. The optimizer's state: a parameter's has its shape and its shards, but for the count of steps.
-    shapes = from_rank_0({name: (tuple(tensor.shape), tensor.dtype) for name, tensor in optimizer_tensors.items()})
     parameters = dict(state.student_teacher.named_parameters())
-    received = {}
-    for name, (shape, dtype) in shapes.items():
-        tensor = optimizer_tensors[name] if is_main() else torch.empty(shape, dtype=dtype)
-        tensor = receive_from_rank_0(tensor.to(device if shape else "cpu"))
-        received[name] = shard_like(parameters[name.rpartition("/")[0]], tensor) if shape else tensor
-    load_optimizer_state(state.optimizer, received, state.student_teacher)
+    received = receive_all_from_rank_0(tensors["optimizer"], device)
+    sharded = {
+        name: shard_like(parameters[name.rpartition("/")[0]], tensor) if tensor.ndim else tensor
+        for name, tensor in received.items()
+    }
+    load_optimizer_state(state.optimizer, sharded, state.student_teacher)
     return model
+
+
+def device_of(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

@@ -1,7 +1,9 @@
 """Every recipe at a tiny size, trained for some steps by any number of gloo processes that share its batches."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,12 @@ from selfpatch.data.loading.loader import Batch, training_batches
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.distributed import global_mean, rank, whole_tensor, world_size
 from selfpatch.output import checkpoint
-from selfpatch.pretraining import train_step, views
+from selfpatch.pretraining import train_step
 from selfpatch.pretraining.parallel import parallelize
 from selfpatch.pretraining.student_teacher import build_student_teacher
 from selfpatch.pretraining.train_state import TrainState
 from selfpatch.pretraining.train_step import PretrainTask, build_optimizer, build_schedules
+from selfpatch.pretraining.views import Views
 from selfpatch.recipes import RECIPES
 from selfpatch.recipes.derive import RunFacts, derive
 
@@ -53,6 +56,9 @@ def tiny(recipe: str) -> PretrainConfig:
         small: dict[str, Any] = {
             field.name: 16 for field in dataclasses.fields(objective) if field.name in ("hidden_dim", "output_dim")
         }
+        # Of a few steps, two per epoch.
+        soon = {"overlap_size": 3, "teacher_epoch": 0.5, "start_epoch": 1.0, "refresh_steps": 3}
+        small |= {key: value for key, value in soon.items() if getattr(objective, key, None)}
         if getattr(objective, "head", None) is not None:
             small["head"] = dataclasses.replace(objective.head, num_prototypes=24, hidden_dim=16, bottleneck_dim=8)
         objectives[name] = dataclasses.replace(objective, **small)
@@ -85,12 +91,13 @@ class TinyRun:
         torch.manual_seed(rank())  # ranks begin with rank 0's weights, whatever their own
         backbone = build_backbone(config.backbone, (32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
         student_teacher = build_student_teacher(backbone, config, steps_per_epoch=sampler.steps_per_epoch).double()
-        self.state = TrainState(student_teacher, build_optimizer(student_teacher))
+        build = functools.partial(build_optimizer, optim=config.optim)
+        self.state = TrainState(student_teacher, build(student_teacher))
         if resume is not None and distributed.is_main():
             self.state.load(checkpoint.load(resume))
             student_teacher.double()
         device = torch.device("cpu")
-        self.model = parallelize(self.state, kind, device, build_optimizer=build_optimizer)
+        self.model = parallelize(self.state, kind, device, build_optimizer=build)
         self.task = PretrainTask(
             self.state, config, sampler=sampler, device=device, record_bad_images=len,
             model=self.model,
@@ -103,7 +110,12 @@ class TinyRun:
 
     def batches(self, first_step: int, stop_step: int):
         return training_batches(
-            self.source, self.sampler, MultiCrop(self.config.crops), first_step=first_step, stop_step=stop_step,
+            self.source, self.sampler,
+            MultiCrop(
+                self.config.crops, recolor=self.state.student_teacher.needs_recolored,
+                boxes=self.state.student_teacher.needs_boxes,
+            ),
+            first_step=first_step, stop_step=stop_step,
             num_workers=0, rank=rank(), world_size=world_size(),
         )  # fmt: skip
 
@@ -145,7 +157,13 @@ def train_tiny(rank_: int, num_ranks: int, folder: Path, recipes: list[str], kin
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    normalize, views.normalize = views.normalize, lambda *given: normalize(*given).double()
+    make_views = train_step.make_views
+
+    def in_double(*given: Any, **named: Any) -> Iterator[Views]:
+        for made in make_views(*given, **named):
+            yield Views(*(x.double() if x is not None and x.is_floating_point() else x for x in made))
+
+    train_step.make_views = in_double
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     if num_ranks > 1:
         distributed.start(
