@@ -1,4 +1,4 @@
-"""Errors by whose they are: a user's mistake, a run that failed, a run that was stopped."""
+"""Errors by whose they are: a user's mistake, a run that failed, here or in another process, one that was stopped."""
 
 import contextlib
 import difflib
@@ -22,6 +22,14 @@ class StoppedError(Exception):
     def __init__(self, number: int, message: str):
         super().__init__(message)
         self.number = number
+
+
+class FailedElsewhereError(Exception):
+    """Another process of the same run failed, and reports why. Exit code `code`, as that one's."""
+
+    def __init__(self, rank: int, *, code: int):
+        super().__init__(f"rank {rank} of this run failed")
+        self.code = code
 
 
 @contextlib.contextmanager

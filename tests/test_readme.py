@@ -18,7 +18,11 @@ from selfpatch.recipes import RECIPES
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PLACEHOLDERS = {"TASK": "linear-segmentation", "N": "1", "COMMAND": "check"}
-OTHER_FLAGS = {"--help", "--traceback", "--train", "--val"}  # the last two are of the script that evidence.md names
+# Those of the script that evidence.md names, and of torchrun and srun.
+OTHER_FLAGS = {"--help", "--traceback", "--train", "--val"} | {
+    "--master-addr", "--max-restarts", "--nnodes", "--node-rank", "--nproc-per-node", "--ntasks-per-node", "--rdzv-backend",
+    "--rdzv-endpoint",
+}  # fmt: skip
 WRITTEN_BY_BENCHMARKS = "benchmarks/results"
 
 each_document = pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)

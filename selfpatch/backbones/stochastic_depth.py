@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Block, ParallelThingsBlock, ResPostBl
 from torch import Tensor, nn
 
 from selfpatch.backbones.selective_checkpointing import recompute_outputs
+from selfpatch.distributed import rand_rows
 
 # Graphs of a branch that torch.compile may keep: by stage, shift, crop size, training or not.
 MAX_GRAPHS = 64
@@ -47,6 +48,8 @@ class SubsetDropPathBlock(nn.Module):
     compile_backend: str | Callable | None = None
     # True if backward recomputes outputs of norms and activations. Compiled branches do so anyway.
     selective_checkpointing = False
+    # On several ranks: images of this one, of whose crops the samples are, crop-major; None: one crop of each.
+    num_images: int | None = None
 
     def residuals(self, **attn_kwargs: Any) -> list[list[Branch]]:
         """Branches in the order in which they run; those of one list see the same input and are summed."""
@@ -77,7 +80,7 @@ class SubsetDropPathBlock(nn.Module):
         if drop_prob == 0 or not self.training:
             return total + self._run(branch, x)
         # Drawn on the CPU whatever the device: how many samples are kept is then known without waiting for a GPU.
-        kept = (torch.rand(len(x)) >= drop_prob).nonzero().squeeze(1)
+        kept = (rand_rows(len(x), self.num_images or len(x)) >= drop_prob).nonzero().squeeze(1)
         scale = 1 / (1 - drop_prob)
         if len(kept) == 0:  # some kernels refuse an empty batch: one sample, times 0
             kept, scale = torch.zeros(1, dtype=torch.int64), 0.0
@@ -201,6 +204,13 @@ def use_subset_drop_path(blocks: Iterable[nn.Module]) -> None:
     """Let timm's blocks skip what stochastic depth drops, in place; others compute it and multiply by 0, as before."""
     for block in blocks:
         block.__class__ = SUBSET_BLOCKS.get(type(block), type(block))
+
+
+def set_num_images(module: nn.Module, num_images: int) -> None:
+    """Say how many images a rank's samples are crops of, so that all ranks together drop what one process would."""
+    for block in module.modules():
+        if isinstance(block, SubsetDropPathBlock):
+            block.num_images = num_images
 
 
 def set_selective_checkpointing(blocks: Sequence[nn.Module], enabled: bool) -> None:

@@ -7,10 +7,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from selfpatch.cli import check, compare, demo, embed, evaluate, export, pretrain, visualize
+from selfpatch.cli import check, compare, demo, embed, evaluate, export, pretrain, slurm, visualize
 from selfpatch.cli.arguments import parse
 from selfpatch.cli.command import Command
-from selfpatch.errors import RunFailedError, StoppedError, UserError, describe_os_error, unknown_name
+from selfpatch.config.processes import find_place
+from selfpatch.errors import (
+    FailedElsewhereError,
+    RunFailedError,
+    StoppedError,
+    UserError,
+    describe_os_error,
+    unknown_name,
+)
 from selfpatch.output.printable import LINES, printable
 from selfpatch.recipes import RECIPES
 
@@ -23,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "visualize": visualize.COMMAND,
     "embed": embed.COMMAND,
     "export": export.COMMAND,
+    "slurm": slurm.COMMAND,
 }
 
 
@@ -32,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # workers, a neighbour on a shared machine): 130 against 20 images/s with one busy neighbour on two cores. Read by
     # OpenMP when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # On several processes torch's C++ warns of what is meant so (a search for unused parameters), once per process.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     show_traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
@@ -40,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StoppedError as stopped:
         print(printable(str(stopped), keep=LINES))
         return 128 + stopped.number
+    except FailedElsewhereError as elsewhere:
+        return elsewhere.code
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -56,7 +69,12 @@ def run(arguments: Sequence[str]) -> int:
     if name not in COMMANDS:
         raise unknown_name("command", name, COMMANDS)
     command = COMMANDS[name]
-    return command(parse(command.options(rest), rest, f"selfpatch {name}"))
+    options = parse(command.options(rest), rest, f"selfpatch {name}")
+    if getattr(options, "devices", 1) > 1 and find_place() is None:
+        from selfpatch.commands.launch import launch  # torch
+
+        return launch(arguments, options.devices, options.settings.run.device)
+    return command(options)
 
 
 def report(error: Exception) -> int:

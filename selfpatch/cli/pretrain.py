@@ -41,6 +41,13 @@ def options(arguments: Sequence[str]) -> type:
         # backbone to start from: a run folder, an exported file, an original checkpoint or timm:NAME.TAG; None: random
         # weights
         init_from: str | None = None
+        # number of GPUs of this machine to train on, a process each; without GPUs, of processes. Several machines are
+        # started by torchrun or srun
+        devices: int = 1
+
+        def __post_init__(self):
+            if self.devices < 1:
+                raise UserError(f"--devices is {self.devices}; it must be 1 or more")
 
     return Pretrain
 

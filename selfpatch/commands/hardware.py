@@ -3,6 +3,7 @@
 import torch
 
 from selfpatch.config import RGB_8, PixelFormat
+from selfpatch.config.processes import find_place
 from selfpatch.data.cores import num_cores
 from selfpatch.errors import UserError
 
@@ -35,5 +36,9 @@ def augment_on_device(given: str, device: torch.device, pixels: PixelFormat = RG
 
 
 def num_workers(given: int | None) -> int:
-    """Processes that read and crop images: as given, or as many as cores, at most 16."""
-    return min(num_cores(), 16) if given is None else given
+    """Processes that read and crop images: as given, or as many as cores, at most 16; cores are shared with the other
+    training processes of this machine.
+    """
+    place = find_place()
+    cores = num_cores() // (place.local_world_size if place else 1)
+    return min(max(cores, 1), 16) if given is None else given

@@ -1,11 +1,11 @@
 """Monitoring of a run while it trains: scores of the teacher's patches, pictures, curves."""
 
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.position_removal import position_r2
 from selfpatch.commands.best_checkpoints import SCORES, BestCheckpoints
 from selfpatch.commands.position_leak import position_moments
@@ -13,6 +13,7 @@ from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.image_folder import read_evenly_spaced
 from selfpatch.data.same_content import same_content
+from selfpatch.distributed import alone
 from selfpatch.errors import UserError
 from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegmentation
@@ -21,8 +22,7 @@ from selfpatch.evaluation.segmentation.prediction_pictures import write_predicti
 from selfpatch.output.metric_logger import read_metrics
 from selfpatch.output.progress import TrainingProgress
 from selfpatch.pretraining.run_folder import RunFolder
-from selfpatch.pretraining.student_teacher import StudentTeacher
-from selfpatch.training.loop import PeriodicCallback
+from selfpatch.training.loop import Callback, PeriodicCallback
 from selfpatch.visualization.curves import draw_curves
 from selfpatch.visualization.pictures import visualize
 from selfpatch.visualization.positives import positives_config
@@ -72,16 +72,27 @@ class TrainingMonitor:
             )
             self._evaluator = InContextEvaluator(self._data, protocol, patch_size=patch_size)
 
-    def callbacks(self, student_teacher: StudentTeacher) -> Iterator[PeriodicCallback]:
-        if self._evaluator is not None:
-            yield PeriodicCallback(self.every, partial(self.score, student_teacher), at_start=True)
-        within_budget = self._config.evaluate.every_steps is None
-        yield PeriodicCallback(self.every, partial(self.picture, student_teacher), within_budget=within_budget)
+    def callbacks(self, export_backbone: Callable[[], Backbone | None]) -> Iterator[PeriodicCallback]:
+        """Callbacks for every rank, of which rank 0 has the backbone and does the work."""
 
-    def score(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
+        def on_rank_0(callback: Callable[[Backbone, int], dict[str, float]]) -> Callback:
+            def call(step: int) -> dict[str, float]:
+                backbone = export_backbone()
+                if backbone is None:
+                    return {}
+                with alone():
+                    return callback(backbone, step)
+
+            return call
+
+        if self._evaluator is not None:
+            yield PeriodicCallback(self.every, on_rank_0(self.score), at_start=True)
+        within_budget = self._config.evaluate.every_steps is None
+        yield PeriodicCallback(self.every, on_rank_0(self.picture), within_budget=within_budget)
+
+    def score(self, backbone: Backbone, step: int) -> dict[str, float]:
         """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions; R2 of position."""
         assert self._evaluator is not None
-        backbone = student_teacher.teacher.export_backbone()
         scores = self._evaluator(backbone, device=self._device)
         fitted, held_out = position_moments(backbone, read_evenly_spaced(self._images, NUM_POSITION_IMAGES))
         self._say(
@@ -106,10 +117,10 @@ class TrainingMonitor:
             text += f"; the best so far, {100 * earlier[best]:.2f} at step {best}, is kept as {self._run.path}@best"
         return text
 
-    def picture(self, student_teacher: StudentTeacher, step: int) -> dict[str, float]:
+    def picture(self, backbone: Backbone, step: int) -> dict[str, float]:
         """Draw the pictures of the teacher's patches anew, and the curves so far."""
         visualize(
-            student_teacher.teacher.export_backbone(),
+            backbone,
             list(read_evenly_spaced(self._images, NUM_PICTURED_IMAGES)),
             self._run.pictures,
             image_size=self._image_size,

@@ -1,6 +1,5 @@
 """`selfpatch pretrain`: from a folder of images to a trained backbone, with scores and pictures on the way."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +9,13 @@ import torch
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
-from selfpatch.commands.hardware import augment_on_device, find_device, num_workers
+from selfpatch.commands.crop_sizes import check_crops
+from selfpatch.commands.hardware import augment_on_device, num_workers
 from selfpatch.commands.monitor import TrainingMonitor
+from selfpatch.commands.processes import joined_run, require_agreement, require_equal_shares
 from selfpatch.commands.resolve_config import resolve_config
-from selfpatch.commands.resource_estimate import data_wait_hint, estimate
+from selfpatch.commands.resource_estimate import data_wait_hint
+from selfpatch.commands.run_summary import print_plan, print_summary
 from selfpatch.commands.starting_weights import start_from
 from selfpatch.config import PretrainConfig, pixel_format, rows_columns
 from selfpatch.config.io import override
@@ -25,24 +27,32 @@ from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.data.manifest import open_images
 from selfpatch.data.reading.decode import UnreadableImage
+from selfpatch.distributed import (
+    from_rank_0,
+    global_largest,
+    is_main,
+    on_rank_0,
+    rank,
+    reported_once,
+    together,
+    wait_for_all,
+    world_size,
+)
 from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.export.timm_file import export_timm
 from selfpatch.output import checkpoint
-from selfpatch.output.metric_logger import MetricLogger
 from selfpatch.output.printable import printable
 from selfpatch.output.progress import TrainingProgress, say
 from selfpatch.output.versions import installed_version
-from selfpatch.pretraining.run_folder import RunFolder
-from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
+from selfpatch.pretraining.parallel import OneProcess, Sharded, parallelize
+from selfpatch.pretraining.run_folder import RunFolder, run_folder
+from selfpatch.pretraining.student_teacher import apply_efficiency, build_student_teacher
 from selfpatch.pretraining.train_state import TrainState, require_pretraining_checkpoint
 from selfpatch.pretraining.train_step import PretrainTask, Schedules, build_optimizer, build_schedules
 from selfpatch.recipes import DEFAULT_RECIPE, find_recipe
 from selfpatch.recipes.derive import ResolvedSetting
 from selfpatch.training.loop import PeriodicCallback, train
 from selfpatch.training.stop_signal import StopSignal
-
-# A shorter run is over before an estimate of it helps.
-ESTIMATED_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -78,31 +88,64 @@ def pretrain(
 
     Raises:
         UserError: images, settings, device or `out` do not allow the run; nothing has been written then.
+        FailedElsewhereError: on several processes, another one has found so, or failed, and raises the error.
     """
-    config = override(config or find_recipe(recipe), settings or {})
-    source = open_images(Path(images), config.images)
-    device = find_device(config.run.device)
-    config, resolved = resolve_config(config, source, Path(out), device, resume=resume, init_from=init_from)
+    given = override(config or find_recipe(recipe), settings or {})
+    with joined_run(given.run) as device:
+        # 1. Images and settings, which are resolved once and the same on all ranks.
+        with together():
+            source = open_images(Path(images), given.images)
+        require_agreement(given, source)
+        config, resolved = on_rank_0(
+            lambda: resolve_config(given, source, Path(out), device, resume=resume, init_from=init_from)
+        )
+        source.pixels = pixel_format(config)  # which rank 0 found
+        with closing(run_folder(Path(out))) as run:
+            return _pretrain(config, source, run, resolved, device, images=images, resume=resume, init_from=init_from)
 
-    with closing(RunFolder(Path(out))) as run:
-        # 1. The parts. What cannot work is refused here, before anything is written.
+
+def _pretrain(
+    config: PretrainConfig,
+    source: ImageFiles,
+    run: RunFolder,
+    resolved: list[ResolvedSetting],
+    device: torch.device,
+    *,
+    images: Path | str,
+    resume: Path | str | None,
+    init_from: Path | str | None,
+) -> PretrainResult:
+    with together():
+        # 2. The parts. What cannot work is refused here, before anything is written.
         run.check(config, source)
+        require_equal_shares(config)
         parts = build_parts(config, len(source), device)
         require_readable(source)
         monitor = TrainingMonitor(
             config, source, run, num_steps=parts.num_steps, patch_size=parts.backbone.patch_size, device=device
         )
-        restore(run, source, config, parts.state, resume=resume, init_from=init_from)
+        if is_main():
+            restore(run, source, config, parts.state, resume=resume, init_from=init_from)
 
-        # 2. Take the folder.
-        command = printable(f"selfpatch pretrain {images} {out} --config THIS FILE", keep="\\")
+        # 3. Take the folder.
+        command = printable(f"selfpatch pretrain {images} {run.path} --config THIS FILE", keep="\\")
         run.open(config, source, header=f"selfpatch {installed_version('selfpatch')}: {command}")
-        print_summary(config, source, parts, resolved, device=device)
+        if is_main():
+            model, num_steps = parts.state.student_teacher, parts.num_steps
+            print_summary(config, source, model, parts.sampler, resolved, num_steps=num_steps, device=device)
+            print_plan(config, model, first_step=parts.state.step, num_steps=num_steps, device=device)
 
-        # 3. Train.
-        with working(UnreadableImage):
-            stopped_by = run_training(config, source, run, parts, monitor, device)
-            load_line = export(parts.state, config, run)
+    # 4. Train.
+    with working(UnreadableImage):
+        model = parallelize(
+            parts.state,
+            config.efficiency.parallel,
+            device,
+            build_optimizer=lambda student_teacher: build_optimizer(student_teacher, config.optim),
+        )
+        stopped_by = run_training(config, source, run, parts, model, monitor, device)
+        load_line = export(model, config, run, parts.state.step)
+        wait_for_all()  # launchers end all processes when the first one ends
         result = PretrainResult(
             out=run.path,
             steps_done=parts.state.step,
@@ -137,6 +180,8 @@ class Parts(NamedTuple):
 
 def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -> Parts:
     """
+    Sharded ones stay on the CPU until then: they may not fit on the device.
+
     Raises:
         UserError: the backbone, the crops or the batch do not fit each other or the images.
     """
@@ -149,7 +194,8 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
     backbone = build_backbone(
         config.backbone, rows_columns(crops.global_size), mean=mean, std=std, pixels=pixel_format(config)
     )
-    student_teacher = build_student_teacher(backbone, config, steps_per_epoch=sampler.steps_per_epoch).to(device)
+    student_teacher = build_student_teacher(backbone, config, steps_per_epoch=sampler.steps_per_epoch)
+    student_teacher.to("cpu" if config.efficiency.parallel == "fsdp2" and world_size() > 1 else device)
     check_crops(config, student_teacher)
     apply_efficiency(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate
     schedules = build_schedules(
@@ -160,33 +206,12 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
     )
 
 
-def check_crops(config: PretrainConfig, student_teacher: StudentTeacher) -> None:
-    """Crops must be whole patches, and large enough for every objective that sees them."""
-    patch_size = student_teacher.student.backbone.patch_size
-    sizes = {"global": config.crops.global_size} | (
-        {"local": config.crops.local_size} if config.crops.num_local else {}
-    )
-    for name, size in sizes.items():
-        rows, columns = rows_columns(size)
-        if rows % patch_size[0] or columns % patch_size[1]:
-            nearest = (
-                max(round(rows / patch_size[0]), 1) * patch_size[0],
-                max(round(columns / patch_size[1]), 1) * patch_size[1],
-            )
-            raise UserError(
-                f"crops.{name}-size {rows} x {columns} is not a multiple of the patch size {patch_size[0]} x "
-                f"{patch_size[1]}; the nearest is {nearest[0]} x {nearest[1]} (crops.{name}-size {nearest[0]})"
-            )
-        for objective in student_teacher.named_objectives.values():
-            if name == "global" or objective.needs.student_local or objective.needs.teacher_local:
-                objective.check_grid(rows // patch_size[0], columns // patch_size[1])
-
-
 def run_training(
     config: PretrainConfig,
     source: ImageFiles,
     run: RunFolder,
     parts: Parts,
+    model: OneProcess,
     monitor: TrainingMonitor,
     device: torch.device,
 ) -> int | None:
@@ -194,15 +219,12 @@ def run_training(
     # 1. From where to where, if there is anything to do.
     state, first_step, num_steps = parts.state, parts.state.step, parts.num_steps
     stop_at = config.run.stop_at_step or num_steps
-    if first_step >= num_steps:
-        say(f"this run has already done its {num_steps} steps; a longer one needs a new folder")
-    elif first_step >= stop_at:
-        say(f"this run is at step {first_step} and stops at step {stop_at} (run.stop-at-step)")
-    elif num_steps - first_step >= ESTIMATED_STEPS:
-        say(estimate(state.student_teacher, config, num_steps - first_step, device))
     if first_step >= min(stop_at, num_steps):
         return None
-    apply_efficiency(state.student_teacher, config.efficiency)
+    efficiency = config.efficiency
+    if isinstance(model, Sharded) and efficiency.activation_checkpointing == "selective":
+        efficiency = replace(efficiency, activation_checkpointing="none")  # which it is for shards; the summary says so
+    apply_efficiency(state.student_teacher, efficiency)
 
     # 2. The task, its batches, and what saves it.
     task = PretrainTask(
@@ -214,6 +236,7 @@ def run_training(
         record_bad_images=lambda bad: refuse_bad_images(run.record_bad_images(bad), len(source), config, run),
         image_name=source.name,
         data_wait_hint=data_wait_hint(config, device),
+        model=model,
     )
     batches = training_batches(
         source,
@@ -228,18 +251,21 @@ def run_training(
         first_step=first_step,
         stop_step=num_steps,
         num_workers=num_workers(config.efficiency.num_workers),
+        rank=rank(),
+        world_size=world_size(),
         pin_memory=device.type == "cuda",
     )
 
-    logger = MetricLogger(run.metrics_file, first_step=first_step)
+    logger = run.metric_logger(first_step=first_step)
 
     def save(step: int) -> dict[str, float]:
         run.save(state, source, config, monitor.best.metrics(logger.latest, step), num_best=monitor.best.count)
-        export(state, config, run)
+        export(model, config, run, step)
         return {}
 
     def save_if_best(step: int) -> dict[str, float]:
-        return save(step) if monitor.best.has_place_for(monitor.best.metrics(logger.latest, step)) else {}
+        is_best = monitor.best.has_place_for(monitor.best.metrics(logger.latest, step))
+        return save(step) if from_rank_0(is_best) else {}
 
     saving_best = PeriodicCallback(monitor.every, save_if_best, at_start=True)
     save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
@@ -258,16 +284,19 @@ def run_training(
             device=device,
             logger=logger,
             progress=progress,
-            callbacks=[*monitor.callbacks(state.student_teacher), saving_best, saving],
+            callbacks=[*monitor.callbacks(model.export_backbone), saving_best, saving],
             should_stop=lambda done: signal.received is not None or done >= stop_at or task.must_stop,
         )
-    return signal.received if state.step < num_steps else None  # too late to stop anything
+    received = global_largest(int(signal.received or 0))  # on any rank: all end with the same exit code
+    return received or None if state.step < num_steps else None  # too late to stop anything
 
 
-def export(state: TrainState, config: PretrainConfig, run: RunFolder) -> str:
-    """Write the teacher's backbone; returns the line of Python that loads it."""
-    metadata = {"recipe": config.recipe, "step": str(state.step)}
-    return export_timm(state.student_teacher.teacher.export_backbone(), run.backbone_file, metadata=metadata)
+def export(model: OneProcess, config: PretrainConfig, run: RunFolder, step: int) -> str:
+    """Write the teacher's backbone; returns the line of Python that loads it, on rank 0."""
+    backbone = model.export_backbone()
+    if backbone is None:
+        return ""
+    return export_timm(backbone, run.backbone_file, metadata={"recipe": config.recipe, "step": str(step)})
 
 
 def restore(
@@ -301,50 +330,9 @@ def restore(
 
 def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: RunFolder) -> int:
     if count > config.run.max_bad_fraction * num_images:
-        raise RunFailedError(
+        error = RunFailedError(
             f"{count} of {num_images} images cannot be read, more than run.max-bad-fraction "
             f"{config.run.max_bad_fraction:.0%}; they are listed in {run.bad_images_file}. Fix or remove them"
         )
+        raise reported_once(error)
     return count
-
-
-def print_summary(
-    config: PretrainConfig,
-    source: ImageFiles,
-    parts: Parts,
-    resolved: list[ResolvedSetting],
-    *,
-    device: torch.device,
-) -> None:
-    objectives = parts.state.student_teacher.named_objectives
-    millions = sum(p.numel() for p in parts.backbone.parameters()) / 1e6
-    total = " + ".join(f"{objective.weight:g} x {name}" for name, objective in objectives.items())
-    say(f"{config.recipe}: {config.backbone.name} ({millions:.1f} M parameters) on {device}, loss = {total}")
-    say(f"{len(source)} images, {config.optim.batch_size} per step, {parts.num_steps} steps")
-    for note in source.notes:
-        say(f"  {note}")
-    for warning in config_warnings(config, parts):
-        say(f"warning: {warning}")
-    for setting, value, reason in resolved:
-        say(f"  {setting} {value:g}: {reason}" if isinstance(value, float) else f"  {setting} {value}: {reason}")
-
-
-def config_warnings(config: PretrainConfig, parts: Parts) -> Iterator[str]:
-    """Settings that are allowed and most likely not wanted."""
-    student_teacher, warmup_epochs = parts.state.student_teacher, config.optim.warmup_epochs or 0
-    steps_per_epoch = parts.sampler.steps_per_epoch
-    if warmup_epochs and warmup_epochs * steps_per_epoch >= parts.num_steps:
-        yield (
-            f"the warm-up takes all of the {parts.num_steps} steps, so the learning rate never falls; a tenth is "
-            f"usual: --optim.warmup-epochs {0.1 * parts.num_steps / steps_per_epoch:.2g}"
-        )
-    objectives = student_teacher.named_objectives
-    trains_aggregator = student_teacher.student.aggregates_image_token and any(
-        objective.needs.image_token for objective in objectives.values()
-    )
-    for name, objective in objectives.items():
-        if objective.needs.aggregator and not trains_aggregator:
-            yield (
-                f"nothing trains the aggregator that makes the targets of objectives.{name}: an objective on the image "
-                "token does, if that token comes from it (aggregator.image-token aggregator)"
-            )

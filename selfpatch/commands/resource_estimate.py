@@ -9,6 +9,8 @@ from selfpatch.backbones.build import build_backbone
 from selfpatch.commands.hardware import augment_on_device, num_cores, num_workers
 from selfpatch.config import PretrainConfig, pixel_format, rows_columns
 from selfpatch.config.io import override
+from selfpatch.config.processes import find_place
+from selfpatch.distributed import num_ranks
 from selfpatch.pretraining.estimate import (
     PROBE_BATCH_SIZES,
     TIMED_BATCH_SIZE,
@@ -39,9 +41,10 @@ def fit_batch_size(
         )
         student_teacher = build_student_teacher(backbone, trial, steps_per_epoch=1).to(device)
         apply_efficiency(student_teacher, replace(trial.efficiency, compile=False))
-        need, available = estimate_memory(student_teacher, trial, device), available_memory(device)
-        batch_size = largest_batch(need, available, num_images=facts.num_images, accumulate=config.optim.accumulate)
-        part = batch_size // config.optim.accumulate
+        need, available = estimate_memory(student_teacher, trial, device), memory_of_a_process(device)
+        num_parts = config.optim.accumulate * num_ranks()
+        batch_size = largest_batch(need, available, num_images=facts.num_images, accumulate=num_parts)
+        part = batch_size // num_parts
         reason = f"{need.bytes(part) / 2**30:.1f} of {available / 2**30:.1f} GB; the learning rate follows it"
     return override(config, {"optim.batch_size": batch_size}), [ResolvedSetting("optim.batch-size", batch_size, reason)]
 
@@ -49,10 +52,11 @@ def fit_batch_size(
 def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps: int, device: torch.device) -> str:
     """Memory and time of a run, and what to do if the first is not there."""
     assert isinstance(config.optim.batch_size, int)
-    need, available = estimate_memory(student_teacher, config, device), available_memory(device)
-    needed = need.bytes(config.optim.batch_size / config.optim.accumulate)
+    need, available = estimate_memory(student_teacher, config, device), memory_of_a_process(device)
+    share = config.optim.batch_size / num_ranks()
+    needed = need.bytes(share / config.optim.accumulate)
     seconds = time_per_image(student_teacher, config, device)
-    duration = timedelta(seconds=round(seconds * num_steps * config.optim.batch_size))
+    duration = timedelta(seconds=round(seconds * num_steps * share))
     text = (
         f"estimate: {needed / 2**30:.1f} GB of memory (counted: {need.fixed_bytes / 2**30:.1f} GB and "
         f"{need.bytes_per_image / 2**20:.0f} MB per image), {duration} for {num_steps} steps (from a step of "
@@ -65,6 +69,12 @@ def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps:
             "(--efficiency.activation-checkpointing full)"
         )
     return text
+
+
+def memory_of_a_process(device: torch.device) -> int:
+    """Of a GPU; the processes of one machine share its memory."""
+    place = find_place() if device.type == "cpu" else None
+    return available_memory(device) // (place.local_world_size if place else 1)
 
 
 def data_wait_hint(config: PretrainConfig, device: torch.device) -> str:

@@ -36,7 +36,8 @@ class EfficiencyConfig(Config, group="efficiency"):
 
     # training precision; "auto": bf16 on a GPU that has it, else float32
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    # number of data loading processes; None: one per core, at most 16; 0: load in the training process
+    # number of data loading processes, of each training process; None: one per core that falls to it, at most 16; 0:
+    # load in the training process
     num_workers: Annotated[int | None, NonNegative] = None
     # activations that the backward pass recomputes instead of keeping: "selective": outputs of norms and activation
     # functions in the student's blocks, a third of the memory (in bf16 a fifth) for next to no time, and compiled
@@ -48,13 +49,17 @@ class EfficiencyConfig(Config, group="efficiency"):
     # place of flips, color changes and blur: data loading workers, or batched on the device; "auto": on the device if
     # it is a GPU. Same augmentation, up to rounding
     color_augmentation: Literal["auto", "worker", "device"] = "auto"
+    # division of the work over several processes (--devices): "ddp": each holds the whole model; "fsdp2": weights,
+    # gradients, optimizer and teacher are sharded, for models that do not fit on one device
+    parallel: Literal["ddp", "fsdp2"] = "ddp"
 
 
 @dataclass(frozen=True)
 class RunConfig(Config, group="run"):
     """Device, logging, checkpoints, and when to stop early."""
 
-    # torch device to train on: cpu, cuda, cuda:1, mps; "auto": the GPU if there is one, else the CPU
+    # torch device to train on: cpu, cuda, cuda:1, mps; "auto": the GPU if there is one, else the CPU. Of several
+    # processes each takes a GPU of its own
     device: str = "auto"
     # steps between lines of the log
     log_every: Annotated[int, Positive] = 10
@@ -75,3 +80,5 @@ class RunConfig(Config, group="run"):
     stop_on_collapse: bool = False
     # stop and save after this step, as a signal would; schedules do not change
     stop_at_step: Annotated[int | None, Positive] = None
+    # seconds that a process of several waits for the others, to meet and in a step, before the run fails
+    rank_timeout_s: Annotated[int, Positive] = 600

@@ -95,7 +95,8 @@ class DistillationBranch(nn.Module):
     ) -> dict[str, Float[Tensor, ""]]:
         """Health of the targets, and how far the student's predictions of the same rows are from them."""
         logits = self.head.prototypes(predicted).float() / self.distillation.student_temperature
-        return distillation_signals(targets, -(targets * logits.log_softmax(dim=-1)).sum(dim=-1).mean())
+        cross_entropy = -(targets * logits.log_softmax(dim=-1)).sum() / max(len(targets), 1)  # a rank may have no rows
+        return distillation_signals(targets, cross_entropy)
 
     def ema_pairs(self) -> list[tuple[nn.Module, nn.Module]]:
         return [(self.head, self.teacher_head)]

@@ -139,6 +139,10 @@ class Encoder(nn.Module):
         assert self.aggregator is not None, "an objective that aggregates patches is built with an aggregator"
         return self.aggregator(patch_tokens, indices)
 
+    def frozen_copy(self) -> "Encoder":
+        """A copy that follows nothing. Replaced where this encoder is sharded (pretraining/parallel.py)."""
+        return copy.deepcopy(self).requires_grad_(False)
+
     def export_backbone(self) -> Backbone:
         """A copy of the backbone as it is shipped: in evaluation mode, as timm runs it, with a final norm.
 

@@ -1,6 +1,5 @@
 """Gram anchoring: patches stay as similar to each other as they were to an earlier teacher."""
 
-import copy
 from typing import Any
 
 import torch
@@ -86,10 +85,7 @@ class Gram(Objective):
 
     def _copy_teacher(self) -> None:
         (teacher,) = self._teacher
-        if self.gram_teacher is None:
-            self.gram_teacher = copy.deepcopy(teacher)
-        else:
-            self.gram_teacher.load_state_dict(teacher.state_dict())
+        self.gram_teacher = teacher.frozen_copy()
 
     # Checkpoints: the step of the copy beside its tensors, and a Gram teacher to load them into.
 

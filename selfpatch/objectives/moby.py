@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from selfpatch.config.objectives.moby import MoBYConfig
-from selfpatch.distributed import gather_rows
+from selfpatch.distributed import gather_rows, world_size
 from selfpatch.objectives.encoder import EncodedViews
 from selfpatch.objectives.objective import Needs, Objective
 from selfpatch.objectives.projection_heads import BatchNorm
@@ -23,11 +23,10 @@ class MoBY(Objective):
     of such keys of earlier steps. Every kind of crop has its queue: the first, and the others, which are augmented in
     another way. The keys of a step enter their queue in `commit`, those of all ranks, and the oldest leave; so no query
     is compared with a negative of its own step. The loss is summed over the crops of an image, two in the paper. Batch
-    norm sees one crop of each image at a time, on each rank by itself. With one image the loss is 0.
+    norm sees one crop of each image at a time, of all ranks. With one image the loss is 0.
 
     Source: MoBY (arXiv 2105.04553), sec. 3; SwinTransformer/Transformer-SSL@4510de1 models/moby.py. Differs: the
-    teacher follows after a step, not before the next; more than two crops, of which the second fills the other queue;
-    ranks have batch norm of their own.
+    teacher follows after a step, not before the next; more than two crops, of which the second fills the other queue.
     """
 
     queues: Float[Tensor, "2 Q Z"]
@@ -50,7 +49,7 @@ class MoBY(Objective):
         self, student: EncodedViews, teacher: EncodedViews, step: int
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         student_tokens = student.global_crops.image_token.unflatten(0, (-1, student.num_images))  # [G, B, D]
-        if student.num_images < 2:
+        if student.num_images * world_size() < 2:
             return 0 * student_tokens.sum(), {}
         teacher_tokens = teacher.global_crops.image_token.unflatten(0, (-1, student.num_images))
 

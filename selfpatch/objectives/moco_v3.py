@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
-from selfpatch.distributed import gather_rows, rank
+from selfpatch.distributed import gather_rows, own_rows, world_size
 from selfpatch.objectives.encoder import EncodedViews, Encoder
 from selfpatch.objectives.objective import Needs, Objective
 from selfpatch.objectives.projection_heads import BatchNorm
@@ -22,10 +22,11 @@ class MoCoV3(Objective):
     Queries are the student's image tokens through projector and predictor, keys the teacher's through its projector.
     A query is compared by cosine similarity with the keys of another crop of every image, over all ranks; its own
     image's is the right one. The loss is summed over the crops of an image, two in the paper. Batch norm sees one crop
-    of each image at a time. Of an accumulated batch every part stands for itself. With one image the loss is 0.
+    of each image at a time, of all ranks. Of an accumulated batch every part stands for itself. With one image the loss
+    is 0.
 
     Source: MoCo v3 (ICCV 2021), algorithm 1; facebookresearch/moco-v3. Differs: of more than two crops a query is
-    compared with the keys of each other one, and the mean is taken; ranks have batch norm of their own.
+    compared with the keys of each other one, and the mean is taken.
     """
 
     def __init__(self, dim: int, config: MoCoV3Config, *, steps_per_epoch: int):
@@ -42,7 +43,7 @@ class MoCoV3(Objective):
         self, student: EncodedViews, teacher: EncodedViews, step: int
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         student_tokens = student.global_crops.image_token.unflatten(0, (-1, student.num_images))  # [G, B, D]
-        if student.num_images < 2:
+        if student.num_images * world_size() < 2:
             return 0 * student_tokens.sum(), {}
         teacher_tokens = teacher.global_crops.image_token.unflatten(0, (-1, student.num_images))
 
@@ -82,6 +83,6 @@ def info_nce(
     """
     with torch.autocast(queries.device.type, enabled=False):
         logits = F.normalize(queries.float(), dim=-1) @ F.normalize(keys.float(), dim=-1).T / temperature
-    own = torch.arange(len(queries), device=queries.device) + len(queries) * rank()
+    own = own_rows(torch.arange(len(keys), device=queries.device), len(queries))
     loss = 2 * temperature * F.cross_entropy(logits, own)
     return loss, (logits.detach().argmax(dim=-1) == own).float().mean()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from selfpatch.config.objectives.neco import NeCoConfig
+from selfpatch.distributed import gather_rows, own_rows
 from selfpatch.objectives.encoder import Encoded, EncodedViews
 from selfpatch.objectives.objective import Needs, Objective
 from selfpatch.objectives.projection_heads import projector
@@ -42,7 +43,7 @@ class NeCo(Objective):
     5. cross-entropy between the two matrices: at which place of the order each reference is.
 
     The mean is taken over pairs of crops, images and patches. Images whose two crops share less than MIN_OVERLAP count
-    as 0. References come from the images of one rank and of one part of an accumulated batch.
+    as 0. References come from the images of all ranks and of one part of an accumulated batch.
 
     Source: NeCo (ICLR 2025), sec. 3; vpariza/NeCo@3932160 src/neco.py, without its queue and masks. Differs: flipped
     crops are turned back, where its augmentation flips none; it draws crops anew until all overlap; its teacher's
@@ -90,8 +91,9 @@ class NeCo(Objective):
         # 2. References, and the teacher's order of them.
         with torch.no_grad():
             target = sample_region(theirs.vectors, theirs.grid_size, their_region, size)
-            patches = target.flatten(0, 1)
-            references = patches[torch.randperm(len(patches), device=patches.device)].view_as(target)
+            patches = gather_rows(target).flatten(0, 1)
+            drawn = patches[torch.randperm(len(patches), device=patches.device)]  # the same on every rank
+            references = own_rows(drawn, target.shape[0] * target.shape[1]).view_as(target)
             target_order = self.sort(similarities(target, references), self.config.teacher_steepness)
 
         # 3. The student's order. Of all layers of the sorting nothing is kept: they are computed again in backward.

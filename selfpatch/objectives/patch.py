@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from selfpatch.config.objectives.patch import PatchConfig
+from selfpatch.distributed import global_sum
 from selfpatch.objectives.distillation_branch import BranchObjective, DistillationBranch
 from selfpatch.objectives.encoder import Encoded, EncodedViews
 from selfpatch.objectives.objective import Needs
@@ -197,9 +198,13 @@ def from_next_crop(
 
 
 def nonzero_rows(weights: Float[Tensor, "VB N"]) -> Int[Tensor, " rows"] | None:
-    """Indices of the patches that count; None: take all, as all count, or too few for a head's batch norm."""
+    """Indices of the patches that count; None: take all, as all count, or too few for a head's batch norm.
+
+    Counted over all ranks: one of them may have few rows, or none.
+    """
     rows = weights.flatten().nonzero().squeeze(1)
-    return rows if MIN_ROWS <= len(rows) < weights.numel() else None
+    num_rows, num_patches = global_sum(torch.tensor([len(rows), weights.numel()], device=weights.device)).tolist()
+    return rows if MIN_ROWS <= num_rows < num_patches else None
 
 
 def take(x: Tensor, rows: Int[Tensor, " rows"] | None) -> Tensor:

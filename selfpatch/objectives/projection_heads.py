@@ -1,11 +1,14 @@
 """From tokens to logits over prototypes."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.config import HeadConfig
+from selfpatch.distributed import global_sum, world_size
 
 
 class Prototypes(nn.Module):
@@ -70,11 +73,42 @@ def projector(dim: int, hidden_dim: int, output_dim: int, *, batch_norm: bool = 
 
 
 class BatchNorm(nn.Module):
-    """Normalises every channel over all other axes, always with the statistics of the batch at hand."""
+    """Normalises every channel over all other axes, always with the statistics of the batch at hand, over all ranks."""
 
     def __init__(self, dim: int, *, affine: bool = True):
         super().__init__()
         self.norm = nn.BatchNorm1d(dim, affine=affine, track_running_stats=False)
 
     def forward(self, x: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
-        return self.norm(x.flatten(0, -2)).view_as(x)
+        if world_size() == 1:
+            return self.norm(x.flatten(0, -2)).view_as(x)
+        normalized = _NormalizeOverRanks.apply(x.flatten(0, -2).float(), self.norm.eps)
+        if self.norm.affine:
+            normalized = normalized * self.norm.weight + self.norm.bias
+        return normalized.to(x.dtype).view_as(x)
+
+
+class _NormalizeOverRanks(torch.autograd.Function):
+    """Batch norm with the rows of all ranks; they may have differently many, or none.
+
+    torch's SyncBatchNorm does the same on GPUs only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Float[Tensor, "rows D"], eps: float) -> Float[Tensor, "rows D"]:
+        sums = global_sum(torch.cat([x.sum(dim=0), x.new_tensor([len(x)])]))
+        num_rows = sums[-1]
+        centered = x - sums[:-1] / num_rows
+        scale = (global_sum(centered.square().sum(dim=0)) / num_rows + eps).rsqrt()
+        normalized = centered * scale
+        ctx.save_for_backward(normalized, scale, num_rows)
+        return normalized
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """With y normalized and g its gradient: dx = scale (g - mean(g) - y mean(g y))."""
+        normalized, scale, num_rows = ctx.saved_tensors
+        (gradient,) = gradients
+        sums = global_sum(torch.stack([gradient.sum(dim=0), (gradient * normalized).sum(dim=0)]))
+        mean, product_mean = (sums / num_rows).unbind()
+        return scale * (gradient - mean - normalized * product_mean), None

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from selfpatch.config import SelfDistillationConfig
-from selfpatch.distributed import global_logsumexp, global_mean
+from selfpatch.distributed import global_logsumexp, global_mean, global_sum
 from selfpatch.optim.schedules import epochwise_linear
 
 # Numbers in a chunk of logits: 64 MiB in float32.
@@ -89,7 +89,7 @@ def sinkhorn(scores: Float[Tensor, "rows K"], num_iterations: int = 3) -> Float[
 def distillation_signals(
     targets: Float[Tensor, "rows K"], cross_entropy: Float[Tensor, ""]
 ) -> dict[str, Float[Tensor, ""]]:
-    """Health of the targets. Entropies as fractions of ln K.
+    """Health of the targets of all ranks. Entropies as fractions of ln K.
 
     `mutual_information` (entropy of the mean target - mean entropy) falls to 0 in both kinds of collapse: every target
     uniform, or every target the same prototype. `kl` is the part of the cross-entropy that the student can still win.
@@ -99,16 +99,22 @@ def distillation_signals(
         cross_entropy: the mean between these same targets and the student's predictions of them.
     """
     num_rows, num_prototypes = targets.shape
-    entropy = torch.special.entr(targets).sum(dim=-1).mean()
-    mean_entropy = torch.special.entr(global_mean(targets.mean(dim=0))).sum()
     used = torch.zeros(num_prototypes, device=targets.device).index_fill_(0, targets.argmax(dim=-1), 1.0)
+    # Sums over the rows of all ranks, which may have differently many, in one message.
+    numbers = torch.stack(
+        [torch.special.entr(targets).sum(), num_rows * cross_entropy.detach(), targets.new_tensor(num_rows)]
+    )
+    sums = global_sum(torch.cat([targets.sum(dim=0), used, numbers.to(targets.dtype)]))
+    target_sum, used, numbers = sums.split([num_prototypes, num_prototypes, len(numbers)])
+    entropy_sum, cross_entropy_sum, global_rows = numbers.unbind()
+    entropy, mean_entropy = entropy_sum / global_rows, torch.special.entr(target_sum / global_rows).sum()
     scale = math.log(num_prototypes)
     return {
         "teacher_entropy": entropy / scale,
         "mean_teacher_entropy": mean_entropy / scale,
         "mutual_information": (mean_entropy - entropy) / scale,
-        "kl": cross_entropy.detach() - entropy,
-        "prototypes_used": used.sum() / min(num_rows, num_prototypes),
+        "kl": cross_entropy_sum / global_rows - entropy,
+        "prototypes_used": (used > 0).sum() / global_rows.clamp(max=num_prototypes),
     }
 
 

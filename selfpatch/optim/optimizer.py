@@ -1,6 +1,6 @@
 """AdamW's parameter groups, clipping, frozen parameters and the teacher's moving average."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from timm.models import group_parameters
 from torch import Tensor, nn
 
-from selfpatch.distributed import any_rank
+from selfpatch.distributed import any_rank, global_sum, is_sharded, local_tensor
 from selfpatch.errors import UserError
 
 
@@ -112,12 +112,20 @@ def positional_names(tensors: dict[str, Tensor], module: nn.Module) -> dict[str,
     return {f"{ordered[int(position)]}/{key}": value for (position, _, key), value in positions}
 
 
-def gradient_norms(parameters: Iterable[nn.Parameter]) -> Float[Tensor, " P"]:
+def gradient_norms(parameters: Sequence[nn.Parameter]) -> Float[Tensor, " P"]:
     """Norm of every parameter's gradient, for those that have one."""
-    return torch.stack(torch._foreach_norm([p.grad for p in parameters if p.grad is not None]))
+    norms = torch.stack(torch._foreach_norm(_gradients(parameters)))
+    if any(is_sharded(p) for p in parameters):
+        norms = global_sum(norms.square()).sqrt()
+    return norms
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], norms: Float[Tensor, " P"], *, max_norm: float, by: str) -> None:
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """Gradients of those that have one; of sharded parameters, this rank's shards."""
+    return [local_tensor(p.grad) for p in parameters if p.grad is not None]
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], norms: Float[Tensor, " P"], *, max_norm: float, by: str) -> None:
     """Scale gradients in place so that no norm is above `max_norm`; 0 leaves them alone.
 
     `by` "parameter" clips each tensor on its own, a habit of DINO's code; "global" all of them by their common norm.
@@ -127,7 +135,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norms: Float[Tensor, " P"
     if by == "global":
         norms = norms.norm().expand_as(norms)
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], list(factors.unbind()))
+    torch._foreach_mul_(_gradients(parameters), list(factors.unbind()))
 
 
 def optimizer_step(
@@ -160,7 +168,7 @@ def optimizer_step(
 @torch.no_grad()
 def update_moving_average(ema_pairs: list[tuple[nn.Module, nn.Module]], momentum: float) -> None:
     """teacher = momentum * teacher + (1 - momentum) * student, for every parameter of every pair (student, teacher)."""
-    student: list[Tensor] = [p for pair in ema_pairs for p in pair[0].parameters()]
-    teacher: list[Tensor] = [p for pair in ema_pairs for p in pair[1].parameters()]
+    student: list[Tensor] = [local_tensor(p) for pair in ema_pairs for p in pair[0].parameters()]
+    teacher: list[Tensor] = [local_tensor(p) for pair in ema_pairs for p in pair[1].parameters()]
     # teacher + (1 - momentum) * (student - teacher): the same sum, in one pass over the weights.
     torch._foreach_lerp_(teacher, student, 1 - momentum)

@@ -31,6 +31,16 @@ class MetricLogger:
             self._failed = True
 
 
+class NoLogger(MetricLogger):
+    """Of a process that leaves the log to another one."""
+
+    def __init__(self, path: Path):
+        self.path, self.latest = path, {}
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        pass
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines, none of a file that is not there; a crash may have cut the last one, or a disk damaged some."""
     lines = []

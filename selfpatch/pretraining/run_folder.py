@@ -10,11 +10,13 @@ from typing import Any
 from selfpatch.config import RESULT_AFFECTING, PretrainConfig
 from selfpatch.config.io import config_of, differences, read_yaml, to_dict, write_yaml
 from selfpatch.data.source import ImageSource
+from selfpatch.distributed import is_main
 from selfpatch.errors import UserError
 from selfpatch.output import checkpoint
 from selfpatch.output.atomic_files import atomic_write, require_writable
 from selfpatch.output.checkpoint import Checkpoint
 from selfpatch.output.folder_lock import FolderLock
+from selfpatch.output.metric_logger import MetricLogger, NoLogger
 from selfpatch.pretraining.train_state import TrainState
 
 
@@ -137,6 +139,9 @@ class RunFolder:
                 file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
         return len(self._bad_images)
 
+    def metric_logger(self, *, first_step: int) -> MetricLogger:
+        return MetricLogger(self.metrics_file, first_step=first_step)
+
     def require_same_method(self, method: dict[str, Any], config: PretrainConfig, where: Path) -> None:
         """Settings that change results must be those that `where` was made with."""
         method = result_affecting(to_dict(config_of(method)))  # in the words of this version
@@ -146,6 +151,44 @@ class RunFolder:
                 f"{where} holds a run with other settings (then -> now):\n  {shown}\nGive a new folder for this "
                 "run, or the settings of then to go on"
             )
+
+
+class OtherRanksFolder(RunFolder):
+    """OUT as all ranks but 0 have it, which neither read nor write it."""
+
+    def check(self, config: PretrainConfig, images: ImageSource) -> None:
+        pass
+
+    def open(self, config: PretrainConfig, images: ImageSource, *, header: str) -> None:
+        pass
+
+    def load_newest(self, state: TrainState, images: ImageSource) -> tuple[Checkpoint | None, list[str]]:
+        return None, []
+
+    def save(
+        self,
+        state: TrainState,
+        images: ImageSource,
+        config: PretrainConfig,
+        metrics: dict[str, float],
+        *,
+        num_best: int,
+    ) -> None:
+        if state.step != self._saved_step:
+            state.tensors()  # shards go to rank 0
+        self._saved_step = state.step
+
+    def record_bad_images(self, bad_images: list[tuple[str, str]]) -> int:
+        self._bad_images |= dict(bad_images)
+        return len(self._bad_images)
+
+    def metric_logger(self, *, first_step: int) -> MetricLogger:
+        return NoLogger(self.metrics_file)
+
+
+def run_folder(path: Path) -> RunFolder:
+    """OUT for this rank. All that a run writes goes through it, by rank 0."""
+    return RunFolder(path) if is_main() else OtherRanksFolder(path)
 
 
 def identity_of(images: ImageSource) -> dict[str, Any]:

@@ -48,7 +48,8 @@ class StudentTeacher(nn.Module):
         self.teacher = copy.deepcopy(encoder).requires_grad_(False)
         self.objectives = nn.ModuleDict(objectives)
         disable_stochastic_depth(self.teacher)
-        self._trained_in_backbone = [p for p in self.student.backbone.parameters() if p.requires_grad]
+        # By name: FSDP2 puts other parameters in their place.
+        self._trained_in_backbone = [name for name, p in self.student.backbone.named_parameters() if p.requires_grad]
         for objective in self.named_objectives.values():
             objective.attach_teacher(self.teacher)
 
@@ -101,8 +102,9 @@ class StudentTeacher(nn.Module):
 
     def freeze_backbone(self, frozen: bool) -> None:
         """Let the student's backbone rest, or train as it was built: at rest it has no gradients, and needs no time."""
-        for parameter in self._trained_in_backbone:
-            parameter.requires_grad_(not frozen)
+        parameters = dict(self.student.backbone.named_parameters())
+        for name in self._trained_in_backbone:
+            parameters[name].requires_grad_(not frozen)
 
     def frozen_parameters(self, step: int) -> list[nn.Parameter]:
         return [p for o in self.named_objectives.values() for p in o.frozen_parameters(self.student, step)]

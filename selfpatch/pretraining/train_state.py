@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from selfpatch.distributed import whole_tensor
 from selfpatch.errors import UserError
 from selfpatch.optim.optimizer import load_optimizer_state, optimizer_state, positional_names
 from selfpatch.output.checkpoint import Checkpoint, DamagedCheckpointError, require
@@ -35,11 +36,12 @@ class TrainState:
         self.counters = Counters()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """By file, then by name."""
-        return {
+        """By file, then by name. Sharded ones whole, on rank 0; all ranks call it."""
+        tensors = {
             "model": self.student_teacher.state_dict(),
             "optimizer": optimizer_state(self.optimizer, self.student_teacher),
         }
+        return {file: {name: whole_tensor(x) for name, x in group.items()} for file, group in tensors.items()}
 
     def state(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""

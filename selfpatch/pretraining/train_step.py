@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -12,10 +12,12 @@ from torch import Tensor
 from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig, rows_columns
 from selfpatch.data.loading.loader import Batch
 from selfpatch.data.loading.sampler import EpochSampler
+from selfpatch.distributed import gather_list, global_count, own_rows, world_size
 from selfpatch.optim.optimizer import layer_lr_scales, optimizer_step, parameter_groups, set_schedules
 from selfpatch.optim.schedules import Schedule, late_ramp, warmup_cosine
 from selfpatch.pretraining.health import Health, State, teacher_distance
 from selfpatch.pretraining.masks import draw_masks
+from selfpatch.pretraining.parallel import OneProcess
 from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.pretraining.train_state import TrainState
 from selfpatch.pretraining.views import Views, make_views
@@ -42,6 +44,7 @@ class PretrainTask:
         record_bad_images: given the unreadable images of a step; returns how many there have been so far.
         image_name: names an image by its index, for the message when training diverges.
         data_wait_hint: printed once when the run waits for data.
+        model: this process's part of several (parallel.py); None: it is the only one.
     """
 
     def __init__(
@@ -55,9 +58,11 @@ class PretrainTask:
         record_bad_images: Callable[[list[tuple[str, str]]], int],
         image_name: Callable[[int], str] = str,
         data_wait_hint: str = "",
+        model: OneProcess | None = None,
     ):
         self.batch_size = sampler.batch_size
         self._state, self._config, self._schedules = state, config, schedules
+        self._model = model or OneProcess(state.student_teacher)
         self._sampler, self._device, self._image_name = sampler, device, image_name
         self._record_bad_images = record_bad_images
         self._autocast = autocast_for(config.efficiency.precision, device)
@@ -74,9 +79,9 @@ class PretrainTask:
         assert batch.step == step
         student_teacher, counters = self._state.student_teacher, self._state.counters
         student_teacher.freeze_backbone(self._schedules.backbone(step) == 0)
-        self._num_bad_images = self._record_bad_images(batch.bad_images)
-        counters.images += batch.crops.num_images
-        counters.upsampled_images += batch.num_upsampled
+        self._num_bad_images = self._record_bad_images(gather_list(batch.bad_images))
+        counters.images += batch.crops.num_images * world_size()
+        counters.upsampled_images += global_count(batch.num_upsampled)
 
         # 1. Views: crops on the device, colors changed, normalized; one part of the batch at a time.
         num_parts = self._config.optim.accumulate
@@ -85,7 +90,9 @@ class PretrainTask:
         )
 
         # 2. Loss and gradients, over the parts of the batch.
-        metrics = accumulate_gradients(student_teacher, views, step, self._autocast, num_parts=num_parts)
+        metrics = accumulate_gradients(
+            self._model, views, step, self._autocast, num_parts=num_parts, accumulating=self._model.accumulating
+        )
 
         # 3. Clip, optimizer, teacher, centers; or nothing at all, if something is not finite on any rank.
         applied = apply_gradients(
@@ -148,9 +155,10 @@ class PretrainTask:
         masks = student_teacher.masks_at(step)
         if masks is None:
             return None
+        share = self._sampler.batch_size // world_size()
         return draw_masks(
             masks,
-            self._sampler.indices(step).tolist(),
+            own_rows(torch.from_numpy(self._sampler.indices(step)), share).tolist(),
             seed=self._config.seed,
             step=step,
             num_crops=self._config.crops.num_global,
@@ -190,23 +198,29 @@ def build_optimizer(student_teacher: StudentTeacher, optim: OptimConfig | None =
 
 
 def accumulate_gradients(
-    student_teacher: StudentTeacher,
+    student_teacher: StudentTeacher | OneProcess,
     parts: Iterable[Views],
     step: int,
     autocast: Callable[[], AbstractContextManager],
     *,
     num_parts: int = 1,
+    accumulating: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> dict[str, Tensor]:
     """Forward and backward over the parts of a batch, all of equal size; returns the mean loss and signals.
 
-    The loss is a mean over images, so the mean of the parts' gradients is the whole batch's gradient.
+    The loss is a mean over images, so the mean of the parts' gradients is the whole batch's gradient. On several ranks
+    these are parts of a rank's share; gradients are averaged over ranks with the last part, and losses are not.
+
+    Args:
+        accumulating: entered for all parts but the last.
     """
     sums: dict[str, Tensor] = {}
-    for views in parts:
-        with autocast():
-            loss, metrics = student_teacher(views, step)
-        del views  # before the next part is made: two would be held in float
-        (loss / num_parts).backward()
+    for number, views in enumerate(parts, start=1):
+        with accumulating() if number < num_parts else nullcontext():
+            with autocast():
+                loss, metrics = student_teacher(views, step)
+            del views  # before the next part is made: two would be held in float
+            (loss / num_parts).backward()
         for name, value in ({"loss": loss.detach()} | metrics).items():
             sums[name] = sums[name] + value if name in sums else value
     return {name: value / num_parts for name, value in sums.items()}

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from selfpatch.distributed import any_rank, rank
+from selfpatch.distributed import any_rank, from_rank_0, global_max, global_mean, reported_once, wait_for_all
 from selfpatch.output.metric_logger import MetricLogger
 from selfpatch.output.progress import TrainingProgress
 from selfpatch.training.memory import peak_memory_mb
@@ -95,8 +95,10 @@ def train(
 ) -> int:
     """Train from `first_step` to `num_steps`, or until `should_stop(steps done)`; returns the number of steps done.
 
-    Random numbers of torch (stochastic depth, dropout) are drawn anew from (seed, step, rank) at every step, so that a
-    run that goes on sees the same ones.
+    Random numbers of torch are drawn anew from (seed, step) at every step, so that a run that goes on sees the same
+    ones. Ranks draw alike: what is random about an image (stochastic depth) takes its part of those of all images.
+
+    Every rank calls the callbacks, in which rank 0 alone computes or writes, and then waits for the others.
 
     Raises:
         DivergenceError: `max_skipped` steps in a row were not finite; the weights are as they were before them.
@@ -110,6 +112,7 @@ def train(
         with window.paused(), budget.spending() if periodic.within_budget else nullcontext():
             if values := periodic.callback(done):
                 logger.log(done, values)
+            wait_for_all()
         task.train_mode()
 
     if first_step == 0:
@@ -123,7 +126,7 @@ def train(
             batch = next(batches)
 
         # 2. Losses, gradients, and everything that a step changes; or nothing, if something is not finite on any rank.
-        torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank())
+        torch.manual_seed((seed * 1_000_003 + step) * 4096)
         metrics, applied = task.step(batch, step)
 
         # 3. Steps that were not finite are counted; many in a row end the run.
@@ -134,9 +137,11 @@ def train(
             skipped_in_a_row += 1
             progress.say(f"step {step + 1}: the loss or a gradient is not finite; the step is skipped")
             if skipped_in_a_row >= max_skipped:
-                raise DivergenceError(
-                    f"{skipped_in_a_row} steps in a row were skipped, the last is step {step + 1} (seed {seed}): "
-                    f"{not_finite(metrics)}. {task.divergence_hint(step, metrics)}"
+                raise reported_once(
+                    DivergenceError(
+                        f"{skipped_in_a_row} steps in a row were skipped, the last is step {step + 1} (seed {seed}): "
+                        f"{not_finite(metrics)}. {task.divergence_hint(step, metrics)}"
+                    )
                 )
 
         # 4. Log.
@@ -144,7 +149,7 @@ def train(
         progress.step(step)
         if (done % log_every == 0 or done == num_steps or done == first_step + 1) and window.count:
             means = window.means() | task.log_scalars(step)
-            means["memory_mb"] = peak_memory_mb(device)
+            means["memory_mb"] = global_max(torch.tensor(peak_memory_mb(device), device=device)).item()
             logger.log(done, means)
             progress.show(step, means)
             if note := task.log_message(means, last=done == num_steps):
@@ -154,7 +159,7 @@ def train(
         # 5. Now and then: scores, pictures, checkpoints. On a signal every rank stops at the same step, and saves.
         stop = any_rank(should_stop(done), device)
         for periodic in callbacks:
-            due = done % periodic.steps == 0 and (budget.is_left() or not periodic.within_budget)
+            due = done % periodic.steps == 0 and (not periodic.within_budget or from_rank_0(budget.is_left()))
             if due or done == num_steps or (stop and periodic.at_stop):
                 call(periodic, done)
         if stop:
@@ -209,9 +214,11 @@ class MetricWindow:
         self._start += time.perf_counter() - start
 
     def means(self) -> dict[str, float]:
-        values = torch.stack([value.float() for value in self._sums.values()]).div(self.count).tolist()
+        """Over the steps and over ranks; the longest wait of any rank, for which the others wait in turn."""
+        values = global_mean(torch.stack([value.float() for value in self._sums.values()]).div(self.count)).tolist()
         seconds = time.perf_counter() - self._start
-        rates = {"images_per_second": self.count * self._batch_size / seconds, "data_wait": self._waited / seconds}
+        waited = global_max(torch.tensor(self._waited / seconds, device=next(iter(self._sums.values())).device)).item()
+        rates = {"images_per_second": self.count * self._batch_size / seconds, "data_wait": waited}
         return dict(zip(self._sums, values, strict=True)) | rates
 
 

@@ -10,14 +10,27 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from selfpatch import distributed
 from selfpatch.config import SelfDistillationConfig
 from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.demo.scenes import write_scenes
-from selfpatch.distributed import any_rank, gather_rows, global_mean, global_sum
+from selfpatch.distributed import (
+    any_rank,
+    gather_list,
+    gather_rows,
+    global_mean,
+    global_sum,
+    on_rank_0,
+    rand_rows,
+    together,
+)
+from selfpatch.errors import FailedElsewhereError, UserError
+from selfpatch.objectives.koleo import nearest_distances
 from selfpatch.objectives.moco_v3 import info_nce
+from selfpatch.objectives.projection_heads import BatchNorm
 from selfpatch.objectives.self_distillation import SelfDistillation, distillation_signals, sinkhorn
 from selfpatch.optim.optimizer import optimizer_step
 from selfpatch.output.metric_logger import MetricLogger, read_metrics
@@ -26,6 +39,8 @@ from selfpatch.training.loop import StepOutput, train
 from tests.small_models import tiny_config
 
 WORLD_SIZE, STEPS = 2, 3
+# Rows of each rank; together as many as logits.
+SHARES = [[4, 4], [7, 1], [8, 0]]
 
 
 def logits() -> torch.Tensor:
@@ -34,6 +49,24 @@ def logits() -> torch.Tensor:
 
 def part(x: torch.Tensor, rank: int) -> torch.Tensor:
     return x.chunk(WORLD_SIZE)[rank]
+
+
+def batch_norm_of(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalized rows, and the gradient of a sum that is different for each of their values."""
+    torch.manual_seed(0)
+    norm, rows = BatchNorm(6), rows.clone().requires_grad_()
+    normalized = norm(rows)
+    normalized.sin().sum().backward()
+    assert rows.grad is not None
+    return normalized.detach(), rows.grad
+
+
+def koleo_of(tokens: torch.Tensor) -> torch.Tensor:
+    """The gradient of the sum of all ranks' logarithms of distances."""
+    tokens = tokens.clone().requires_grad_()
+    nearest_distances(tokens[None]).log().sum().backward()
+    assert tokens.grad is not None
+    return tokens.grad
 
 
 class Noise:
@@ -79,6 +112,24 @@ def run_rank(rank: int, folder: Path) -> None:
     found["center"] = distillation.center
     found["sinkhorn"] = sinkhorn(part(logits(), rank))
     found["signals"] = distillation_signals(part(logits(), rank).softmax(dim=-1), torch.tensor(1.0))
+
+    # Batch norm, and the nearest image.
+    for share in SHARES:
+        found[f"batch_norm {share}"] = batch_norm_of(logits().split(share)[rank])
+    found["koleo"] = koleo_of(part(logits(), rank))
+
+    # Random numbers, errors and results of one rank.
+    torch.manual_seed(0)
+    found["rand_rows"] = rand_rows(6, 2)
+    try:
+        with together():
+            if rank == 1:
+                raise UserError("only here")
+    except (UserError, FailedElsewhereError) as error:
+        code = f", code {error.code}" if isinstance(error, FailedElsewhereError) else ""
+        found["together"] = f"{type(error).__name__}: {error}{code}"
+    found["on_rank_0"] = on_rank_0(lambda: {"rank": distributed.rank(), "world_size": distributed.world_size()})
+    found["list"] = gather_list([["a"], [1]][rank])
 
     # Queries of a rank among the keys of all.
     keys = gather_rows(part(logits().roll(1, dims=0), rank))
@@ -169,8 +220,34 @@ def test_a_stop_on_one_rank_stops_all_at_the_same_step(ranks, folder):
     assert [len(read_metrics(folder / f"metrics-{rank}.jsonl")) for rank in range(WORLD_SIZE)] == [4, 4]
 
 
-def test_ranks_draw_random_numbers_of_their_own(ranks):
-    assert not set(ranks[0]["drawn"]) & set(ranks[1]["drawn"])
+def test_ranks_draw_alike_and_take_their_part_of_what_is_random_about_images(ranks):
+    assert ranks[0]["drawn"] == ranks[1]["drawn"]
+    torch.manual_seed(0)
+    whole = torch.rand(3 * 4).unflatten(0, (3, 4))  # three crops of four images
+    for rank, found in enumerate(ranks):
+        assert torch.equal(found["rand_rows"].unflatten(0, (3, 2)), whole[:, 2 * rank : 2 * rank + 2])
+
+
+def test_a_failure_on_one_rank_is_known_to_all_and_reported_by_it_alone(ranks):
+    assert ranks[0]["together"] == "FailedElsewhereError: rank 1 of this run failed, code 2"
+    assert ranks[1]["together"] == "UserError: only here"
+    assert [found["on_rank_0"] for found in ranks] == [{"rank": 0, "world_size": 1}] * 2
+    assert [found["list"] for found in ranks] == [["a", 1]] * 2
+
+
+def test_batch_norm_over_ranks_is_that_of_the_joined_batch(ranks):
+    """Also where a rank has fewer rows than others, or none; in gradients as well."""
+    for share in SHARES:
+        whole = batch_norm_of(logits())
+        name = f"batch_norm {share}"
+        torch.testing.assert_close(torch.cat([found[name][0] for found in ranks]), whole[0])
+        torch.testing.assert_close(torch.cat([found[name][1] for found in ranks]), whole[1])
+
+
+def test_the_nearest_image_is_sought_on_all_ranks(ranks):
+    whole = koleo_of(logits())
+    torch.testing.assert_close(torch.cat([found["koleo"] for found in ranks]), whole)
+    assert not torch.allclose(ranks[0]["koleo"], koleo_of(part(logits(), 0)), atol=1e-3)
 
 
 def test_the_ranks_share_every_batch(ranks, folder):
