@@ -20,7 +20,7 @@ from benchmarks.time_limit import OutOfTimeError
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.commands.pretrain import build_parts, pretrain
-from selfpatch.commands.resolve_config import resolve_config
+from selfpatch.commands.run_setup.resolve_config import resolve_config
 from selfpatch.config import PretrainConfig
 from selfpatch.config.io import to_dict
 from selfpatch.evaluation.datasets.segmentation import read_segmentation

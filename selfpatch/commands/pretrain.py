@@ -9,14 +9,14 @@ import torch
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
-from selfpatch.commands.crop_sizes import check_crops
 from selfpatch.commands.hardware import augment_on_device, num_workers
 from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.processes import joined_run, require_agreement, require_equal_shares
-from selfpatch.commands.resolve_config import resolve_config
-from selfpatch.commands.resource_estimate import data_wait_hint
-from selfpatch.commands.run_summary import print_plan, print_summary
-from selfpatch.commands.starting_weights import start_from
+from selfpatch.commands.run_setup.crop_sizes import check_crops
+from selfpatch.commands.run_setup.resolve_config import resolve_config
+from selfpatch.commands.run_setup.resource_estimate import data_wait_hint
+from selfpatch.commands.run_setup.run_summary import print_plan, print_summary
+from selfpatch.commands.run_setup.starting_weights import start_from
 from selfpatch.config import PretrainConfig, pixel_format, rows_columns
 from selfpatch.config.io import override
 from selfpatch.data.augmentation.multi_crop import MultiCrop

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_backbone, load_training_state
-from selfpatch.commands.starting_weights import backbone_settings, has_own_norm, start_from
+from selfpatch.commands.run_setup.starting_weights import backbone_settings, has_own_norm, start_from
 from selfpatch.config import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from selfpatch.commands import resource_estimate as advice
 from selfpatch.commands.pretrain import pretrain
+from selfpatch.commands.run_setup import resource_estimate as advice
 from selfpatch.config import EfficiencyConfig
 from selfpatch.config.io import read_yaml
 from selfpatch.data.loading.sampler import EpochSampler

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from selfpatch.commands.resolve_config import run_facts
+from selfpatch.commands.run_setup.resolve_config import run_facts
 from selfpatch.config.io import override, to_dict
 from selfpatch.recipes import RECIPES, find_recipe
 from selfpatch.recipes.derive import RunFacts, derive

@@ -9,8 +9,8 @@ import torch
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_start
-from selfpatch.commands.resource_estimate import fit_batch_size
-from selfpatch.commands.starting_weights import backbone_settings, has_own_norm
+from selfpatch.commands.run_setup.resource_estimate import fit_batch_size
+from selfpatch.commands.run_setup.starting_weights import backbone_settings, has_own_norm
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, PixelFormat, PretrainConfig, pixel_format
 from selfpatch.config.io import config_of, override, read_yaml
 from selfpatch.config.ranges import SettingError

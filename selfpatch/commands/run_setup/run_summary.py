@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from selfpatch.commands.resource_estimate import estimate
+from selfpatch.commands.run_setup.resource_estimate import estimate
 from selfpatch.config import PretrainConfig
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.data.source import ImageSource
