@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from selfpatch.config.images import MAX_CHANNELS
+from selfpatch.config.pixel_format import MAX_CHANNELS
 from selfpatch.config.ranges import Range
 
 FLAT = arg(name="")  # a group of settings whose flags carry no prefix

@@ -2,13 +2,14 @@
 
 from selfpatch.config.backbone import AggregatorConfig, BackboneConfig
 from selfpatch.config.crops import IMAGENET_MEAN, IMAGENET_STD, CropsConfig, rows_columns
-from selfpatch.config.images import RGB_8, ImagesConfig, PixelFormat, pixel_format
+from selfpatch.config.images import ImagesConfig
 from selfpatch.config.objectives import ObjectivesConfig
 from selfpatch.config.objectives.dino import DINOConfig
 from selfpatch.config.objectives.projection_head import HeadConfig
 from selfpatch.config.objectives.self_distillation import SelfDistillationConfig
 from selfpatch.config.objectives.selfpatch import SelfPatchConfig
 from selfpatch.config.optim import OptimConfig, TeacherConfig
+from selfpatch.config.pixel_format import RGB_8, PixelFormat, pixel_format
 from selfpatch.config.pretrain import RESULT_AFFECTING, PretrainConfig
 from selfpatch.config.run import EfficiencyConfig, EvaluateConfig, RunConfig
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from selfpatch.config.images import MAX_CHANNELS
+from selfpatch.config.pixel_format import MAX_CHANNELS
 from selfpatch.config.ranges import Config, DropProbability, Positive, Range
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from selfpatch.backbones.checkpoints.sidecar import Normalization, check_normalization
 from selfpatch.config import RGB_8, PixelFormat
-from selfpatch.config.images import MAX_CHANNELS
+from selfpatch.config.pixel_format import MAX_CHANNELS
 from selfpatch.errors import UserError
 
 # The metadata of an exported file, besides "architecture", "arguments", "mean" and "std".

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Shaped
 
-from selfpatch.config.images import MAX_CHANNELS
+from selfpatch.config.pixel_format import MAX_CHANNELS
 from selfpatch.data.reading.image_file import UnreadableImage
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Real
 from PIL import Image
 
 from selfpatch.config import PixelFormat
-from selfpatch.config.images import MAX_CHANNELS
+from selfpatch.config.pixel_format import MAX_CHANNELS
 from selfpatch.data.reading.image_file import (
     MAX_PIXELS,
     UnreadableImage,
