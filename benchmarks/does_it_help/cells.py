@@ -23,6 +23,7 @@ from selfpatch.commands.pretrain import build_parts, pretrain
 from selfpatch.commands.run_setup.resolve_config import resolve_config
 from selfpatch.config import PretrainConfig
 from selfpatch.config.io import to_dict
+from selfpatch.data.image_folder import ImageFolder
 from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.output.atomic_files import atomic_write
@@ -113,7 +114,7 @@ def backbone_before_training(regime: Regime, cell: Cell, run: Path, device: torc
     if regime.weights is not None:
         return load_backbone(regime.weights, device=device)
     config, _ = resolve_config(
-        config_of(regime, cell, device), regime.num_images, run, device, resume=None, init_from=None
+        config_of(regime, cell, device), ImageFolder(regime.images), run, device, resume=None, init_from=None
     )
     parts = build_parts(config, regime.num_images, device)
     return parts.state.student_teacher.teacher.export_backbone().to(device)

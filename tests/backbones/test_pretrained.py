@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from selfpatch.backbones import pretrained
+from selfpatch.backbones import timm_weights
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.data.augmentation.normalize import normalize
 from selfpatch.errors import UserError
@@ -192,7 +192,7 @@ def test_random_weights_are_always_the_same_and_said():
 
 def test_weights_of_a_tag(monkeypatch, tmp_path):
     """Without the weights themselves, which there is no network for."""
-    created, original = {}, pretrained.create_timm
+    created, original = {}, timm_weights.create_timm
 
     def create(name, **arguments):
         created[name] = arguments.pop("pretrained")
@@ -200,7 +200,7 @@ def test_weights_of_a_tag(monkeypatch, tmp_path):
         model.pretrained_cfg |= {"mean": (0.5, 0.5, 0.5)}
         return model
 
-    monkeypatch.setattr(pretrained, "create_timm", create)
+    monkeypatch.setattr(timm_weights, "create_timm", create)
     backbone = load_backbone("timm:vit_tiny_patch16_224.augreg_in21k")
     assert created == {"vit_tiny_patch16_224.augreg_in21k": True}
     assert backbone.mean == (0.5, 0.5, 0.5)

@@ -219,7 +219,7 @@ def test_embedding_takes_the_mean_of_its_places(photos, tmp_path):
 def test_its_image_token_is_the_mean_and_its_norm_may_be_that_of_an_aggregator(tmp_path):
     x = images((32, 32))
     backbone = small_swin()
-    tokens, image_token = Encoder(backbone)(x)
+    tokens, image_token, _ = Encoder(backbone)(x)
     torch.testing.assert_close(image_token, tokens.patch_tokens.mean(dim=1))
     backbone.final_norm = torch.nn.Identity()
     with pytest.raises(ValueError, match="backbone.final-norm is False.* always ends in a norm.* use an aggregator"):

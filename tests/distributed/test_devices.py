@@ -44,17 +44,22 @@ def metrics(out: Path) -> list[dict]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+def lines_of(printed: str) -> list[str]:
+    """But those that depend on how busy the machine is, or on how the run is shared out."""
+    hints = ("no effect on shards", "wait for data", "decode fastest")
+    return [line for line in printed.splitlines() if not any(hint in line for hint in hints)]
+
+
 @pytest.mark.slow
 def test_the_same_run_on_two_processes_is_printed_and_written_once(scenes, tmp_path, capsys):
     options = ("--optim.steps", 4, "--evaluate.data", scenes / "ade20k", "--evaluate.every-steps", 2)
     assert cli.main(arguments(scenes, tmp_path / "one", *options)) == 0
-    printed = capsys.readouterr().out.splitlines()
+    printed = lines_of(capsys.readouterr().out)
     ddp = run(scenes, tmp_path / "ddp", *options, "--devices", 2)
     fsdp2 = run(scenes, tmp_path / "fsdp2", *options, "--devices", 2, "--efficiency.parallel", "fsdp2")
     for kind, result in {"ddp": ddp, "fsdp2": fsdp2}.items():
         assert (result.returncode, result.stderr) == (0, "")
-        lines = [line for line in result.stdout.splitlines() if "no effect on shards" not in line]
-        assert len(lines) == len(printed)
+        assert len(lines_of(result.stdout)) == len(printed)
         assert "4 per step (2 in each of 2 processes)" in result.stdout
         for line, expected in zip(metrics(tmp_path / kind), metrics(tmp_path / "one"), strict=True):
             clock = {"images_per_second", "data_wait", "memory_mb"}
