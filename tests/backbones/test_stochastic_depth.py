@@ -99,6 +99,7 @@ def test_outside_of_training_they_are_timms_blocks(family):
 )
 def test_compiled_they_give_the_same_with_one_graph_a_crop_size(family, num_kinds):
     """However many samples are dropped."""
+    torch._dynamo.reset()  # of what other tests compiled in this process
     num_graphs = 0
 
     def backend(graph, example):
