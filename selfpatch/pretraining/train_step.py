@@ -215,7 +215,9 @@ def accumulate_gradients(
         accumulating: entered for all parts but the last.
     """
     sums: dict[str, Tensor] = {}
-    for number, views in enumerate(parts, start=1):
+    number = 0
+    for views in parts:  # not by enumerate, which holds what it gave until it gives the next
+        number += 1
         with accumulating() if number < num_parts else nullcontext():
             with autocast():
                 loss, metrics = student_teacher(views, step)
