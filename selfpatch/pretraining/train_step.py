@@ -215,9 +215,9 @@ def accumulate_gradients(
         accumulating: entered for all parts but the last.
     """
     sums: dict[str, Tensor] = {}
-    number = 0
-    for views in parts:  # not by enumerate, which holds what it gave until it gives the next
-        number += 1
+    waiting = iter(parts)
+    for number in range(1, num_parts + 1):  # not by enumerate, which holds what it gave until it gives the next
+        views = next(waiting)
         with accumulating() if number < num_parts else nullcontext():
             with autocast():
                 loss, metrics = student_teacher(views, step)
