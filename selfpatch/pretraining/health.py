@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from selfpatch.distributed import global_mean
+from selfpatch.distributed import global_mean, world_size
 from selfpatch.objectives.encoder import EncodedViews
 from selfpatch.pretraining.views import Views
 
@@ -26,40 +26,50 @@ NUM_LINES = 2
 
 @torch.no_grad()
 def token_signals(views: Views, teacher: EncodedViews) -> dict[str, Float[Tensor, ""]]:
-    """Signals of the teacher's global crops, mean over ranks.
+    """Signals of the teacher's global crops, of all ranks as of one batch.
 
     `crops/std`: standard deviation of the pixels of a crop, 1 for usual images. `images/spread`: standard deviation of
     the image tokens' directions by channel, times the root of the width: 0 if all images have one token.
     `patches/similarity`: cosine of two patches of a crop, half of it apart; `patches/similarity_across`: of patches of
     different images at the same place. `patches/place`: the share of the patches' variance that place explains, beyond
-    chance. `patches/norm_outliers`: the fraction of tokens of more than four times the median length.
+    chance. `patches/norm_outliers`: the fraction of tokens of more than four times the median length of their rank.
     """
     crops = teacher.global_crops
     rows = slice(0, min(teacher.num_images, NUM_IMAGES))  # of the first crop
     patches, image_tokens = crops.tokens.patch_tokens[rows].float(), crops.image_token[rows].float()
-    unit = F.normalize(patches, dim=-1)
-    spread = F.normalize(image_tokens, dim=-1).std(dim=0, correction=0).square().mean().sqrt()
+    unit, directions = F.normalize(patches, dim=-1), F.normalize(image_tokens, dim=-1)
     lengths = patches.norm(dim=-1)
-    found = {
+    num_images = len(patches) * world_size()
+    centered = directions - global_mean(directions.mean(dim=0))
+    scalars = {
         "crops/std": views.global_crops[0, rows].flatten(2).std(dim=-1).mean(),
-        "images/spread": spread * image_tokens.shape[-1] ** 0.5,
+        "images/spread": centered.square().mean(),
         "patches/similarity": (unit * unit.roll(unit.shape[1] // 2, dims=1)).sum(dim=-1).mean(),
-        "patches/place": place_share(patches),
         "patches/norm_outliers": (lengths > OUTLIER_NORM * lengths.median()).float().mean(),
     }
-    if len(unit) > 1:
-        found["patches/similarity_across"] = (unit * unit.roll(1, dims=0)).sum(dim=-1).mean()
-    values = global_mean(torch.stack(list(found.values())))
-    return dict(zip(found, values.unbind(), strict=True))
+    means = global_mean(torch.stack(list(scalars.values())))
+    found = dict(zip(scalars, means.unbind(), strict=True))
+    found["images/spread"] = (image_tokens.shape[-1] * found["images/spread"]).sqrt()
+    found["patches/place"] = place_share(patches)
+    if num_images > 1:
+        # The squared length of the mean holds every pair of images, each image with itself among them.
+        all_pairs = global_mean(unit.mean(dim=0)).square().sum(dim=-1).mean()
+        found["patches/similarity_across"] = (num_images * all_pairs - 1) / (num_images - 1)
+    return found
 
 
 def place_share(patches: Float[Tensor, "B N D"]) -> Float[Tensor, ""]:
-    """Variance between places over all variance, less what it is by chance; 0 where nothing varies."""
-    num_images, num_places, _ = patches.shape
+    """Variance between places over all variance, less what it is by chance; 0 where nothing varies.
+
+    The images of all ranks count as of one batch.
+    """
+    num_images, num_places = len(patches) * world_size(), patches.shape[1]
     if num_images == 1:
         return patches.new_zeros(())
-    total = (patches - patches.mean(dim=(0, 1))).square().sum()
-    between = num_images * (patches.mean(dim=0) - patches.mean(dim=(0, 1))).square().sum()
+    by_place = global_mean(patches.mean(dim=0))
+    mean = by_place.mean(dim=0)
+    total = global_mean((patches - mean).square().sum(dim=-1).mean())
+    between = (by_place - mean).square().sum(dim=-1).mean()
     chance = (num_places - 1) / (num_images * num_places - 1)
     return (between / total.clamp(min=1e-12) - chance) / (1 - chance)
 

@@ -66,7 +66,7 @@ def test_one_vector_an_image(class_token, images, tmp_path, capsys):
     described = json.loads((out / "embeddings.json").read_text())
     assert described["vector"] == ("class token" if class_token else "mean of patch tokens")
     assert (described["num_images"], described["dim"], described["image_size"]) == (4, 32, 20)
-    assert (out / "unreadable.txt").read_text() == "broken.png\tnot a JPEG, PNG, WebP, TIFF, BMP or GIF file\n"
+    assert (out / "unreadable.txt").read_text() == "broken.png\tnot a JPEG, PNG, WebP, TIFF, BMP, GIF or NumPy file\n"
     assert "1 of 5 images cannot be read" in capsys.readouterr().out
     assert not (out / "patches").exists()
 

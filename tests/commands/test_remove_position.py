@@ -1,7 +1,6 @@
 """`selfpatch export --remove-position`, and the meter of position in the scores of a run."""
 
 import pytest
-import timm
 import torch
 
 from selfpatch.backbones.position_removal import position_r2
@@ -45,7 +44,9 @@ def test_what_is_left_of_position(images, model, tmp_path, capsys):
     assert r2_of(model, images) > 0.5
     assert r2_of(file, images) < 0.05
     assert f"{r2_of(model, images):.2f} before" in said and "call the model itself" in " ".join(said.split())
-    network = eval(line, {"timm": timm}).eval()
+    names = {}
+    exec(line, names)
+    network = names["backbone"].eval()
     pixels = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(network(pixels)[:, 1:], load_backbone(file)(pixels).patch_tokens, rtol=0, atol=1e-5)

@@ -45,7 +45,7 @@ def test_signals_equal_plain_counting():
     x = patches[:5].double().numpy()  # the first crop of each image
     unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
     pairs = [unit[b, n] @ unit[b, (n - 3) % 6] for b in range(5) for n in range(6)]
-    across = [unit[b, n] @ unit[b - 1, n] for b in range(5) for n in range(6)]
+    across = [unit[a, n] @ unit[b, n] for a in range(5) for b in range(5) if a != b for n in range(6)]
     directions = tokens[:5].double().numpy()
     directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
     assert found["patches/similarity"].item() == pytest.approx(np.mean(pairs), abs=1e-6)
