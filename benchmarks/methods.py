@@ -1,17 +1,20 @@
-"""What each objective costs beside DINO alone: time of a step by method, in paired runs.
+"""What each objective costs beside DINO alone: time and memory of a step by method, in paired runs.
 
-    python -m benchmarks.methods --batch-size 4 --rounds 3
+    python -m benchmarks.methods --batch-sizes 2 4 --rounds 3
 
 ViT-S/16, 2 x 224 + 8 x 96 crops, a head of 8,192 prototypes for images, float32, forward and backward, same crops.
-Methods take turns in every round; the median of a method's time over DINO's in the same round is shown with its spread,
-by the clock and by the time that all cores spent, which other work on the machine disturbs less.
+Methods take turns in every round, with the first batch size; the median of a method's time over DINO's in the same
+round is shown with its spread, by the clock and by the time that all cores spent, which other work on the machine
+disturbs less. Memory is the growth of a process's peak from one batch size to the other, a process of its own each.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
 
@@ -29,11 +32,13 @@ from selfpatch.config import (
     HeadConfig,
     ObjectivesConfig,
     PretrainConfig,
+    SelfDistillationConfig,
     SelfPatchConfig,
 )
 from selfpatch.config.objectives.gram import GramConfig
 from selfpatch.config.objectives.ibot import IBOTConfig
 from selfpatch.config.objectives.koleo import KoLeoConfig
+from selfpatch.config.objectives.moby import MoBYConfig
 from selfpatch.config.objectives.moco_v3 import MoCoV3Config
 from selfpatch.config.objectives.neco import NeCoConfig
 from selfpatch.pretraining.masks import draw_masks
@@ -42,6 +47,7 @@ from selfpatch.pretraining.views import Views
 from selfpatch.recipes import find_recipe
 
 HEAD = HeadConfig(num_prototypes=8192)
+SINKHORN = SelfDistillationConfig(centering="sinkhorn")
 DINO = DINOConfig(head=HEAD)
 MEAN = SelfPatchConfig(aggregation="mean", crops="global")
 METHODS = {
@@ -58,7 +64,13 @@ METHODS = {
     "DINO + iBOT, other crop": ObjectivesConfig(dino=DINO, ibot=IBOTConfig(view="other")),
     "DINO + NeCo": ObjectivesConfig(dino=DINO, neco=NeCoConfig()),
     "DINO + NeCo, overlaps of 4 x 4": ObjectivesConfig(dino=DINO, neco=NeCoConfig(overlap_size=4)),
+    "DINOv2: DINO + iBOT, two heads, + KoLeo, Sinkhorn": ObjectivesConfig(
+        dino=DINOConfig(head=HEAD, distillation=SINKHORN),
+        ibot=IBOTConfig(head=HEAD, distillation=SINKHORN),
+        koleo=KoLeoConfig(),
+    ),
     "MoCo v3, two crops": ObjectivesConfig(dino=None, moco_v3=MoCoV3Config()),
+    "MoBY, two crops": ObjectivesConfig(dino=None, moby=MoBYConfig()),
 }
 
 
@@ -99,35 +111,59 @@ def seconds_of(student_teacher: StudentTeacher, views: Views, step: int) -> tupl
     return seconds
 
 
+def made_up_views(num_images: int) -> Views:
+    """Global crops that share four ninths of themselves, local ones inside of both."""
+    torch.manual_seed(0)
+    views = Views(*(torch.randn(n, num_images, 3, side, side) for n, side in ((2, 224), (8, 96))))
+    return views._replace(
+        recolored_crops=torch.randn_like(views.global_crops),
+        global_boxes=torch.tensor([[[0.0, 0, 9, 9]], [[3, 3, 12, 12]]]).expand(-1, num_images, -1),
+        local_boxes=torch.tensor([4.0, 4, 8, 8]).expand(8, num_images, -1),
+    )
+
+
+def peak_mb(method: str, size: str, batch_size: int) -> float:
+    """Peak memory of a process that does nothing but two steps."""
+    student_teacher = build(METHODS[method], size)
+    for step in range(2):
+        seconds_of(student_teacher, made_up_views(batch_size), step)
+    # Not getrusage: its peak includes that of the process this one was forked from.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def mb_per_image(method: str, size: str, batch_sizes: tuple[int, int]) -> float:
+    peaks = []
+    for batch_size in batch_sizes:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            peaks.append(pool.apply(peak_mb, (method, size, batch_size)))
+    return (peaks[1] - peaks[0]) / (batch_sizes[1] - batch_sizes[0])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=("tiny", "small", "base"), default="small")
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-sizes", type=int, nargs=2, default=(2, 4))
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     arguments = parser.parse_args()
+    methods = ["DINO", *(name for name in arguments.methods if name != "DINO")]
 
-    torch.manual_seed(0)
-    views = Views(*(torch.randn(n, arguments.batch_size, 3, side, side) for n, side in ((2, 224), (8, 96))))
-    # Global crops that share four ninths of themselves, local ones inside of both.
-    views = views._replace(
-        recolored_crops=torch.randn_like(views.global_crops),
-        global_boxes=torch.tensor([[[0.0, 0, 9, 9]], [[3, 3, 12, 12]]]).expand(-1, arguments.batch_size, -1),
-        local_boxes=torch.tensor([4.0, 4, 8, 8]).expand(8, arguments.batch_size, -1),
-    )
-    networks = {name: build(objectives, arguments.size) for name, objectives in METHODS.items()}
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in METHODS}
+    views = made_up_views(arguments.batch_sizes[0])
+    networks = {name: build(METHODS[name], arguments.size) for name in methods}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
     for step in range(arguments.rounds + 1):
         for name, student_teacher in networks.items():
             seconds[name].append(seconds_of(student_teacher, views, step))
 
-    table = Table("method", "seconds", "time against DINO", "by CPU time")
+    table = Table("method", "seconds", "time against DINO", "by CPU time", "MB per extra image")
     for name, values in seconds.items():
         timed = list(zip(values, seconds["DINO"], strict=True))[1:]  # the first round warms up
         row = [name, f"{statistics.median(own[0] for own, _ in timed):.2f}"]
         for i in range(2):  # clock, CPU
             ratios = [own[i] / dino[i] for own, dino in timed]
             row.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
-        table.add_row(*row)
+        table.add_row(*row, f"{mb_per_image(name, arguments.size, arguments.batch_sizes):.0f}")
     Console(width=120).print(table)
 
 
