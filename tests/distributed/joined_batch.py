@@ -1,4 +1,5 @@
-"""Every recipe at a tiny size, trained for some steps by any number of gloo processes that share its batches."""
+"""Every recipe at a tiny size, and every method on every family of backbones, trained for some steps by any number of
+gloo processes that share their batches."""
 
 import dataclasses
 import functools
@@ -28,10 +29,23 @@ from selfpatch.pretraining.train_step import PretrainTask, build_optimizer, buil
 from selfpatch.pretraining.views import Views
 from selfpatch.recipes import RECIPES
 from selfpatch.recipes.derive import RunFacts, derive
+from tests.methods.small_methods import CELLS, small_backbone, small_config
 
 BATCH_SIZE, STEPS = 8, 10
 CASES = ["dino+accumulated", *RECIPES]
+METHODS = {" ".join([cell.method, cell.added, "on", cell.backbone]): cell for cell in CELLS}
 KINDS = ("ddp", "fsdp2")
+
+
+def tiny_method(name: str) -> PretrainConfig:
+    """A method of the table of tests/methods, without the warm-up of a recipe."""
+    config = small_config(METHODS[name])
+    optim = dataclasses.replace(config.optim, batch_size=BATCH_SIZE, steps=None, epochs=20, accumulate=1)
+    efficiency = dataclasses.replace(config.efficiency, activation_checkpointing="none", precision="float32")
+    return derive(
+        dataclasses.replace(config, optim=optim, efficiency=efficiency),
+        RunFacts(num_images=20, on_gpu=False, patch_size=8, embed_dim=32),
+    )[0]
 
 
 def tiny(recipe: str) -> PretrainConfig:
@@ -84,12 +98,15 @@ class TinyRun:
     """A recipe on this rank."""
 
     def __init__(self, recipe: str, images: Path, kind: str, *, resume: Path | None = None):
-        self.config = config = tiny(recipe)
+        self.config = config = tiny_method(recipe) if recipe in METHODS else tiny(recipe)
         self.source = ImageFolder(images)
         assert isinstance(config.optim.batch_size, int)
         self.sampler = sampler = EpochSampler(len(self.source), config.optim.batch_size, seed=0)
         torch.manual_seed(rank())  # ranks begin with rank 0's weights, whatever their own
-        backbone = build_backbone(config.backbone, (32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        if recipe in METHODS:
+            backbone = small_backbone(config)
+        else:
+            backbone = build_backbone(config.backbone, (32, 32), mean=IMAGENET_MEAN, std=IMAGENET_STD)
         student_teacher = build_student_teacher(backbone, config, steps_per_epoch=sampler.steps_per_epoch).double()
         build = functools.partial(build_optimizer, optim=config.optim)
         self.state = TrainState(student_teacher, build(student_teacher))
@@ -151,7 +168,9 @@ class TinyRun:
         return found
 
 
-def train_tiny(rank_: int, num_ranks: int, folder: Path, recipes: list[str], kinds: list[str]) -> None:
+def train_tiny(
+    rank_: int, num_ranks: int, folder: Path, images: Path, recipes: list[str], kinds: list[str], steps: int
+) -> None:
     """All that one process finds; rank 0 writes it."""
     # In double precision throughout: rounding is not taken for a difference.
     torch.set_num_threads(1)
@@ -173,15 +192,15 @@ def train_tiny(rank_: int, num_ranks: int, folder: Path, recipes: list[str], kin
     results: dict[str, Any] = {}
     for kind in kinds if num_ranks > 1 else kinds[:1]:
         for recipe in recipes:
-            run = TinyRun(recipe, folder / "images", kind)
+            run = TinyRun(recipe, images, kind)
             gradients = run.gradients(next(run.batches(0, 1)))
-            results[f"{kind}/{recipe}"] = run.train(STEPS) | {"gradients": gradients}
+            results[f"{kind}/{recipe}"] = run.train(steps) | {"gradients": gradients}
             if num_ranks == 2 and rank_ == 0 and kind == kinds[0]:
                 tensors, plain = run.state.tensors(), run.state.state() | {"method": {}}
-                checkpoint.save(folder / "checkpoints" / recipe, STEPS, tensors, plain, keep=1)
+                checkpoint.save(folder / "checkpoints" / recipe, steps, tensors, plain, keep=1)
         # Two ranks come first.
-        saved = folder / "checkpoints" / recipes[-1] / f"step-{STEPS:08d}"
-        results[f"{kind}/resumed"] = TinyRun(recipes[-1], folder / "images", kind, resume=saved).train(2)
+        saved = folder / "checkpoints" / recipes[-1] / f"step-{steps:08d}"
+        results[f"{kind}/resumed"] = TinyRun(recipes[-1], images, kind, resume=saved).train(2)
     if rank_ == 0:
         torch.save(results, folder / f"{num_ranks}.pt")
     if num_ranks > 1:
@@ -189,9 +208,15 @@ def train_tiny(rank_: int, num_ranks: int, folder: Path, recipes: list[str], kin
 
 
 def run_tiny(
-    num_ranks: int, folder: Path, *, recipes: list[str] | None = None, kinds: tuple[str, ...] = KINDS
+    num_ranks: int,
+    folder: Path,
+    images: Path,
+    *,
+    recipes: list[str] | None = None,
+    kinds: tuple[str, ...] = KINDS,
+    steps: int = STEPS,
 ) -> dict[str, dict[str, Any]]:
     """Results as rank 0 has them, by kind and recipe; "KIND/resumed" goes on from the last recipe on two ranks."""
-    given = (num_ranks, folder, recipes or CASES, list(kinds))
+    given = (num_ranks, folder, images, recipes or CASES, list(kinds), steps)
     mp.start_processes(train_tiny, given, nprocs=num_ranks, start_method="spawn")
     return torch.load(folder / f"{num_ranks}.pt", weights_only=True)
