@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -38,6 +38,7 @@ class SelfDistillation(nn.Module):
             config.warmup_teacher_temperature, config.teacher_temperature, config.warmup_epochs, steps_per_epoch
         )
         self.has_center = config.centering == "mean"
+        self.sinkhorn_first = config.sinkhorn_first
         self.center_momentum = config.center_momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
         self._accumulated: list[Float[Tensor, " K"]] = []
@@ -46,7 +47,7 @@ class SelfDistillation(nn.Module):
         temperature = self.teacher_temperature(step)
         if self.has_center:
             return ((teacher_logits.float() - self.center) / temperature).softmax(dim=-1)
-        return sinkhorn(teacher_logits.float() / temperature)
+        return sinkhorn(teacher_logits.float() / temperature, first=self.sinkhorn_first)
 
     def targets_of(self, projected: Float[Tensor, "rows Z"], prototypes: Float[Tensor, "K Z"], step: int) -> TargetsOf:
         """Targets of any rows, made when asked for; Sinkhorn has to see all rows at once."""
@@ -70,15 +71,18 @@ class SelfDistillation(nn.Module):
         self._accumulated.clear()
 
 
-def sinkhorn(scores: Float[Tensor, "rows K"], num_iterations: int = 3) -> Float[Tensor, "rows K"]:
+def sinkhorn(
+    scores: Float[Tensor, "rows K"], num_iterations: int = 3, *, first: Literal["rows", "prototypes"] = "prototypes"
+) -> Float[Tensor, "rows K"]:
     """exp(scores), moved towards the nearest assignment in which every prototype gets equally many rows.
 
     Rows of all ranks count together; every row of the result sums to 1. In logarithms, so that sharp scores neither
-    overflow nor leave a prototype with nothing.
+    overflow nor leave a prototype with nothing. The end of many iterations is one, whatever is balanced first; that of
+    three is not: beginning with the prototypes, the rows of the largest scores take most of each.
 
-    Source: SwAV (NeurIPS 2020), algorithm 1; three iterations as in SwAV and DINOv2.
+    Source: SwAV (NeurIPS 2020), algorithm 1; three iterations, the prototypes first, as in SwAV and DINOv2.
     """
-    assignment = scores
+    assignment = scores.log_softmax(dim=-1) if first == "rows" else scores
     for _ in range(num_iterations):
         assignment = assignment - global_logsumexp(assignment.logsumexp(dim=0))  # every prototype gets as much
         assignment = assignment.log_softmax(dim=-1)

@@ -37,7 +37,9 @@ def dinov2() -> PretrainConfig:
     """
     config = dino()
     head = HeadConfig(fix_prototype_norm=False, freeze_prototypes_epochs=2)
-    distillation = SelfDistillationConfig(teacher_temperature=0.07, warmup_epochs=60, centering="sinkhorn")
+    distillation = SelfDistillationConfig(
+        teacher_temperature=0.07, warmup_epochs=60, centering="sinkhorn", sinkhorn_first="prototypes"
+    )
     return replace(
         config,
         recipe="dinov2",

@@ -85,6 +85,13 @@ def test_sinkhorn_equals_the_plain_restatement():
     for num_iterations in (1, 3):
         expected = torch.tensor(plain_sinkhorn.sinkhorn(scores.tolist(), num_iterations))
         torch.testing.assert_close(sinkhorn(scores, num_iterations), expected, rtol=1e-4, atol=1e-6)
+        rows_first = torch.tensor(plain_sinkhorn.sinkhorn(scores.tolist(), num_iterations, rows_first=True))
+        torch.testing.assert_close(sinkhorn(scores, num_iterations, first="rows"), rows_first, rtol=1e-4, atol=1e-6)
+        assert (rows_first - expected).abs().max() > 0.01
+    for first in ("rows", "prototypes"):
+        config = SelfDistillationConfig(centering="sinkhorn", sinkhorn_first=first)
+        targets = SelfDistillation(5, config, steps_per_epoch=10).targets(scores, 0)
+        torch.testing.assert_close(targets, sinkhorn(scores / 0.04, first=first))
     # Sharper than float32 can hold the exponentials of.
     assert torch.isfinite(sinkhorn(300 * scores)).all()
 

@@ -21,5 +21,8 @@ class SelfDistillationConfig(Config, group="distillation"):
     # prevention of collapse: "mean" subtracts a moving mean of the teacher's logits (as DINO); "sinkhorn" spreads every
     # batch evenly over the prototypes (as SwAV and DINOv2), which small batches and short runs need
     centering: Literal["mean", "sinkhorn"] = "mean"
+    # what each of Sinkhorn's three iterations balances first: "prototypes", as SwAV and DINOv2; "rows", the targets
+    # of the batch, which sharp temperatures need (docs/tried.md)
+    sinkhorn_first: Literal["rows", "prototypes"] = "rows"
     # momentum of the moving mean of the teacher's logits
     center_momentum: Annotated[float, BelowOne] = 0.9
