@@ -72,7 +72,7 @@ MASKED: dict[str, Any] = {"masks": MaskConfig(), "visible_weight": 0.5}
 RECOLORED: dict[str, Any] = RECIPE | {"view": "recolored"}
 OTHER: dict[str, Any] = RECIPE | {"view": "other"}
 LATE: dict[str, Any] = {"start": 0.4, "ramp": 0.2}
-SMALL = "switches of `dino-selfpatch-small`"
+SMALL = "neighbors inside of global crops"
 
 METHODS = {
     BASE: Method("DINO", as_it_is),
@@ -86,7 +86,7 @@ METHODS = {
     ),
     "selfpatch-recolored": Method("+ SelfPatch 0.1, targets of a recolored crop", partial(with_selfpatch, **RECOLORED)),
     "selfpatch-recolored-late": Method(
-        "+ SelfPatch 0.1, targets of a recolored crop, from 0.4 of the run on",
+        "+ SelfPatch 0.1, as `dino-selfpatch-small`: targets of a recolored crop, from 0.4 of the run on",
         partial(with_selfpatch, **RECOLORED, **LATE),
     ),
     "selfpatch-recolored-late-1": Method(

@@ -1,5 +1,6 @@
 """`selfpatch demo`: the whole way in a few CPU minutes, on made-up scenes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -10,19 +11,24 @@ from selfpatch.demo.scenes import write_scenes
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.progress import say
+from selfpatch.recipes import find_recipe
 
 NUM_UNLABELED, NUM_TRAIN, NUM_VAL = 1000, 150, 50
 SCENE_SIZE = 128
 
 
 def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult:
-    """Make up scenes, train on them, score random weights against trained ones, draw pictures. Goes on if called again.
+    """Make up scenes, train on them with DINO alone and with the patch objective, score both and random weights, draw
+    pictures. Goes on if called again.
+
+    Returns:
+        of the run with the patch objective; of DINO's if that was stopped.
 
     Raises:
         UserError: `out` holds something else.
     """
     out = Path(out)
-    scenes, run = out / "scenes", out / "run"
+    scenes, dino, run = out / "scenes", out / "dino", out / "run"
     require_writable(out)
     if not (scenes / "ade20k" / "classes.txt").exists():
         if out.exists() and any(out.iterdir()) and not scenes.exists():
@@ -31,28 +37,36 @@ def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult
         write_scenes(
             scenes, num_unlabeled=NUM_UNLABELED, num_train=NUM_TRAIN, num_val=NUM_VAL, size=SCENE_SIZE, seed=seed
         )
-    say(f"2. Train a tiny vision transformer on the unlabeled scenes: {run}")
-    result = pretrain(
-        scenes / "images", run, recipe="demo", settings={"seed": seed, "evaluate.data": scenes / "ade20k"}
-    )
+    recipe = find_recipe("demo")
+    without = replace(recipe, objectives=replace(recipe.objectives, selfpatch=None))
+    settings = {"seed": seed, "evaluate.data": scenes / "ade20k"}
+    say(f"2. Train a tiny vision transformer on the unlabeled scenes, with DINO alone: {dino}")
+    base = pretrain(scenes / "images", dino, config=without, settings=settings)
+    if base.stopped_by is not None:
+        return base
+    say(f"3. The same with a patch objective, SelfPatch: {run}")
+    result = pretrain(scenes / "images", run, config=recipe, settings=settings)
     if result.stopped_by is None:
-        show(result, scenes)
+        show(base, result, scenes)
     return result
 
 
-def show(result: PretrainResult, scenes: Path) -> None:
+def show(base: PretrainResult, result: PretrainResult, scenes: Path) -> None:
     """The table of scores, where to look, what to do next."""
-    say("3. What its patches know: in-context segmentation of other scenes, nothing trained on labels")
+    say("4. What their patches know: in-context segmentation of other scenes, nothing trained on labels")
     table = Table()
     table.add_column("backbone")
     table.add_column("mIoU %", justify="right")
-    for step, score in sorted(result.scores.items()):
-        name = "random weights" if step == 0 else f"trained, {step} steps"
-        table.add_row(name, f"{100 * score:.1f}", style="bold" if step == result.steps_done else None)
+    table.add_row("random weights", f"{100 * result.scores[0]:.1f}")
+    for name, trained in {"DINO": base, "DINO + SelfPatch": result}.items():
+        for step, score in sorted(trained.scores.items()):
+            if step > 0:
+                at_end = step == trained.steps_done
+                table.add_row(f"{name}, {step} steps", f"{100 * score:.1f}", style="bold" if at_end else None)
     Console().print(table)
     say(
-        f"4. Look: {result.out / 'pictures'}  (pca.png, similarity.png, positives.png, predictions_1.png, curves.png)\n"
-        f"5. Score it otherwise, then train on your own images:\n"
+        f"5. Look: {result.out / 'pictures'}  (pca.png, similarity.png, positives.png, predictions_1.png, curves.png)\n"
+        f"6. Score it otherwise, then train on your own images:\n"
         f"     selfpatch evaluate {result.out} --task linear-segmentation --preset quick "
         f"--data {scenes / 'ade20k'} --out SCORES\n"
         f"     selfpatch pretrain IMAGES RUN --recipe dino-selfpatch-small"

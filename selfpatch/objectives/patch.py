@@ -47,6 +47,7 @@ class PatchObjective(BranchObjective):
         super().__init__()
         self.config = config
         self.weight = config.weight
+        assert config.start_epoch is not None and config.ramp_epochs is not None  # derived before
         self._start_step = round(config.start_epoch * steps_per_epoch)
         self._ramp_steps = round(config.ramp_epochs * steps_per_epoch)
         sees_local = config.crops == "all"

@@ -38,7 +38,7 @@ class SelfDistillation(nn.Module):
             config.warmup_teacher_temperature, config.teacher_temperature, config.warmup_epochs, steps_per_epoch
         )
         self.has_center = config.centering == "mean"
-        self.sinkhorn_first = config.sinkhorn_first
+        self.sinkhorn_first: Literal["rows", "prototypes"] = config.sinkhorn_first
         self.center_momentum = config.center_momentum
         self.register_buffer("center", torch.zeros(num_prototypes))
         self._accumulated: list[Float[Tensor, " K"]] = []

@@ -32,7 +32,9 @@ def dino_selfpatch_small() -> PretrainConfig:
     spread over the prototypes by Sinkhorn, heads are batch-normalised, the prototypes stay as they were drawn, and the
     teacher is slow and sharp, so that learning begins with stable targets that cannot collapse. Colours are shifted
     all around the wheel, so that patches are told apart by what they show; borders are clipped, and only the global
-    crops carry the patch loss, so that no positive comes from the opposite side.
+    crops carry the patch loss, so that no positive comes from the opposite side. Its targets come from the crop with
+    colors drawn anew, and it begins after four tenths of the run: with the authors' switches the patches learn their
+    colors and get worse (docs/evidence.md).
     """
     head = HeadConfig(
         num_prototypes=None, hidden_dim=256, bottleneck_dim=64, batch_norm=True, freeze_prototypes_epochs="always"
@@ -58,7 +60,15 @@ def dino_selfpatch_small() -> PretrainConfig:
         objectives=ObjectivesConfig(
             dino=DINOConfig(head=head, distillation=distillation),
             selfpatch=SelfPatchConfig(
-                weight=0.1, head=head, distillation=distillation, num_positives=3, padding_mode="none", crops="global"
+                weight=0.1,
+                head=head,
+                distillation=distillation,
+                num_positives=3,
+                padding_mode="none",
+                crops="global",
+                view="recolored",
+                start_epoch=None,
+                ramp_epochs=None,
             ),
         ),
         optim=OptimConfig(

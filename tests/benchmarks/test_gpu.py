@@ -3,9 +3,12 @@
 import json
 import sys
 
+import pytest
+
 from benchmarks import gpu
 
 
+@pytest.mark.slow
 def test_miniature(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", ["gpu", "--miniature", "--no-compile"])

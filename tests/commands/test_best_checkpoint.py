@@ -72,6 +72,7 @@ def test_the_curve_begins_before_the_first_step(a_run):
     assert steps == list(range(NUM_STEPS + 1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scripted")
 @pytest.mark.parametrize(
     ("settings", "steps"),
@@ -99,6 +100,7 @@ def test_a_run_that_falls_below_its_start_says_so_once_each_time(scenes, tmp_pat
     assert "27.00 is below the 30.00 before training" in lines[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scripted")
 @pytest.mark.parametrize("step", [2, 4])
 def test_which_is_best_survives_a_stop(step, scenes, tmp_path, capsys):
@@ -118,6 +120,7 @@ def test_a_run_that_never_beats_its_start_keeps_the_start(scenes, tmp_path, monk
     assert all(torch.equal(a, b) for a, b in zip(start.parameters(), best.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_lower_loss_is_better(scenes, tmp_path):
     run(scenes, tmp_path / "run", **{"run.keep_best_by": "selfpatch/loss", "evaluate.data": None})
     losses = {

@@ -9,7 +9,7 @@ from PIL import Image
 
 import selfpatch
 from selfpatch.cli import main
-from selfpatch.config.io import write_yaml
+from selfpatch.config.io import read_yaml, write_yaml
 from selfpatch.demo import tour as demo_command
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.output.metric_logger import read_metrics
@@ -133,7 +133,7 @@ def test_python_does_what_the_commands_do(run, scenes, tmp_path):
     assert scored.protocol["name"] == "quick"
 
 
-def test_demo_in_miniature_shows_random_against_trained_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_demo_in_miniature_shows_random_weights_dino_and_selfpatch_and_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_command, "NUM_UNLABELED", 70)
     monkeypatch.setattr(demo_command, "NUM_TRAIN", 12)
     monkeypatch.setattr(demo_command, "NUM_VAL", 3)
@@ -147,7 +147,11 @@ def test_demo_in_miniature_shows_random_against_trained_and_goes_on(tmp_path, mo
     monkeypatch.setattr(demo_command, "pretrain", short)
     assert main(["demo", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out
-    assert "random weights" in printed
-    assert "trained, 2 steps" in printed
+    rows = [" ".join(line.split()) for line in printed.splitlines()]
+    for row in ("random weights", "DINO, 2 steps", "DINO + SelfPatch, 2 steps"):
+        assert sum(row in line and "│" in line for line in rows) == 1, row
+    for run, has_selfpatch in (("dino", False), ("run", True)):
+        objectives = read_yaml(tmp_path / "demo" / run / "config.yaml").objectives
+        assert (objectives.selfpatch is not None) == has_selfpatch and objectives.dino is not None
     assert main(["demo", str(tmp_path / "demo")]) == 0
-    assert "already done" in capsys.readouterr().out
+    assert capsys.readouterr().out.count("already done") == 2

@@ -20,6 +20,7 @@ from tests.small_models import tiny_config, tiny_student_teacher
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_counting_sees_what_changes_memory_and_leaves_no_trace():
     config = tiny_config()
     student_teacher = tiny_student_teacher(config)

@@ -36,6 +36,7 @@ def test_the_line_quotes_the_path(name, tmp_path):
     eval(line, {"timm": timm})
 
 
+@pytest.mark.slow
 def test_the_line_runs_without_this_package(tmp_path):
     line = export_timm(small_vit("class token"), tmp_path / "backbone.safetensors")
     code = f"import timm\n{line}\nimport sys; assert 'selfpatch' not in sys.modules"

@@ -13,6 +13,7 @@ from selfpatch.objectives.projection_heads import BatchNorm
 from selfpatch.output import checkpoint
 from tests.methods.small_methods import CELLS, NUM_STEPS, Trainer, small_config
 
+pytestmark = pytest.mark.slow
 SAVED_AT = NUM_STEPS - 2
 
 

@@ -104,6 +104,7 @@ def test_saved_and_loaded_it_goes_on_as_if_nothing_had_happened(head, tmp_path):
         assert all(torch.equal(ours[file][name], theirs[file][name]) for name in ours[file])
 
 
+@pytest.mark.slow
 def test_a_run_with_masks_goes_on_bit_for_bit_and_its_backbone_loads(tmp_path):
     write_scenes(tmp_path / "scenes", num_unlabeled=9, num_train=1, num_val=1, size=48, seed=0)
     settings = {"optim.steps": 4, "efficiency.num_workers": 0, "evaluate.data": None}

@@ -41,6 +41,7 @@ def step(efficiency: EfficiencyConfig, precision: str = "float32") -> tuple[torc
     return loss.detach(), gradients(student_teacher)
 
 
+@pytest.mark.slow
 # torch.compile looks at what it should not, and says so itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])

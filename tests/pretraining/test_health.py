@@ -116,6 +116,7 @@ def train(images: Path, out: Path, num_steps: int = 10, distillation: SelfDistil
     return pretrain(images, out, config=config, settings=settings)
 
 
+@pytest.mark.slow
 def test_a_healthy_run_says_nothing(scenes, tmp_path, capsys):
     train(scenes / "images", tmp_path / "run", num_steps=24)
     assert "health " not in capsys.readouterr().out
@@ -134,6 +135,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_run_is_named(name, scenes, tmp_path, capsys, request):
     images = scenes / ("constant" if name == "blank images" else "images")

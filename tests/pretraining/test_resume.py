@@ -101,6 +101,7 @@ def test_a_signal_at_any_step_saves_and_the_same_command_goes_on(step, number, s
     assert_same_run(tmp_path / "run", unbroken)
 
 
+@pytest.mark.slow
 def test_with_colors_augmented_on_the_device(scenes, tmp_path):
     """Stopped inside an epoch, then gone on with another number of workers."""
     on_device = {"efficiency.color_augmentation": "device"}
@@ -216,6 +217,7 @@ def test_init_from_starts_student_and_teacher_with_those_weights(scenes, unbroke
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs if not name.startswith("norm."))
 
 
+@pytest.mark.slow
 def test_a_gram_teacher_is_saved_and_gone_on_with(scenes, tmp_path):
     """Copied after step 2 (of 3 per epoch), compared with after step 3, refreshed after step 5."""
     config = tiny_config()
@@ -227,6 +229,7 @@ def test_a_gram_teacher_is_saved_and_gone_on_with(scenes, tmp_path):
     assert_same_run(tmp_path / "run", tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_the_gram_teacher_of_a_continued_run_is_the_source_as_it_was_given(scenes, unbroken, tmp_path):
     config = tiny_config()
     config = replace(config, objectives=replace(config.objectives, gram=GramConfig()))
@@ -279,6 +282,7 @@ def test_resuming_with_other_settings_is_refused(scenes, tmp_path):
     assert not (tmp_path / "second").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["worker", "device"])
 def test_with_targets_from_other_views(where, scenes, tmp_path):
     """Recolored crops and boxes come from the image's own random numbers as well."""

@@ -53,10 +53,10 @@ class PatchConfig(ObjectiveConfig):
     # weight of a visible patch in the mean over a crop's patches; 0: the loss is on masked patches alone
     visible_weight: Annotated[float, NonNegative] = 1.0
 
-    # epochs before this objective and its masks take part
-    start_epoch: Annotated[float, NonNegative] = 0.0
-    # epochs after its start in which the weight rises evenly from 0
-    ramp_epochs: Annotated[float, NonNegative] = 0.0
+    # epochs before this objective and its masks take part; None: four tenths of the run
+    start_epoch: Annotated[float | None, NonNegative] = 0.0
+    # epochs after its start in which the weight rises evenly from 0; None: a fifth of the run
+    ramp_epochs: Annotated[float | None, NonNegative] = 0.0
 
     @property
     def needs_aggregator(self) -> bool:
