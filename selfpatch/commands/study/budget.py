@@ -21,8 +21,10 @@ from selfpatch.recipes.candidates import RANDOM, needs_weights, recipe_of, train
 
 # Settings that are the same for all candidates that train.
 COMMON = ("crops.global_size", "crops.local_size", "crops.num_local", "optim.batch_size", "optim.accumulate")
-# What a study decides itself.
-RESERVED = ("seed", "optim.steps", "optim.epochs", "run.device", "evaluate.data", "recipe")
+# What a study decides itself: these, and all of these groups.
+RESERVED, RESERVED_GROUPS = ("seed", "optim.steps", "optim.epochs", "recipe"), ("run.", "evaluate.")
+# Which files: decided when the images are listed, for all candidates.
+OF_THE_LIST = ("images.include", "images.exclude")
 
 
 class Runs(NamedTuple):
@@ -32,11 +34,13 @@ class Runs(NamedTuple):
         given: by candidate, settings as they are handed to a training.
         resolved: the same with everything that follows from images, hardware and weights; of RANDOM too.
         longest: steps of the longest of these recipes.
+        common: COMMON, by name.
     """
 
     given: dict[str, PretrainConfig]
     resolved: dict[str, PretrainConfig]
     longest: int
+    common: dict[str, Any]
 
 
 def read_settings(words: tuple[str, ...]) -> dict[str, Any]:
@@ -51,10 +55,10 @@ def read_settings(words: tuple[str, ...]) -> dict[str, Any]:
         name = name.strip().removeprefix("--").replace("-", "_")
         if not equals:
             raise UserError(f"set has {word!r}; settings are written name=value, e.g. crops.global-size=96")
-        if name in RESERVED:
+        if name in RESERVED or name.startswith(RESERVED_GROUPS):
             raise UserError(
                 f"set has {word!r}, which a study decides itself: length by --hours or --steps, seeds by --seeds, the "
-                "device by --device, scores by --labels; leave it out"
+                "device by --device, labels by --labels; leave it out"
             )
         try:
             settings[name] = yaml.safe_load(value)
@@ -74,10 +78,12 @@ def plan_runs(
     weights: Backbone | None,
     device: torch.device,
     nowhere: Path,
+    common: dict[str, Any] | None = None,
 ) -> Runs:
     """The settings of every candidate, with sizes and batch of the first one that trains.
 
     Args:
+        common: COMMON as a study that goes on began; None: as follows from the first one that trains.
         weights: those of `init_from`.
         nowhere: a folder that is not there, as none of these runs has begun.
 
@@ -85,12 +91,16 @@ def plan_runs(
         UserError: a setting that does not exist, or that candidates cannot have in common.
     """
     settings = read_settings(study.set)
+    unused = dict(settings)
     given: dict[str, PretrainConfig] = {}
     resolved: dict[str, PretrainConfig] = {}
-    common: dict[str, Any] = {}
+    common = dict(common or {})
     steps = {}
     for name in [*filter(trains, names), *(name for name in names if name == RANDOM)]:
-        config = candidate_config(recipe_of(name, names), settings, weights, device)
+        recipe = recipe_of(name, names)
+        own = {key: value for key, value in settings.items() if takes(find_recipe(recipe), key)}
+        unused = {key: value for key, value in unused.items() if key not in own}
+        config = candidate_config(recipe, own, weights, device)
         wanted = {key: value for key, value in common.items() if key != "crops.num_local" or config.crops.num_local}
         config = override(config, wanted)
         start = init_from if needs_weights(name) else None
@@ -103,9 +113,10 @@ def plan_runs(
             assert isinstance(full.optim.batch_size, int)
             steps_per_epoch = max(len(source) // full.optim.batch_size, 1)
             steps[name] = max(round((full.optim.epochs or 0) * steps_per_epoch), full.optim.steps or 1)
-    return Runs(
-        {name: config for name, config in given.items() if name != RANDOM}, resolved, max(steps.values(), default=0)
-    )
+    if unused:
+        override(next(iter(resolved.values())), unused)  # says what is wrong with it
+    trained = {name: config for name, config in given.items() if name != RANDOM}
+    return Runs(trained, resolved, max(steps.values(), default=0), common)
 
 
 def candidate_config(
@@ -117,7 +128,7 @@ def candidate_config(
     changes = {
         key: value
         for key, value in settings.items()
-        if not (continues and key.startswith("backbone.") and key != "backbone.num_heads")
+        if key not in OF_THE_LIST and not (continues and key.startswith("backbone.") and key != "backbone.num_heads")
     }
     if not continues and weights is not None and "backbone.name" not in settings:
         network = backbone_settings(weights, patch_size=None)
@@ -129,6 +140,16 @@ def candidate_config(
     config = override(config, warmup | changes)
     run = replace(config.run, device=str(device), max_to_keep=1, keep_best=0)
     return replace(config, run=run)
+
+
+def takes(config: PretrainConfig, setting: str) -> bool:
+    """True if a recipe has a use for a setting: not every one has every objective, or local crops."""
+    if setting == "crops.num_local" and config.crops.num_local == 0:
+        return False
+    group = to_dict(config)
+    for key in setting.split(".")[:-1]:
+        group = group.get(key) if isinstance(group, dict) else None
+    return isinstance(group, dict)
 
 
 def with_length(config: PretrainConfig, *, steps: int, seed: int) -> PretrainConfig:

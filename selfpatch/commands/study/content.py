@@ -40,6 +40,7 @@ def describe_study(
             "candidates": [planned.as_json() for planned in plan],
             "seconds": total_seconds(plan),
             "budget": budget,
+            "common": prepared.runs.common,
         },
         "candidates": {
             name: {

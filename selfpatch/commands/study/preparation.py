@@ -15,7 +15,7 @@ from selfpatch.commands.study import held_out
 from selfpatch.commands.study.budget import Runs, plan_runs, read_settings
 from selfpatch.commands.study.folder import StudyFolder
 from selfpatch.commands.study.plan import Timing, time_steps
-from selfpatch.commands.study.scoring import Protocols, Scoring, num_encoded
+from selfpatch.commands.study.scoring import Protocols, Scoring, num_encoded, share_name
 from selfpatch.config import PixelFormat, pixel_format, rows_columns
 from selfpatch.config.io import override, to_dict
 from selfpatch.config.pretrain import PretrainConfig
@@ -31,6 +31,8 @@ from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.output.progress import say
 from selfpatch.recipes.candidates import AS_IS, find_candidates, trains
 
+# Names of files of weights that are named by their folder.
+TELL_NOTHING = ("backbone", "model", "pytorch_model", "open_clip_model", "open_clip_pytorch_model", "checkpoint")
 # Of the time that encoding takes: heads, nearest neighbors, reading.
 SCORING_OVERHEAD = 1.3
 
@@ -50,10 +52,13 @@ class Request(NamedTuple):
 
     @property
     def weights_name(self) -> str | None:
-        """As sentences have it: the name of the file or folder."""
+        """As sentences have it: the name of the file or folder, without its ending."""
         if self.init_from is None or self.init_from.startswith("timm:"):
             return self.init_from
-        return Path(self.init_from).name
+        path = Path(self.init_from)
+        if path.is_dir() or not path.suffix:
+            return path.name
+        return path.absolute().parent.name if path.stem in TELL_NOTHING else path.stem
 
     def identity(self) -> dict[str, Any]:
         """All in which a study that goes on must agree."""
@@ -122,19 +127,20 @@ def leave_out_validation(request: Request, folder: StudyFolder | None) -> held_o
     return left_out
 
 
-def prepare(request: Request, source: ImageFiles, nowhere: Path) -> Prepared:
+def prepare(request: Request, source: ImageFiles, nowhere: Path, common: dict[str, Any] | None = None) -> Prepared:
     """The settings of all runs, and the labels, read for every kind of backbone.
 
     Args:
         source: the images to train on.
         nowhere: a folder that is not there.
+        common: what candidates have in common, of a study that goes on.
 
     Raises:
         UserError: settings or labels that cannot be.
     """
     runs = plan_runs(
         request.names, source, request.config, init_from=request.init_from, weights=request.weights,
-        device=request.device, nowhere=nowhere,
+        device=request.device, nowhere=nowhere, common=common,
     )  # fmt: skip
     weights = request.weights
     if (
@@ -148,7 +154,10 @@ def prepare(request: Request, source: ImageFiles, nowhere: Path) -> Prepared:
             f"{source.pixels.num_channels}; leave {AS_IS} out (--candidates): continuing adapts the first layer"
         )
     scoring = Scoring(request.labels, request.config, protocols_of(request, runs), request.device)
-    columns = scoring.prepare([*kinds_of(request, runs)])
+    columns = scoring.prepare(kinds_of(request, runs))
+    names = {share: share_name(share) for share in request.config.label_shares}
+    if left_out := [name for name in names.values() if f"in-context {name}" not in columns]:
+        say(f"label shares that are left out, as they have too few images or patches: {', '.join(left_out)}")
     return Prepared(runs, source, scoring, columns)
 
 

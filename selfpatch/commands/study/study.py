@@ -81,7 +81,8 @@ def study(
         try:
             if before is None:
                 say_left_out(request, folder)
-            prepared = prepare(request, open_images(folder.manifest), folder.runs / "none")
+            common = None if before is None else before["plan"].get("common")
+            prepared = prepare(request, open_images(folder.manifest), folder.runs / "none", common)
             content = before or plan_study(request, prepared, folder, images)
         except UserError:
             folder.give_up()

@@ -9,6 +9,8 @@ import pytest
 
 from selfpatch.commands import monitor
 from selfpatch.commands.study import cells
+from selfpatch.commands.study import study as study_module
+from selfpatch.commands.study.plan import Timing
 from selfpatch.commands.study.study import StudyResult, study
 from selfpatch.config.study import StudyConfig
 from selfpatch.demo.scenes import write_scenes
@@ -17,7 +19,7 @@ from selfpatch.export import export_timm
 from tests.small_models import tiny_config, tiny_student_teacher
 
 CONFIG = StudyConfig(
-    candidates=("as-is", "continue-dino", "dino-small"),
+    candidates=("as-is", "continue-dino"),
     steps=2,
     seeds=2,
     label_shares=(1, 4, 64),
@@ -42,13 +44,17 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_study(data):
-    """A study of the scenes with these changes to its settings; nobody looks at pictures here."""
+    """A study of the scenes with these changes to its settings; nobody looks at pictures here, nor times steps if not asked to."""
 
     def run(out: Path, *, images: Path | None = None, init_from: Path | None = None, **changes) -> StudyResult:
         with pytest.MonkeyPatch.context() as patch:
             for drawing in ("visualize", "draw_curves"):
                 patch.setattr(monitor, drawing, lambda *_, **__: [])
             dry_run = changes.pop("dry_run", False)
+            if not changes.pop("is_timed", False):
+                patch.setattr(
+                    study_module, "time_candidates", lambda request, _: dict.fromkeys(request.names, Timing(1, 1, 1))
+                )
             return study(
                 images or data / "images", out, labels=data / "ade20k", config=replace(CONFIG, **changes),
                 init_from=init_from or data / "weights.safetensors", device="cpu", dry_run=dry_run,
@@ -69,13 +75,13 @@ class Cut(NamedTuple):
 
 @pytest.fixture(scope="session")
 def cut(run_study, tmp_path_factory) -> Cut:
-    """A signal in the second training, then death right after a score."""
+    """A signal in the first training, then death right after a score."""
     out = tmp_path_factory.mktemp("studies") / "cut"
     train, write, trained, written, unfinished = cells.pretrain, cells.StudyFolder.write_cell, [], [], []
 
     def cut_pretrain(images, run, **settings):
         trained.append(run.name)
-        if len(trained) == 2:
+        if len(trained) == 1:
             return train(images, run, **settings | {"config": stopping_at(settings["config"])}).__class__(
                 out=run, steps_done=1, num_steps=2, scores={}, backbone_file=run, load_line="", stopped_by=15
             )
@@ -87,7 +93,7 @@ def cut(run_study, tmp_path_factory) -> Cut:
     def cut_write(folder, record):
         write(folder, record)
         written.append(record)
-        if len(written) == 13:
+        if len(written) == 8:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:

@@ -85,7 +85,9 @@ def test_weights_that_do_not_load(refused, tmp_path):
 def test_settings_that_are_the_studys_own_or_nobodys(refused):
     refused(settings=("optim.steps=5",), says=("optim.steps=5", "--steps"))
     refused(settings=("evaluate.data=here",), says=("evaluate.data=here", "--labels"))
+    refused(settings=("run.stop-at-step=3",), says=("run.stop-at-step=3", "leave it out"))
     refused(settings=("crops.global-size",), says=("name=value",))
+    refused(settings=(*CONFIG.set, "objectives.koleo.weight=1"), says=("objectives.koleo.weight", "no group"))
     refused(settings=("crops.globl-size=32",), says=("crops.globl_size", "did you mean"))
     refused(settings=("crops.global-size=36", "backbone.patch-size=8"), says=("multiple of the patch size",))
     refused("--label-shares", 8, says=("label-shares", "all labels"))
