@@ -15,14 +15,16 @@ if TYPE_CHECKING:
     from selfpatch.commands.compare import compare
     from selfpatch.commands.evaluate import evaluate
     from selfpatch.commands.pretrain import pretrain
+    from selfpatch.commands.study.study import study
 
-__all__ = ["compare", "evaluate", "load_backbone", "pretrain"]
+__all__ = ["compare", "evaluate", "load_backbone", "pretrain", "study"]
 
 _PLACES = {
     "compare": "selfpatch.commands.compare",
     "evaluate": "selfpatch.commands.evaluate",
     "load_backbone": "selfpatch.backbones.pretrained",
     "pretrain": "selfpatch.commands.pretrain",
+    "study": "selfpatch.commands.study.study",
 }
 
 

@@ -4,11 +4,8 @@ Every score is a dict of fractions in [0, 1]; those of segmentation also have "o
 every class in every few validation images, packed, of which intervals over images are made.
 """
 
-import base64
 import copy
-import math
 import tempfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Int
 from PIL import Image
 
 from benchmarks.does_it_help.regimes import Sizes
@@ -29,23 +25,19 @@ from selfpatch.evaluation.protocols.in_context_segmentation import InContextSegm
 from selfpatch.evaluation.protocols.knn_classification import KnnClassification
 from selfpatch.evaluation.protocols.linear_segmentation import LinearSegmentation
 from selfpatch.evaluation.protocols.overclustering import Overclustering
-from selfpatch.evaluation.segmentation.in_context_segmentation import InContextEvaluator
 from selfpatch.evaluation.segmentation.linear_segmentation import evaluate_linear_segmentation
+from selfpatch.evaluation.segmentation.overlaps import Score, from_overlaps, in_context_at_share
 from selfpatch.evaluation.segmentation.segmentation_scores import SegmentationScores
 from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 
-Score = dict[str, Any]
-
 LABEL_SHARES = {"in-context 1": 1, "in-context 1/8": 8, "in-context 1/64": 64}
-MAX_DRAWS = 4  # of a share of the labels, disjoint; their pixels are counted together
 SLOW = {
     "davis": "video-segmentation",
     "lost": "object-discovery",
     "semantic-fpn": "semantic-fpn",
     "mask-rcnn": "mask-rcnn",
 }
-MAX_GROUPS = 64  # of validation images that follow each other, whose overlaps are kept together: a quarter of the file
 SMALLEST_REGION = 0.02  # of an image, to be one for k-NN
 LARGEST_SIDES = 0.8
 
@@ -82,16 +74,7 @@ def make_scorers(
     by_name = protocols(sizes)
 
     def in_context(backbone: Backbone, stride: int, protocol: InContextSegmentation) -> Score:
-        overlaps, sets = None, 0
-        for offset in range(min(stride, MAX_DRAWS)):
-            part = copy.copy(data)
-            part.train = data.train[offset::stride]
-            if part.train:
-                scores = InContextEvaluator(part, protocol, patch_size=backbone.patch_size)(backbone, device=device)
-                overlaps = scores.overlaps if overlaps is None else overlaps + scores.overlaps
-                sets += 1
-        assert overlaps is not None
-        return from_overlaps(overlaps.numpy()) | {"label_sets": sets}
+        return in_context_at_share(data, protocol, stride, patch_size=backbone.patch_size)(backbone, device)
 
     def linear(backbone: Backbone) -> Score:
         with tempfile.TemporaryDirectory() as folder:
@@ -124,27 +107,6 @@ def make_scorers(
 
 def cached(backbone: Backbone, folder: Path) -> CachedBackbone:
     return CachedBackbone(backbone, folder, max_bytes=2e9)
-
-
-def from_overlaps(overlaps: Int[np.ndarray, "B 2 C"]) -> Score:
-    intersection, union = overlaps.sum(axis=0)
-    iou = intersection[union > 0] / union[union > 0]
-    return {"mIoU": float(iou.mean()), "overlaps": pack(grouped(overlaps))}
-
-
-def grouped(overlaps: Int[np.ndarray, "B 2 C"]) -> Int[np.ndarray, "G 2 C"]:
-    size = math.ceil(len(overlaps) / MAX_GROUPS)
-    return np.add.reduceat(overlaps, np.arange(0, len(overlaps), size))
-
-
-def pack(overlaps: Int[np.ndarray, "G 2 C"]) -> dict[str, Any]:
-    data = zlib.compress(overlaps.astype("<i4").tobytes(), 9)
-    return {"shape": list(overlaps.shape), "zlib_int32": base64.b64encode(data).decode()}
-
-
-def unpack(packed: dict[str, Any]) -> Int[np.ndarray, "G 2 C"]:
-    data = zlib.decompress(base64.b64decode(packed["zlib_int32"]))
-    return np.frombuffer(data, "<i4").reshape(packed["shape"]).astype(np.int64)
 
 
 def write_regions(data: SegmentationData, folder: Path) -> None:

@@ -5,9 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.does_it_help.intervals import Difference, difference_of_overlaps, difference_of_scores, seeds_needed
 from benchmarks.does_it_help.methods import BASE, METHODS, START
-from benchmarks.does_it_help.scores import unpack
+from selfpatch.evaluation.segmentation.intervals import (
+    Difference,
+    difference_of_overlaps,
+    difference_of_scores,
+    seeds_needed,
+)
+from selfpatch.evaluation.segmentation.overlaps import unpack
+from selfpatch.output.markdown import as_markdown, mean_and_spread, with_interval
 
 HEADLINES = {
     "in-context 1": "mIoU",
@@ -89,29 +95,14 @@ def paired(methods: dict[str, dict[int, dict[str, Any]]], method: str, column: s
     return difference_of_scores(*values)
 
 
-def mean_and_spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread}"
-
-
 def interval(difference: Difference | None) -> str:
     if difference is None:
         return ""
-    if difference.low is None or difference.high is None:
-        return f"{100 * difference.mean:+.1f}"
-    return f"{100 * difference.mean:+.1f} [{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return with_interval(difference.mean, difference.low, difference.high)
 
 
 def says(method: str) -> str:
     return "before training" if method == START else METHODS[method].says
-
-
-def as_markdown(rows: list[list[str]]) -> str:
-    head, *body = rows
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def study_tables(study: dict[str, Any]) -> str:

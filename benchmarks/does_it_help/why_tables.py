@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.does_it_help.methods import METHODS
 from benchmarks.does_it_help.results import Results
-from benchmarks.does_it_help.tables import as_markdown
+from selfpatch.output.markdown import as_markdown
 
 KINDS = ("one object", "other object, same image", "same class, other image", "other class, other image")
 STUDENTS = ("trained", "untrained", "teacher's copy", "other colors", "gray", "mean colors of patches", "place alone")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from selfpatch.cli import check, compare, demo, embed, evaluate, export, pretrain, slurm, visualize
+from selfpatch.cli import check, compare, demo, embed, evaluate, export, pretrain, slurm, study, visualize
 from selfpatch.cli.arguments import parse
 from selfpatch.cli.command import Command
 from selfpatch.config.processes import find_place
@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "visualize": visualize.COMMAND,
     "embed": embed.COMMAND,
     "export": export.COMMAND,
+    "study": study.COMMAND,
     "slurm": slurm.COMMAND,
 }
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from rich.markup import escape
@@ -13,6 +13,7 @@ from rich.table import Table
 from selfpatch.config import CropsConfig, RunConfig, rows_columns
 from selfpatch.data.image_folder import plural
 from selfpatch.data.inspection.inspect import ONE_COLOR, Inspected
+from selfpatch.data.inspection.leaks import Leak, find_leaks
 from selfpatch.data.inspection.near_duplicates import near_duplicates
 from selfpatch.recipes import recommended_recipe
 
@@ -21,14 +22,6 @@ CROP = min(rows_columns(CropsConfig().global_size))  # of the recipes for real i
 FAR_OUT = 3.0
 # Fewer images have no outliers.
 MIN_IMAGES = 20
-
-
-class Leak(NamedTuple):
-    """An image to train on that is one of the labeled images, or looks like it."""
-
-    image: Inspected
-    labeled: Inspected
-    is_exact: bool
 
 
 @dataclass(frozen=True)
@@ -90,7 +83,7 @@ class Report:
     @cached_property
     def leaks(self) -> dict[str, list[Leak]]:
         """Images that are also in the labeled set, by split."""
-        return {split: list(_leaks(self.good, labeled)) for split, labeled in self.labeled.items()}
+        return {split: list(find_leaks(self.good, labeled)) for split, labeled in self.labeled.items()}
 
     @cached_property
     def normalization(self) -> tuple[list[float], list[float]] | None:
@@ -236,21 +229,6 @@ def find_copies(images: Iterable[Inspected]) -> list[tuple[Inspected, Inspected]
     first_of: dict[str, Inspected] = {}
     pairs = ((image, first_of.setdefault(image.digest, image)) for image in images if image.digest)
     return [(image, first) for image, first in pairs if first is not image]
-
-
-def _leaks(images: list[Inspected], labeled: list[Inspected]) -> Iterator[Leak]:
-    by_digest = {image.digest: image for image in labeled if image.digest}
-    rest = []
-    for image in images:
-        if image.digest in by_digest:
-            yield Leak(image, by_digest[image.digest], is_exact=True)
-        elif image.hashes is not None:
-            rest.append(image)
-    both = [*(image for image in labeled if image.hashes is not None), *rest]
-    num_labeled = len(both) - len(rest)
-    for group in near_duplicates([image.hashes for image in both if image.hashes is not None]):
-        if group[0] < num_labeled:
-            yield from (Leak(both[index], both[group[0]], is_exact=False) for index in group if index >= num_labeled)
 
 
 def _far_out(images: list[Inspected], numbers: Sequence[float]) -> tuple[list[Inspected], list[Inspected]]:

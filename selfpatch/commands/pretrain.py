@@ -9,21 +9,18 @@ import torch
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
-from selfpatch.commands.hardware import augment_on_device, num_workers
 from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.processes import joined_run, require_agreement, require_equal_shares
 from selfpatch.commands.run_setup.crop_sizes import check_crops
 from selfpatch.commands.run_setup.resolve_config import resolve_config
-from selfpatch.commands.run_setup.resource_estimate import data_wait_hint
 from selfpatch.commands.run_setup.run_summary import print_plan, print_summary
 from selfpatch.commands.run_setup.starting_weights import start_from
+from selfpatch.commands.run_setup.task_and_batches import task_and_batches
 from selfpatch.config import PretrainConfig, pixel_format, rows_columns
 from selfpatch.config.io import override
-from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.image_folder import require_readable
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
-from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.data.manifest import open_images
 from selfpatch.data.reading.decode import UnreadableImage
@@ -32,7 +29,6 @@ from selfpatch.distributed import (
     global_largest,
     is_main,
     on_rank_0,
-    rank,
     reported_once,
     together,
     wait_for_all,
@@ -48,7 +44,7 @@ from selfpatch.pretraining.parallel import OneProcess, Sharded, parallelize
 from selfpatch.pretraining.run_folder import RunFolder, run_folder
 from selfpatch.pretraining.student_teacher import apply_efficiency, build_student_teacher
 from selfpatch.pretraining.train_state import TrainState, require_pretraining_checkpoint
-from selfpatch.pretraining.train_step import PretrainTask, Schedules, build_optimizer, build_schedules
+from selfpatch.pretraining.train_step import Schedules, build_optimizer, build_schedules
 from selfpatch.recipes import DEFAULT_RECIPE, find_recipe
 from selfpatch.recipes.derive import ResolvedSetting
 from selfpatch.training.loop import PeriodicCallback, train
@@ -227,35 +223,17 @@ def run_training(
     apply_efficiency(state.student_teacher, efficiency)
 
     # 2. The task, its batches, and what saves it.
-    task = PretrainTask(
-        state,
+    task, batches = task_and_batches(
         config,
-        schedules=parts.schedules,
-        sampler=parts.sampler,
-        device=device,
-        record_bad_images=lambda bad: refuse_bad_images(run.record_bad_images(bad), len(source), config, run),
-        image_name=source.name,
-        data_wait_hint=data_wait_hint(config, device),
-        model=model,
-    )
-    batches = training_batches(
         source,
+        parts.state,
+        parts.schedules,
         parts.sampler,
-        MultiCrop(
-            config.crops,
-            color_in_worker=not augment_on_device(config.efficiency.color_augmentation, device, source.pixels),
-            recolor=state.student_teacher.needs_recolored,
-            boxes=state.student_teacher.needs_boxes,
-            pixels=source.pixels,
-        ),
-        first_step=first_step,
-        stop_step=num_steps,
-        num_workers=num_workers(config.efficiency.num_workers),
-        rank=rank(),
-        world_size=world_size(),
-        pin_memory=device.type == "cuda",
+        model,
+        device,
+        steps=range(first_step, num_steps),
+        record_bad_images=lambda bad: refuse_bad_images(run.record_bad_images(bad), len(source), config, run),
     )
-
     logger = run.metric_logger(first_step=first_step)
 
     def save(step: int) -> dict[str, float]:

@@ -1,24 +1,19 @@
-"""The comparison of methods: intervals that hold what they say, cells that are cut and go on, tables from the results."""
+"""The comparison of methods: cells that are cut and go on, tables from the results."""
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 from benchmarks.does_it_help import __main__ as command
-from benchmarks.does_it_help import cells, documents, intervals, regimes, scores
+from benchmarks.does_it_help import cells, documents, regimes
 from benchmarks.does_it_help.methods import BASE, METHODS
 from benchmarks.does_it_help.results import merge, read_results, write_results
-from benchmarks.does_it_help.scores import pack, unpack
 from benchmarks.time_limit import OutOfTimeError
 from selfpatch.commands import monitor
 from selfpatch.config.io import to_dict
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.errors import UserError
 from selfpatch.evaluation.classification import knn_classification
-from selfpatch.evaluation.metrics import segmentation_metrics
 from selfpatch.evaluation.segmentation import overclustering
 from selfpatch.export import export_timm
 from selfpatch.recipes import find_recipe
@@ -26,76 +21,6 @@ from tests.small_models import tiny_config, tiny_student_teacher
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-
-
-def overlaps_of(rng: np.random.Generator, iou: np.ndarray, num_images: int = 40) -> np.ndarray:
-    """[S, B, 2, 3]: pixels of images whose IoU is about that of their seed."""
-    union = rng.integers(200, 1000, size=(len(iou), num_images, 3))
-    intersection = (union * np.clip(iou[:, None, None] + rng.normal(0, 0.1, union.shape), 0, 1)).astype(int)
-    return np.stack([intersection, union], axis=2)
-
-
-def test_mean_iou_is_that_of_the_package():
-    confusion = torch.randint(0, 50, (4, 4), generator=torch.Generator().manual_seed(0))
-    confusion[3], confusion[:, 3] = 0, 0  # a class that does not occur
-    counts = confusion.numpy()
-    overlaps = np.stack([counts.diagonal(), counts.sum(0) + counts.sum(1) - counts.diagonal()])
-    expected = segmentation_metrics(confusion, list("abcd"))["mIoU"]
-    assert intervals.mean_iou(overlaps) == pytest.approx(expected)
-
-
-def test_the_bootstrap_equals_a_slow_one():
-    """Seeds that are alike leave images alone: the interval is that of drawing images one by one."""
-    rng = np.random.default_rng(0)
-    method, base = (np.repeat(overlaps_of(rng, np.array([iou])), 3, axis=0) for iou in (0.5, 0.4))
-    found = intervals.difference_of_overlaps(method, base)
-    slow = []
-    for _ in range(2000):
-        images = rng.integers(40, size=40)
-        first, second = (
-            np.mean([overlaps[0, images, 0, c].sum() / overlaps[0, images, 1, c].sum() for c in range(3)])
-            for overlaps in (method, base)
-        )
-        slow.append(first - second)
-    assert found.spread == pytest.approx(0, abs=1e-12)
-    assert [found.low, found.high] == pytest.approx(np.quantile(slow, [0.025, 0.975]), abs=0.002)
-
-
-def test_intervals_of_four_seeds_hold_the_truth_as_often_as_they_say(monkeypatch):
-    """A method is 0.05 better, give or take seeds and images. Without the widening, 95 of 100 would be 85."""
-    monkeypatch.setattr(intervals, "NUM_DRAWS", 200)
-    rng, held = np.random.default_rng(0), 0
-    for _ in range(200):
-        of_seed, of_image = rng.normal(0, 0.05, (4, 1)), rng.normal(0, 0.02, 20)  # in both methods: pairs take them off
-        iou = [
-            np.clip(mean + of_seed + of_image + rng.normal(0, 0.02, (4, 1)) + rng.normal(0, 0.04, 20), 0, 1)
-            for mean in (0.45, 0.4)
-        ]
-        method, base = (np.round(1e6 * np.stack([x, np.ones_like(x)], axis=-1))[..., None].astype(int) for x in iou)
-        found = intervals.difference_of_overlaps(method, base)
-        assert found.low is not None and found.high is not None
-        held += found.low <= 0.05 <= found.high
-    assert 0.91 <= held / 200 <= 0.99
-
-
-def test_one_seed_has_no_interval():
-    rng = np.random.default_rng(0)
-    one = overlaps_of(rng, np.array([0.5]))
-    assert intervals.difference_of_overlaps(one, one) == (0, None, None, None, 1)
-
-
-@pytest.mark.parametrize(("spread", "count"), [(2, 34), (1, 10), (1.25, 15)])
-def test_needed_seeds_are_those_of_the_tables(spread, count):
-    """Pairs for effects of 0.5, 1 and 0.8 at 5 % and a power of 80 %, as in Cohen's tables."""
-    assert intervals.seeds_needed(spread, 1) == count
-
-
-def test_overlaps_are_packed_without_loss(monkeypatch):
-    overlaps = overlaps_of(np.random.default_rng(0), np.array([0.5]))[0]
-    monkeypatch.setattr(scores, "MAX_GROUPS", 15)
-    groups = scores.grouped(overlaps)
-    assert np.array_equal(groups, [overlaps[first : first + 3].sum(axis=0) for first in range(0, 40, 3)])
-    assert np.array_equal(unpack(json.loads(json.dumps(pack(overlaps)))), overlaps)
 
 
 @pytest.mark.parametrize("method", METHODS)
