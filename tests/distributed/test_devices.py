@@ -46,7 +46,7 @@ def metrics(out: Path) -> list[dict]:
 
 def lines_of(printed: str) -> list[str]:
     """But those that depend on how busy the machine is, or on how the run is shared out."""
-    hints = ("no effect on shards", "wait for data", "decode fastest")
+    hints = ("no effect on shards", "wait for data", "decode fastest", "is slow: its own work")
     return [line for line in printed.splitlines() if not any(hint in line for hint in hints)]
 
 
