@@ -6,6 +6,7 @@ sum, backward sums them over ranks as well: d(mean over s of L_s)/dx = mean over
 """
 
 import contextlib
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ T = TypeVar("T")
 PATIENCE = timedelta(days=365)
 # True while one rank computes something by itself.
 _alone = False
+# Seconds for which this process has waited in collectives.
+_waited_s = 0.0
 # A process group of its own in which ranks wait for rank 0 for as long as that takes.
 _patient_group: Any = None
 
@@ -64,11 +67,7 @@ def alone() -> Iterator[None]:
 
 def global_sum(x: Tensor) -> Tensor:
     """Sum over ranks of a tensor that every rank holds, without gradient; the input is left alone."""
-    if world_size() == 1:
-        return x
-    x = x.detach().clone()
-    dist.all_reduce(x)
-    return x
+    return x if world_size() == 1 else _all_reduce(x, dist.ReduceOp.SUM)
 
 
 def global_mean(x: Tensor) -> Tensor:
@@ -86,10 +85,13 @@ def global_logsumexp(x: Tensor) -> Tensor:
 
 def global_max(x: Tensor) -> Tensor:
     """Largest value over ranks, element by element, without gradient; the input is left alone."""
-    if world_size() == 1:
-        return x
+    return x if world_size() == 1 else _all_reduce(x, dist.ReduceOp.MAX)
+
+
+def _all_reduce(x: Tensor, op: Any) -> Tensor:
     x = x.detach().clone()
-    dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    with _waiting():
+        dist.all_reduce(x, op=op)
     return x
 
 
@@ -98,8 +100,22 @@ def gather_rows(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.detach().contiguous())
+    with _waiting():
+        dist.all_gather(parts, x.detach().contiguous())
     return torch.cat(parts)
+
+
+def seconds_waited() -> float:
+    """How long this process has waited for others so far, in sums and the like of this file; on a GPU little of it."""
+    return _waited_s
+
+
+@contextlib.contextmanager
+def _waiting() -> Iterator[None]:
+    global _waited_s
+    start = time.perf_counter()
+    yield
+    _waited_s += time.perf_counter() - start
 
 
 def gather_rows_with_gradient(x: Float[Tensor, "rows *D"]) -> Float[Tensor, "all *D"]:
@@ -266,12 +282,32 @@ def start(*, rank: int, world_size: int, init_method: str, device: torch.device,
         timeout: how long a rank waits for the others, to meet and in a step, before it fails.
     """
     global _patient_group
-    store, _, _ = next(dist.rendezvous(init_method, rank, world_size, timeout=timeout))
+    store, _, _ = _within(timeout, lambda: next(dist.rendezvous(init_method, rank, world_size, timeout=timeout)))
     store = dist.PrefixStore(_agree_on_attempt(store, rank, world_size, timeout), store)
     # Numbers on the CPU and objects go by gloo; NCCL has tensors on GPUs.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     _patient_group = dist.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def _within(timeout: timedelta, function: Callable[[], T]) -> T:
+    """The result of a function that may wait for ever, as torch does for another program at the port of rank 0."""
+    outcome: list[Any] = []
+
+    def call() -> None:
+        try:
+            outcome.append(function())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(timeout.total_seconds() + 5)  # its own limit comes first
+    if not outcome:
+        raise TimeoutError("what is at that port does not answer as rank 0 does")
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
 
 
 def _agree_on_attempt(store: dist.Store, rank: int, world_size: int, timeout: timedelta) -> str:

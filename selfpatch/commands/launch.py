@@ -100,9 +100,15 @@ def _supervise(processes: list["subprocess.Popen[bytes]"]) -> int:
             # Those that stop on a signal wait for rank 0, which saves.
             if first_failure is not None and not (stopping and code > 128):
                 waited = time.monotonic() - first_failure
-                for process in processes if waited > GRACE_SECONDS else []:
-                    if process.poll() is None:
-                        process.kill() if waited > 2 * GRACE_SECONDS else process.terminate()
+                for rank, process in enumerate(processes) if waited > GRACE_SECONDS else ():
+                    if process.poll() is not None:
+                        continue
+                    if waited > 2 * GRACE_SECONDS:
+                        say(f"rank {rank} (process {process.pid}) does not end, and is killed")
+                        process.kill()
+                        process.wait()
+                    else:
+                        process.terminate()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -81,7 +81,7 @@ class TrainingMonitor:
                 if backbone is None:
                     return {}
                 with alone():
-                    return callback(backbone, step)
+                    return self._forgiven(callback, backbone, step)
 
             return call
 
@@ -89,6 +89,22 @@ class TrainingMonitor:
             yield PeriodicCallback(self.every, on_rank_0(self.score), at_start=True)
         within_budget = self._config.evaluate.every_steps is None
         yield PeriodicCallback(self.every, on_rank_0(self.picture), within_budget=within_budget)
+
+    def _forgiven(
+        self, callback: Callable[[Backbone, int], dict[str, float]], backbone: Backbone, step: int
+    ) -> dict[str, float]:
+        """What the callback returns, or a warning: no score and no picture is worth a run.
+
+        Weights that are not finite, a full disk, images or labels that are gone: training goes on without.
+        """
+        try:
+            return callback(backbone, step)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            self._say(
+                f"warning: no {callback.__name__} of step {step} ({type(error).__name__}: {reason}); training goes on"
+            )
+            return {}
 
     def score(self, backbone: Backbone, step: int) -> dict[str, float]:
         """mIoU of in-context segmentation, to the log, the terminal and a picture of predictions; R2 of position."""

@@ -48,6 +48,7 @@ from selfpatch.pretraining.train_step import Schedules, build_optimizer, build_s
 from selfpatch.recipes import DEFAULT_RECIPE, find_recipe
 from selfpatch.recipes.derive import ResolvedSetting
 from selfpatch.training.loop import PeriodicCallback, train
+from selfpatch.training.memory import memory_advice
 from selfpatch.training.stop_signal import StopSignal
 
 
@@ -87,7 +88,7 @@ def pretrain(
         FailedElsewhereError: on several processes, another one has found so, or failed, and raises the error.
     """
     given = override(config or find_recipe(recipe), settings or {})
-    with joined_run(given.run) as device:
+    with joined_run(given.run) as device, memory_advice(device):
         # 1. Images and settings, which are resolved once and the same on all ranks.
         with together():
             source = open_images(Path(images), given.images)
@@ -121,7 +122,7 @@ def _pretrain(
             config, source, run, num_steps=parts.num_steps, patch_size=parts.backbone.patch_size, device=device
         )
         if is_main():
-            restore(run, source, config, parts.state, resume=resume, init_from=init_from)
+            restore(run, config, parts.state, resume=resume, init_from=init_from)
 
         # 3. Take the folder.
         command = printable(f"selfpatch pretrain {images} {run.path} --config THIS FILE", keep="\\")
@@ -237,7 +238,7 @@ def run_training(
     logger = run.metric_logger(first_step=first_step)
 
     def save(step: int) -> dict[str, float]:
-        run.save(state, source, config, monitor.best.metrics(logger.latest, step), num_best=monitor.best.count)
+        run.save(state, config, monitor.best.metrics(logger.latest, step), num_best=monitor.best.count)
         export(model, config, run, step)
         return {}
 
@@ -245,9 +246,10 @@ def run_training(
         is_best = monitor.best.has_place_for(monitor.best.metrics(logger.latest, step))
         return save(step) if from_rank_0(is_best) else {}
 
-    saving_best = PeriodicCallback(monitor.every, save_if_best, at_start=True)
+    saving_best = PeriodicCallback(monitor.every, save_if_best, at_start=True, saves=True)
     save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
-    saving = PeriodicCallback(save_every, save, at_stop=True, within_budget=config.run.save_every is None)
+    within_budget = config.run.save_every is None
+    saving = PeriodicCallback(save_every, save, at_stop=True, within_budget=within_budget, saves=True)
     # 3. The loop.
     with StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
         monitor.progress = progress
@@ -264,6 +266,7 @@ def run_training(
             progress=progress,
             callbacks=[*monitor.callbacks(model.export_backbone), saving_best, saving],
             should_stop=lambda done: signal.received is not None or done >= stop_at or task.must_stop,
+            stacks_after_s=0.8 * config.run.rank_timeout_s,  # before the others give up
         )
     received = global_largest(int(signal.received or 0))  # on any rank: all end with the same exit code
     return received or None if state.step < num_steps else None  # too late to stop anything
@@ -279,7 +282,6 @@ def export(model: OneProcess, config: PretrainConfig, run: RunFolder, step: int)
 
 def restore(
     run: RunFolder,
-    source: ImageFiles,
     config: PretrainConfig,
     state: TrainState,
     *,
@@ -287,7 +289,7 @@ def restore(
     init_from: Path | str | None,
 ) -> None:
     """Load what the run goes on from, in the order that run_folder.py states."""
-    found, skipped_checkpoints = run.load_newest(state, source)
+    found, skipped_checkpoints = run.load_newest(state, config)
     if found is None and skipped_checkpoints and resume is None:
         raise UserError(
             f"no checkpoint of {run.path} can be read: {skipped_checkpoints[0]}. Give another one to go on from "

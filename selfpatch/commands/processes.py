@@ -48,8 +48,9 @@ def joined_run(config: RunConfig) -> Iterator[torch.device]:
             raise
         raise RunFailedError(
             f"rank {rank()} has no answer from another process: it has ended, and said why, or did not come to the "
-            f"same step within {config.rank_timeout_s} s (run.rank-timeout-s). The same command goes on from the last "
-            f"checkpoint ({' '.join(str(error).split())[:200]})"
+            f"same step within {config.rank_timeout_s} s (run.rank-timeout-s): stacks that were printed tell where "
+            "each was. The same command goes on from the last checkpoint "
+            f"({' '.join(str(error).split())[:200]})"
         ) from error
     finally:
         if place is not None:

@@ -74,6 +74,8 @@ class RunConfig(Config, group="run"):
     keep_best_by: str = "in_context/mIoU"
     # stop when more than this fraction of the images cannot be read
     max_bad_fraction: Annotated[float, UnitInterval] = 0.2
+    # go on although the images are not those that the run began with: others, fewer, or of other contents
+    allow_other_images: bool = False
     # stop after this many steps in a row whose loss or gradient is not finite
     max_skipped: Annotated[int, Positive] = 20
     # stop and save when training has collapsed (docs/health.md), as a signal would

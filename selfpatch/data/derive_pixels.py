@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Real
 
 from selfpatch.config import ImagesConfig
-from selfpatch.data.image_files import ImageFiles
-from selfpatch.data.image_folder import evenly_spaced
+from selfpatch.data.image_files import ImageFiles, evenly_spaced
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.data.reading.stored import StoredImage, read_header
 from selfpatch.errors import UserError

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Real
 
 from selfpatch.config import RGB_8, PixelFormat
-from selfpatch.data.image_files import ImageFiles, append_name
+from selfpatch.data.image_files import ImageFiles, append_name, evenly_spaced
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.data.reading.image_file import FORMATS_TEXT
 from selfpatch.data.source import ImageSource
@@ -126,11 +126,6 @@ def read_evenly_spaced(images: ImageSource, count: int) -> Iterator[tuple[str, R
             yield images.name(index), images.read(index)
         except UnreadableImage:
             continue
-
-
-def evenly_spaced(length: int, count: int) -> list[int]:
-    """At most `count` indices, the first and the last among them."""
-    return np.unique(np.linspace(0, length - 1, count).round().astype(int)).tolist()
 
 
 def _check_folder(folder: Path) -> None:

@@ -30,3 +30,7 @@ class ImageSource(Protocol):
     def fingerprint(self) -> str:
         """Changes when images are added, removed, renamed or reordered."""
         ...
+
+    def content_fingerprint(self) -> str:
+        """Changes when the images are replaced by others under the same names; may look at some of them only."""
+        ...

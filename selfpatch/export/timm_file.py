@@ -53,7 +53,8 @@ def export_timm(backbone: Backbone, path: Path, *, metadata: Mapping[str, str] |
         try:
             save_file(tensors, temporary, metadata=dict(metadata or {}) | description)
         except SafetensorError as error:  # a full disk, say
-            raise OSError(f"{path} cannot be written: {error}") from error
+            size = sum(tensor.nbytes for tensor in tensors.values()) / 1e6
+            raise OSError(f"{path} ({size:.1f} MB) cannot be written: {error}") from error
     return Architecture(name, arguments).as_code(checkpoint_path=str(path))
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import fsync
+from selfpatch.output.transient_errors import retried
 
 MANIFEST = "manifest.json"
 
@@ -245,5 +246,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def digest() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return retried(digest)  # a network file system that is away for a moment must not cost a checkpoint

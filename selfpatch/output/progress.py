@@ -1,8 +1,9 @@
 """Lines and progress bars on the terminal."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -82,7 +83,8 @@ class TrainingProgress:
 
     def step(self, step: int) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=step + 1)
+            with self._terminal():
+                self._bar.update(self._task, completed=step + 1)
 
     def show(self, step: int, metrics: dict[str, Any]) -> None:
         losses = "  ".join(f"{k.removesuffix('/loss')} {v:.3f}" for k, v in metrics.items() if k.endswith("loss"))
@@ -91,20 +93,32 @@ class TrainingProgress:
             f"{metrics['memory_mb'] / 1024:.1f} GB"
         )
         if self._bar is not None:
-            self._bar.update(self._task, description=text)
+            with self._terminal():
+                self._bar.update(self._task, description=text)
         else:
             left = (time.monotonic() - self._start) / (step + 1 - self._first_step) * (self._num_steps - step - 1)
             say(f"step {step + 1}/{self._num_steps}  {text}  {_duration(left)} left")
 
     def say(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(printable(text, keep=LINES), highlight=False, markup=False)
+            with self._terminal():
+                self._bar.console.print(printable(text, keep=LINES), highlight=False, markup=False)
         else:
             say(text)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with self._terminal():
+                self._bar.stop()
+
+    @contextlib.contextmanager
+    def _terminal(self) -> Iterator[None]:
+        """A terminal that was closed takes its bar with it, and not the run."""
+        try:
+            yield
+        except OSError:
+            self._bar = None
+            sys.stdout = None  # type: ignore[assignment]
 
 
 def _duration(seconds: float) -> str:

@@ -3,6 +3,9 @@
 Docs: docs/health.md, with the runs, healthy and broken, that the thresholds come from.
 """
 
+import math
+import statistics
+from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
@@ -184,6 +187,34 @@ SYMPTOMS = (
         "with registers (reg4 in timm's names)",
     ),
 )  # fmt: skip
+
+# A step whose loss is so many times the median of the last lines of the log is told, once there are enough of them.
+SPIKE, NUM_USUAL, MIN_USUAL = 10.0, 20, 5
+
+
+class LossSpikes:
+    """Notices a step whose loss is far above the usual: a message once per run of such lines."""
+
+    def __init__(self) -> None:
+        self._usual: deque[float] = deque(maxlen=NUM_USUAL)
+        self._told = False
+
+    def update(self, loss: float, largest: float) -> str | None:
+        """
+        Args:
+            loss: mean of a line of the log. largest: of a single step since the line before.
+        """
+        usual = statistics.median(self._usual) if len(self._usual) >= MIN_USUAL else math.inf
+        spikes = usual > 0 and largest > SPIKE * usual
+        told, self._told = self._told, spikes
+        if math.isfinite(loss) and not spikes:
+            self._usual.append(loss)
+        if told or not spikes:
+            return None
+        return (
+            f"warning: the loss of a step was {largest:.4g}, and {usual:.4g} is usual. If it does not fall back, lower "
+            "the learning rate (optim.lr) or clip gradients (optim.clip-norm), and look at the images of this step"
+        )
 
 
 class Health:

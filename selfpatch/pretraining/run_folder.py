@@ -15,8 +15,9 @@ from selfpatch.errors import UserError
 from selfpatch.output import checkpoint
 from selfpatch.output.atomic_files import atomic_write, require_writable
 from selfpatch.output.checkpoint import Checkpoint
-from selfpatch.output.folder_lock import FolderLock
+from selfpatch.output.folder_lock import LOCK, FolderLock
 from selfpatch.output.metric_logger import MetricLogger, NoLogger
+from selfpatch.output.progress import say
 from selfpatch.pretraining.train_state import TrainState
 
 
@@ -34,6 +35,7 @@ class RunFolder:
         self.pictures = path / "pictures"
         self._lock = FolderLock(path)
         self._bad_images: dict[str, str] = {}
+        self._identity: dict[str, Any] = {}  # of the images, as they were when this process began
         self._saved_step: int | None = None  # of the last checkpoint that this process wrote
 
     def check(self, config: PretrainConfig, images: ImageSource) -> None:
@@ -44,13 +46,18 @@ class RunFolder:
                 differences are listed), or another process is running in it.
         """
         require_writable(self.path)
-        if self.path.exists() and any(self.path.iterdir()) and not self.config_file.exists():
+        self._identity = identity_of(images)
+        if (
+            self.path.exists()
+            and not self.config_file.exists()
+            and any(not _of_a_start(p) for p in self.path.iterdir())
+        ):
             raise UserError(
                 f"{self.path} is not empty and holds no run of selfpatch (no config.yaml); give a new or empty folder"
             )
         if self.config_file.exists():
             # Images first: settings that are derived from their number differ as a consequence.
-            self._require_same_images(checkpoint.latest_state(self.checkpoints) or self.read_images(), images)
+            self._require_same_images(checkpoint.latest_state(self.checkpoints) or self.read_images(), config)
             self.require_same_method(result_affecting(to_dict(read_yaml(self.config_file))), config, self.path)
             self._lock.take()  # from here on nobody else writes what this run is about to read
 
@@ -62,10 +69,13 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.take()
+        for leftover in filter(_of_a_start, self.path.iterdir()):
+            if leftover.name != LOCK:
+                leftover.unlink(missing_ok=True)
         with atomic_write(self.config_file) as file:
             write_yaml(config, file, header=header)
         with atomic_write(self.images_file) as file:
-            file.write_text(json.dumps(identity_of(images)) + "\n", encoding="utf-8")
+            file.write_text(json.dumps(self._identity) + "\n", encoding="utf-8")
         if self.bad_images_file.exists():
             lines = self.bad_images_file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
             self._bad_images = dict(line.split("\t", 1) for line in lines if "\t" in line)
@@ -81,7 +91,7 @@ class RunFolder:
     def close(self) -> None:
         self._lock.close()
 
-    def load_newest(self, state: TrainState, images: ImageSource) -> tuple[Checkpoint | None, list[str]]:
+    def load_newest(self, state: TrainState, config: PretrainConfig) -> tuple[Checkpoint | None, list[str]]:
         """Load OUT's own newest valid checkpoint into `state`; returns it, and why newer ones were skipped.
 
         Raises:
@@ -89,20 +99,30 @@ class RunFolder:
         """
         found, skipped_checkpoints = checkpoint.load_latest(self.checkpoints, state.load)
         if found is not None:
-            self._require_same_images(found.state, images)
+            self._require_same_images(found.state, config)
         return found, skipped_checkpoints
 
-    def _require_same_images(self, state: dict[str, Any], images: ImageSource) -> None:
-        if isinstance(state.get("images"), str) and state["images"] != images.fingerprint():
+    def _require_same_images(self, state: dict[str, Any], config: PretrainConfig) -> None:
+        """By names and number, and by what is in some of them; earlier checkpoints know less."""
+        if config.run.allow_other_images:
+            return
+        remedy = (
+            "put them back to go on, give a new folder for a new run, or go on with these (--run.allow-other-images)"
+        )
+        if isinstance(state.get("images"), str) and state["images"] != self._identity["images"]:
             raise UserError(
                 f"the images are not those that the run in {self.path} was made with ({state.get('num_images')} then, "
-                f"{len(images)} now, or other names); put them back to go on, or give a new folder for a new run"
+                f"{self._identity['num_images']} now, or other names); {remedy}"
+            )
+        if isinstance(state.get("contents"), str) and state["contents"] != self._identity["contents"]:
+            raise UserError(
+                f"the images have the names of those that the run in {self.path} was made with, and other contents; "
+                f"{remedy}"
             )
 
     def save(
         self,
         state: TrainState,
-        images: ImageSource,
         config: PretrainConfig,
         metrics: dict[str, float],
         *,
@@ -115,10 +135,8 @@ class RunFolder:
         """
         if state.step == self._saved_step:  # kept for its score, and due as well
             return
-        agreed = {
-            **identity_of(images),
-            "method": result_affecting(to_dict(config)),
-        }
+        self._lock.keep()
+        agreed = {**self._identity, "method": result_affecting(to_dict(config))}
         checkpoint.save(
             self.checkpoints,
             state.step,
@@ -131,12 +149,18 @@ class RunFolder:
         self._saved_step = state.step
 
     def record_bad_images(self, bad_images: list[tuple[str, str]]) -> int:
-        """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far."""
+        """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far.
+
+        A full disk costs the list, not the run.
+        """
         new = {name: " ".join(reason.split()) for name, reason in bad_images if name not in self._bad_images}
         if new:
             self._bad_images |= new
-            with self.bad_images_file.open("a", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
+            try:
+                with self.bad_images_file.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                    file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
+            except OSError as error:
+                say(f"warning: {self.bad_images_file} cannot be written ({error.strerror}); it lacks {', '.join(new)}")
         return len(self._bad_images)
 
     def metric_logger(self, *, first_step: int) -> MetricLogger:
@@ -162,13 +186,12 @@ class OtherRanksFolder(RunFolder):
     def open(self, config: PretrainConfig, images: ImageSource, *, header: str) -> None:
         pass
 
-    def load_newest(self, state: TrainState, images: ImageSource) -> tuple[Checkpoint | None, list[str]]:
+    def load_newest(self, state: TrainState, config: PretrainConfig) -> tuple[Checkpoint | None, list[str]]:
         return None, []
 
     def save(
         self,
         state: TrainState,
-        images: ImageSource,
         config: PretrainConfig,
         metrics: dict[str, float],
         *,
@@ -192,7 +215,16 @@ def run_folder(path: Path) -> RunFolder:
 
 
 def identity_of(images: ImageSource) -> dict[str, Any]:
-    return {"num_images": len(images), "images": images.fingerprint()}
+    return {
+        "num_images": len(images),
+        "images": images.fingerprint(),
+        "contents": images.content_fingerprint(),
+    }
+
+
+def _of_a_start(path: Path) -> bool:
+    """True for what a run leaves that was killed, or had no room, before it wrote its settings."""
+    return path.name == LOCK or path.name.startswith(".config.yaml.")
 
 
 def result_affecting(values: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.distributed import gather_list, global_count, own_rows, world_size
 from selfpatch.optim.optimizer import layer_lr_scales, optimizer_step, parameter_groups, set_schedules
 from selfpatch.optim.schedules import Schedule, late_ramp, warmup_cosine
-from selfpatch.pretraining.health import Health, State, teacher_distance
+from selfpatch.pretraining.health import Health, LossSpikes, State, teacher_distance
 from selfpatch.pretraining.masks import draw_masks
 from selfpatch.pretraining.parallel import OneProcess
 from selfpatch.pretraining.student_teacher import StudentTeacher
@@ -70,7 +70,7 @@ class PretrainTask:
         self._warned_upsampled = False
         self._data_wait_hint = data_wait_hint
         self._logged = False
-        self._health = Health()
+        self._health, self._spikes = Health(), LossSpikes()
 
     def train_mode(self) -> None:
         self._state.student_teacher.train()
@@ -121,9 +121,10 @@ class PretrainTask:
         }
 
     def log_message(self, means: dict[str, float], *, last: bool) -> str | None:
-        messages, counters = [], self._state.counters
-        if text := self._health.update(means):
-            messages.append(text)
+        messages: list[str] = []
+        counters = self._state.counters
+        spike = self._spikes.update(means.get("loss", math.nan), means.get("loss_max", math.nan))
+        messages += filter(None, [spike, self._health.update(means)])
         if counters.upsampled_images and (last or not self._warned_upsampled):
             self._warned_upsampled = True
             messages.append(
@@ -147,7 +148,7 @@ class PretrainTask:
         names = ", ".join(self._image_name(int(index)) for index in self._sampler.indices(step)[:4])
         return (
             f"Its images begin with {names}. A lower learning rate (optim.lr), a longer warm-up (optim.warmup-epochs) "
-            "or float32 (efficiency.precision float32) most often helps; the last checkpoint is from before"
+            "or float32 (efficiency.precision float32) most often helps; no checkpoint was written since"
         )
 
     def _draw_masks(self, step: int) -> Bool[Tensor, "G B N"] | None:

@@ -20,5 +20,5 @@ def demo() -> PretrainConfig:
             config.backbone, name="vit_tiny_patch16_224", patch_size=8, embed_dim=96, depth=4, num_heads=3
         ),
         crops=replace(config.crops, global_size=48, local_size=24),
-        optim=replace(config.optim, steps=250),
+        optim=replace(config.optim, steps=500),
     )

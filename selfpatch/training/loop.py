@@ -11,10 +11,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from selfpatch.distributed import any_rank, from_rank_0, global_max, global_mean, reported_once, wait_for_all
+from selfpatch.distributed import (
+    any_rank,
+    from_rank_0,
+    global_max,
+    global_mean,
+    reported_once,
+    seconds_waited,
+    wait_for_all,
+)
 from selfpatch.output.metric_logger import MetricLogger
 from selfpatch.output.progress import TrainingProgress
 from selfpatch.training.memory import peak_memory_mb
+from selfpatch.training.slow_ranks import RankBalance, StackWatchdog
 
 # Fraction of a run's time for pictures and checkpoints that nobody asked for, and seconds before the first of them.
 MAX_BOOKKEEPING, QUIET_SECONDS = 0.05, 30.0
@@ -69,6 +78,7 @@ class PeriodicCallback(NamedTuple):
         at_start, at_stop: also before the first step, or when the run is stopped.
         within_budget: nobody asked for it; left out while such callbacks have taken more than MAX_BOOKKEEPING of the
             time.
+        saves: not after a step that was skipped: weights that diverge would take the places of those before.
     """
 
     steps: int
@@ -76,6 +86,7 @@ class PeriodicCallback(NamedTuple):
     at_start: bool = False
     at_stop: bool = False
     within_budget: bool = False
+    saves: bool = False
 
 
 def train(
@@ -92,11 +103,15 @@ def train(
     progress: TrainingProgress,
     callbacks: Sequence[PeriodicCallback] = (),
     should_stop: Callable[[int], bool] = lambda done: False,
+    stacks_after_s: float = float("inf"),
 ) -> int:
     """Train from `first_step` to `num_steps`, or until `should_stop(steps done)`; returns the number of steps done.
 
     Random numbers of torch are drawn anew from (seed, step) at every step, so that a run that goes on sees the same
     ones. Ranks draw alike: what is random about an image (stochastic depth) takes its part of those of all images.
+
+    Args:
+        stacks_after_s: of several processes, each prints where it is when a step takes longer.
 
     Every rank calls the callbacks, in which rank 0 alone computes or writes, and then waits for the others.
 
@@ -105,7 +120,7 @@ def train(
     """
     window = MetricWindow(task.batch_size)
     skipped_in_a_row = 0
-    budget = BookkeepingBudget()
+    budget, balance, watchdog = BookkeepingBudget(), RankBalance(), StackWatchdog(stacks_after_s)
     task.train_mode()
 
     def call(periodic: PeriodicCallback, done: int) -> None:
@@ -122,12 +137,13 @@ def train(
 
     for step in range(first_step, num_steps):
         # 1. The batch of this step, made while the step before was computed.
-        with window.waiting():
+        with watchdog.watching(step), window.waiting():
             batch = next(batches)
 
         # 2. Losses, gradients, and everything that a step changes; or nothing, if something is not finite on any rank.
         torch.manual_seed((seed * 1_000_003 + step) * 4096)
-        metrics, applied = task.step(batch, step)
+        with watchdog.watching(step):
+            metrics, applied = task.step(batch, step)
 
         # 3. Steps that were not finite are counted; many in a row end the run.
         if applied:
@@ -150,16 +166,19 @@ def train(
         if (done % log_every == 0 or done == num_steps or done == first_step + 1) and window.count:
             means = window.means() | task.log_scalars(step)
             means["memory_mb"] = global_max(torch.tensor(peak_memory_mb(device), device=device)).item()
-            logger.log(done, means)
+            values, slow_rank = balance.update(window.busy_seconds())
+            logger.log(done, means | values)
             progress.show(step, means)
-            if note := task.log_message(means, last=done == num_steps):
-                progress.say(note)
+            note = task.log_message(means | {"loss_max": window.largest_loss()}, last=done == num_steps)
+            for message in filter(None, (note, slow_rank)):
+                progress.say(message)
             window = MetricWindow(task.batch_size)
 
         # 5. Now and then: scores, pictures, checkpoints. On a signal every rank stops at the same step, and saves.
         stop = any_rank(should_stop(done), device)
         for periodic in callbacks:
             due = done % periodic.steps == 0 and (not periodic.within_budget or from_rank_0(budget.is_left()))
+            due = due and (applied or not periodic.saves)
             if due or done == num_steps or (stop and periodic.at_stop):
                 call(periodic, done)
         if stop:
@@ -192,11 +211,16 @@ class MetricWindow:
         self._sums: dict[str, Tensor] = {}
         self._start = time.perf_counter()
         self._waited = 0.0
+        self._waited_for_ranks = seconds_waited()
+        self._largest_loss: Tensor | None = None
         self.count = 0
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value
+        if "loss" in metrics:
+            loss = metrics["loss"]
+            self._largest_loss = loss if self._largest_loss is None else torch.maximum(self._largest_loss, loss)
         self.count += 1
 
     @contextmanager
@@ -209,9 +233,20 @@ class MetricWindow:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave the time inside out."""
-        start = time.perf_counter()
+        start, waited = time.perf_counter(), seconds_waited()
         yield
         self._start += time.perf_counter() - start
+        self._waited_for_ranks += seconds_waited() - waited
+
+    def busy_seconds(self) -> float:
+        """Time in which this rank did not wait for others, waiting for its own data included."""
+        return time.perf_counter() - self._start - (seconds_waited() - self._waited_for_ranks)
+
+    def largest_loss(self) -> float:
+        """Of a single step, over all ranks' shares of it; not finite if no step has a loss."""
+        if self._largest_loss is None:
+            return float("nan")
+        return global_max(self._largest_loss.float()).item()
 
     def means(self) -> dict[str, float]:
         """Over the steps and over ranks; the longest wait of any rank, for which the others wait in turn."""

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SLURM's warning end a run after the step it is in, with a checkpoint."""
+"""Ctrl-C, SIGTERM, a terminal that closes and SLURM's warning end a run after the step it is in, with a checkpoint."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ class StopSignal:
     """While entered, remembers the first signal that asks to stop; a second Ctrl-C stops at once."""
 
     SIGNALS = tuple(
-        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)
     )
 
     def __init__(self) -> None:
@@ -18,7 +18,9 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         # Python lets the main thread alone handle signals; elsewhere nothing can be remembered.
         numbers = self.SIGNALS if threading.current_thread() is threading.main_thread() else ()
-        self._before = {number: signal.signal(number, self._remember) for number in numbers}
+        # What is ignored stays so: `nohup` means that.
+        heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._remember) for number in heard}
         return self
 
     def __exit__(

@@ -25,7 +25,7 @@ ResultT = TypeVar("ResultT")
 MAX_TASKS_PER_WORKER = 256
 # Terminals, `timeout` and SLURM send these to all processes of a job at once. The main process decides what they mean,
 # finishes its step and saves; until then it needs its workers.
-_SIGNALS_TO_A_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+_SIGNALS_TO_A_JOB = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 _POLL_S = 0.5
 # A process that was killed may still have to wait for its disk.
 _JOIN_S = 5

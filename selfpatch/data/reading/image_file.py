@@ -4,6 +4,8 @@ import os
 import stat
 from pathlib import Path
 
+from selfpatch.output.transient_errors import retried
+
 # About 13,400 x 13,400. A small file can claim any size: larger claims are refused before a pixel is decoded.
 MAX_PIXELS = 178_956_970
 # No image of MAX_PIXELS needs more: four channels of 16 bits, uncompressed.
@@ -27,20 +29,26 @@ def check_size(rows: int, columns: int) -> None:
 def read_bytes(path: Path, limit: int = -1) -> bytes:
     """The whole file, or its first `limit` bytes.
 
+    A network file system that fails for a moment is asked again.
+
     Raises:
         UnreadableImage: it cannot be opened, is no regular file, or larger than any image of allowed size.
     """
     try:
-        status = os.stat(path)
-        # Opening a named pipe would wait for ever.
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableImage("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
-        if status.st_size > MAX_BYTES:
-            raise UnreadableImage(f"{status.st_size / 2**30:.1f} GiB, more than any image of allowed size needs")
-        with open(path, "rb") as file:
-            return file.read(limit)
+        return retried(lambda: _read_bytes(path, limit))
     except OSError as error:
         raise UnreadableImage(error.strerror or str(error)) from error
+
+
+def _read_bytes(path: Path, limit: int) -> bytes:
+    status = os.stat(path)
+    # Opening a named pipe would wait for ever.
+    if not stat.S_ISREG(status.st_mode):
+        raise UnreadableImage("a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file")
+    if status.st_size > MAX_BYTES:
+        raise UnreadableImage(f"{status.st_size / 2**30:.1f} GiB, more than any image of allowed size needs")
+    with open(path, "rb") as file:
+        return file.read(limit)
 
 
 def image_format(data: bytes) -> str:

@@ -111,6 +111,9 @@ class InMemory:
     def fingerprint(self) -> str:
         return "in memory"
 
+    def content_fingerprint(self) -> str:
+        return "always the same"
+
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_any_source_of_images(num_workers):
