@@ -2,14 +2,11 @@
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from selfpatch.commands.pretrain import PretrainResult, pretrain
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import require_writable
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import TextTable, say, show_table
 
 NUM_UNLABELED, NUM_TRAIN, NUM_VAL = 1000, 150, 50
 SCENE_SIZE = 128
@@ -43,13 +40,13 @@ def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult
 def show(result: PretrainResult, scenes: Path) -> None:
     """The table of scores, where to look, what to do next."""
     say("3. What its patches know: in-context segmentation of other scenes, nothing trained on labels")
-    table = Table()
+    table = TextTable()
     table.add_column("backbone")
     table.add_column("mIoU %", justify="right")
     for step, score in sorted(result.scores.items()):
         name = "random weights" if step == 0 else f"trained, {step} steps"
         table.add_row(name, f"{100 * score:.1f}", style="bold" if step == result.steps_done else None)
-    Console().print(table)
+    show_table(table)
     say(
         f"4. Look: {result.out / 'pictures'}  (pca.png, similarity.png, positives.png, predictions_1.png, curves.png)\n"
         f"5. Score it otherwise, then train on your own images:\n"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfpatch.errors import UserError
+from selfpatch.output.atomic_files import open_to_append
 
 
 class FolderLock:
@@ -30,7 +31,7 @@ class FolderLock:
         """
         if self._file is not None:
             return
-        lock = (self._folder / ".lock").open("a+", encoding="utf-8")
+        lock = open_to_append(self._folder / ".lock", mode="a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -13,7 +13,7 @@ from selfpatch.data.source import ImageSource
 from selfpatch.distributed import is_main
 from selfpatch.errors import UserError
 from selfpatch.output import checkpoint
-from selfpatch.output.atomic_files import atomic_write, require_writable
+from selfpatch.output.atomic_files import atomic_write, open_to_append, require_writable
 from selfpatch.output.checkpoint import Checkpoint
 from selfpatch.output.folder_lock import FolderLock
 from selfpatch.output.metric_logger import MetricLogger, NoLogger
@@ -74,7 +74,7 @@ class RunFolder:
         """The images of a run that has no checkpoint yet; empty if that is not known."""
         try:
             values = json.loads(self.images_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return values if isinstance(values, dict) else {}
 
@@ -135,7 +135,7 @@ class RunFolder:
         new = {name: " ".join(reason.split()) for name, reason in bad_images if name not in self._bad_images}
         if new:
             self._bad_images |= new
-            with self.bad_images_file.open("a", encoding="utf-8", errors="surrogateescape") as file:
+            with open_to_append(self.bad_images_file, errors="surrogateescape") as file:
                 file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
         return len(self._bad_images)
 
