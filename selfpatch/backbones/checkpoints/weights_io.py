@@ -192,7 +192,7 @@ def _read_shards(index: Path) -> Checkpoint:
         files = [index.parent / name for name in names]
         if missing := [file.name for file in files if not file.is_file() or file.suffix == ".json"]:
             raise UserError(f"{', '.join(missing)} is not there")
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
         raise UserError(
             f"{index} is no index of files of weights beside it ({error}); copy the whole folder"
         ) from error
