@@ -32,7 +32,7 @@ from benchmarks.time_limit import OutOfTimeError, time_limit
 from selfpatch.commands.hardware import find_device
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 
 DEFAULT_METHODS = ("dino", "selfpatch", "ibot")
 

@@ -28,7 +28,7 @@ from selfpatch.evaluation.datasets.segmentation import read_segmentation
 from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.metric_logger import read_metrics
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.output.versions import versions
 
 # Settings that say how a run is made, not what comes out.

@@ -40,7 +40,7 @@ from selfpatch.config.io import read_yaml
 from selfpatch.evaluation.datasets.segmentation import SegmentationData, read_segmentation
 from selfpatch.evaluation.features import normalized
 from selfpatch.evaluation.segmentation.in_context_segmentation import patch_label_distribution
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.pretraining.student_teacher import StudentTeacher
 
 BATCH_SIZE = 50

@@ -52,6 +52,10 @@ def build_backbone(
     if is_swin(config.name):
         _refuse_settings_of_vits(config)
         arguments.pop("class_token", None)
+    try:
+        check_arguments(arguments)
+    except UserError as error:
+        raise UserError(f"the backbone of this config is beyond all that can be built: {error}") from error
     model: Any = create_timm(config.name, **arguments, drop_path_rate=config.drop_path)
     if config.final_norm is False:
         model.norm = nn.Identity()
@@ -133,6 +137,9 @@ def create_timm(name: str, **arguments: Any) -> nn.Module:
         known = [*timm.list_models("*vit*"), *timm.list_models("*eva*"), *timm.list_models("swin_*")]
         nearest = difflib.get_close_matches(architecture, known, n=3, cutoff=0.3)
         raise UserError(f"unknown backbone {name!r}; timm has no such model. Nearest: {', '.join(nearest) or 'none'}")
+    tag = name.partition(".")[2]
+    if tag and name not in timm.list_pretrained(f"{architecture}.*"):
+        raise UserError(f"unknown backbone {name!r}; timm has no weights {tag!r} of {architecture}; leave the tag out")
     try:
         model = timm.create_model(name, **arguments)
     except (TypeError, AssertionError) as error:

@@ -21,7 +21,7 @@ from selfpatch.backbones.checkpoints.exported import (
 )
 from selfpatch.backbones.checkpoints.formats import convert_checkpoint
 from selfpatch.backbones.checkpoints.initialization import LoadedWeights, initialize
-from selfpatch.backbones.checkpoints.match import check_match, load_matching, match_tensors
+from selfpatch.backbones.checkpoints.match import check_depth, check_match, load_matching, match_tensors
 from selfpatch.backbones.checkpoints.networks import unwrap
 from selfpatch.backbones.checkpoints.sidecar import Normalization, check_normalization
 from selfpatch.backbones.checkpoints.vit_structure import UnknownHeadsError
@@ -229,6 +229,7 @@ def _load_described(
     file: Path, description: Description, tensors: dict[str, Tensor], pos_embed_interpolation: str
 ) -> Backbone:
     name, arguments = description.architecture, description.arguments
+    check_depth(file, arguments, tensors)
     with torch.device("meta"):  # shapes first: no memory is taken for a network that the file cannot fill
         built: Any = create_timm(name, **arguments)
         match = match_tensors(tensors, built)

@@ -12,6 +12,7 @@ from selfpatch.cli.options import FLAT, Device, Mean, Model, Network, NumChannel
 from selfpatch.errors import UserError, unknown_name
 from selfpatch.evaluation.protocols import FROZEN_DATA, TASKS
 from selfpatch.evaluation.protocols.frozen_tasks import FrozenTasks
+from selfpatch.output.terminal import say
 
 FORMER_NAME = "all-frozen"  # of --tasks frozen, when it was a task
 
@@ -90,7 +91,7 @@ def options(arguments: Sequence[str]) -> type:
 
 def keywords(given: Any) -> dict[str, Any]:
     if isinstance(given, EvaluateAllFrozen):
-        print(f"--task {FORMER_NAME} is now called --tasks frozen")
+        say(f"--task {FORMER_NAME} is now called --tasks frozen")
         preset = given.protocols or given.frozen.preset
         shared = {name: value for name, value in vars(given).items() if name not in ("task", "protocols")}
         return shared | {"frozen": replace(given.frozen, preset=preset)}

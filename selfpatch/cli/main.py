@@ -19,7 +19,7 @@ from selfpatch.errors import (
     describe_os_error,
     unknown_name,
 )
-from selfpatch.output.printable import LINES, printable
+from selfpatch.output.terminal import escape_tracebacks, say, say_error
 from selfpatch.recipes import RECIPES
 
 COMMANDS: dict[str, Command] = {
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(arguments)
     except StoppedError as stopped:
-        print(printable(str(stopped), keep=LINES))
+        say(str(stopped))
         return 128 + stopped.number
     except FailedElsewhereError as elsewhere:
         return elsewhere.code
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(overview())
+        say(overview())
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
@@ -94,8 +94,7 @@ def report(error: Exception) -> int:
             code, text = 1, f"{error} (--traceback shows where)"
         case _:
             code, text = 1, f"internal error, {type(error).__name__}: {error} (--traceback shows where)"
-    # Names of files may hold anything, a terminal's commands too.
-    print(f"selfpatch: {printable(text, keep=LINES)}", file=sys.stderr)
+    say_error(f"selfpatch: {text}")
     return code
 
 
@@ -112,4 +111,5 @@ def overview() -> str:
 
 
 def entry_point() -> None:
+    escape_tracebacks()
     sys.exit(main())

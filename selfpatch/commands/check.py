@@ -7,8 +7,6 @@ from contextlib import closing, nullcontext
 from json import dumps
 from pathlib import Path
 
-from rich.console import Console
-
 from selfpatch.commands.check_report import Report, find_copies
 from selfpatch.config import ImagesConfig
 from selfpatch.data.cores import num_cores
@@ -19,7 +17,8 @@ from selfpatch.data.inspection.inspect_all import InspectionCache, inspect_all
 from selfpatch.data.manifest import open_images
 from selfpatch.errors import UserError, working
 from selfpatch.output.printable import printable
-from selfpatch.output.progress import say, track
+from selfpatch.output.progress import track
+from selfpatch.output.terminal import say, show_table
 
 # After so long it is worth to keep what was found.
 LONG_SECONDS = 60
@@ -72,9 +71,9 @@ def check(
     )
     shown = printable(images)
     if json:
-        print(dumps(report.as_json(shown), indent=2))
+        say(dumps(report.as_json(shown), indent=2))
     else:
-        Console().print(report.table(shown))
+        show_table(report.table(shown))
         for text in report.advice(shown):
             say(f"- {text}")
         if kept is None and time.monotonic() - started > LONG_SECONDS:

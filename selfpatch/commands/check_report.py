@@ -7,14 +7,13 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from selfpatch.config import CropsConfig, RunConfig, rows_columns
 from selfpatch.data.image_folder import plural
 from selfpatch.data.inspection.inspect import ONE_COLOR, Inspected
 from selfpatch.data.inspection.leaks import Leak, find_leaks
 from selfpatch.data.inspection.near_duplicates import near_duplicates
+from selfpatch.output.terminal import TextTable
 from selfpatch.recipes import recommended_recipe
 
 CROP = min(rows_columns(CropsConfig().global_size))  # of the recipes for real images
@@ -108,8 +107,8 @@ class Report:
         blurred, _ = _far_out(others, [image.sharpness for image in others])
         return {"dark": dark, "bright": bright, "blurred": blurred, "one color": one_color}
 
-    def table(self, title: str) -> Table:
-        table = Table("images", str(len(self.good)), title=escape(title), title_justify="left")
+    def table(self, title: str) -> TextTable:
+        table = TextTable("images", str(len(self.good)), title=title, title_justify="left")
         low, median, high = (f"{side:.0f}" for side in np.percentile(self.short_sides, (0, 50, 100)))
         table.add_row("formats", counted(self.formats))
         table.add_row("short side, px", f"{low} to {high}, median {median}")

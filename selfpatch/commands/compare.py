@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from selfpatch.errors import UserError
 from selfpatch.evaluation.comparison import (
@@ -18,6 +16,7 @@ from selfpatch.evaluation.comparison import (
     read_result,
 )
 from selfpatch.evaluation.comparison import compare as compare_results
+from selfpatch.output.terminal import TextTable, fits, plain_text, show_table
 
 WRITERS = {".md": as_markdown, ".csv": as_csv}
 
@@ -46,46 +45,42 @@ def compare(
     comparison = compare_results(
         [(path, read_result(path)) for path in files], metrics=metrics, split_protocols=split_protocols
     )
-    console = Console()
     table = as_table(comparison)
-    unlimited = console.options.update(max_width=10_000)
-    if console.measure(table, options=unlimited).maximum > console.width:
-        table = as_long_table(comparison)
-    console.print(table)
+    show_table(table if fits(table) else as_long_table(comparison))
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(WRITERS[out.suffix](comparison), encoding="utf-8")
     return comparison
 
 
-def as_table(comparison: Comparison) -> Table:
+def as_table(comparison: Comparison) -> TextTable:
     """One row per model."""
-    table = Table("model", caption="in %")
+    table = TextTable("model", caption="in %")
     for column in comparison.columns:
-        table.add_column(escape(f"{column.task}\n{column.protocol}\n{column.metric}"), justify="right")
+        table.add_column(f"{column.task}\n{column.protocol}\n{column.metric}", justify="right")
     for row, cells in zip(comparison.rows, cells_of(comparison), strict=True):
-        table.add_row(escape(row), *cells)
+        table.add_row(row, *cells)
     return table
 
 
-def as_long_table(comparison: Comparison) -> Table:
+def as_long_table(comparison: Comparison) -> TextTable:
     """One row per task, protocol and metric, for where one row per model is too wide for the terminal."""
-    table = Table(caption="in %")
+    table = TextTable(caption="in %")
     for name in ("task", "protocol", "metric"):
         table.add_column(name, overflow="fold")
     for row in comparison.rows:
-        table.add_column(escape(row), justify="right", overflow="fold")
+        table.add_column(row, justify="right", overflow="fold")
     for column, cells in zip(comparison.columns, zip(*cells_of(comparison), strict=True), strict=True):
-        table.add_row(*map(escape, column), *cells)
+        table.add_row(*column, *cells)
     return table
 
 
-def cells_of(comparison: Comparison) -> list[list[str]]:
+def cells_of(comparison: Comparison) -> list[list[Text]]:
     """Cells of every row, the best of each column in bold."""
     best = best_of(comparison)
     return [
         [
-            f"[bold]{percent(value)}[/bold]" if value is not None and value == top else percent(value)
+            plain_text(percent(value), "bold" if value is not None and value == top else "")
             for value, top in zip(values, best, strict=True)
         ]
         for values in comparison.values

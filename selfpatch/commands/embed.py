@@ -25,7 +25,8 @@ from selfpatch.evaluation.features import (
     resize_image,
 )
 from selfpatch.output.atomic_files import atomic_write, require_writable
-from selfpatch.output.progress import say, track
+from selfpatch.output.progress import track
+from selfpatch.output.terminal import say
 from selfpatch.output.versions import versions
 
 BATCH_SIZE = 16

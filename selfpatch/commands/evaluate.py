@@ -5,10 +5,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.commands.hardware import find_device
@@ -21,8 +17,8 @@ from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 from selfpatch.output.atomic_files import require_writable
-from selfpatch.output.printable import printable
-from selfpatch.output.progress import PhaseProgressBar, say
+from selfpatch.output.progress import PhaseProgressBar
+from selfpatch.output.terminal import TextTable, say, show_table
 
 
 def evaluate(
@@ -62,7 +58,7 @@ def evaluate(
     }  # fmt: skip
     with prepared(task, model, Path(out), device, checkpoint) as (backbone, context):
         result = run_task(task, backbone, Path(data), protocol, context)
-    Console().print(table(result))
+    show_table(table(result))
     for note in result.notes[len(backbone.notes) :]:  # those of the model have been printed
         say(note)
     written = [str(path) for path in (Path(out) / "result.json", Path(out) / "pictures") if path.exists()]
@@ -100,7 +96,7 @@ def evaluate_frozen(
     }  # fmt: skip
     with prepared("frozen tasks", model, Path(out), device, checkpoint) as (backbone, context):
         done = frozen_tasks.run(backbone, Path(data), frozen or FrozenTasks(), context)
-    Console().print(frozen_table(done, str(model)))
+    show_table(frozen_table(done, str(model)))
     say(str(Path(out) / "summary.json"))
     return done
 
@@ -119,22 +115,21 @@ def prepared(
         yield backbone, EvalContext(out, found_device, report, str(model))
 
 
-def frozen_table(done: FrozenResults, model: str) -> Table:
+def frozen_table(done: FrozenResults, model: str) -> TextTable:
     """One row per task: its headline; tasks that were left out have none."""
-    title = escape(printable(f"frozen features: {model}", keep="\\"))
-    table = Table("task", "protocol", "metric", "%", title=title, title_justify="left")
+    table = TextTable("task", "protocol", "metric", "%", title=f"frozen features: {model}", title_justify="left")
     for task, result in done.results.items():
         metric, value = next(iter(result.metrics.items()))
-        table.add_row(task, escape(result.protocol["name"]), escape(printable(metric, keep="\\")), f"{100 * value:.2f}")
+        table.add_row(task, result.protocol["name"], metric, f"{100 * value:.2f}")
     for task in done.left_out:
         table.add_row(task, "", "left out", "")
     return table
 
 
-def table(result: Result) -> Table:
+def table(result: Result) -> TextTable:
     protocol = result.protocol
     title = f"{result.task}, protocol {protocol['name']}: {result.model}"
-    table = Table("metric", "%", title=escape(printable(title, keep="\\")), title_justify="left")
+    table = TextTable("metric", "%", title=title, title_justify="left")
     for name, value in result.metrics.items():
-        table.add_row(escape(printable(name, keep="\\")), f"{100 * value:.2f}")
+        table.add_row(name, f"{100 * value:.2f}")
     return table

@@ -16,7 +16,7 @@ from selfpatch.export.model_card import Training, write_card
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.checkpoint import step_of
 from selfpatch.output.metric_logger import read_metrics
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.pretraining.run_folder import RunFolder, result_affecting
 
 
@@ -84,5 +84,7 @@ def training_of(model: Path | str) -> Training | None:
     )
     shown = [line for line in lines if line["step"] in (0, step)]
     settings = yaml.safe_dump(result_affecting(to_dict(config)), sort_keys=False)
-    scores = [(line["step"], name, line[name]) for line in shown for name in SCORES if name in line]
+    scores = [
+        (line["step"], name, line[name]) for line in shown for name in SCORES if type(line.get(name)) in (int, float)
+    ]
     return Training(config.recipe, step, run.read_images().get("num_images"), settings, scores)

@@ -13,7 +13,7 @@ import torch
 from selfpatch.commands.hardware import num_cores
 from selfpatch.config.processes import LAUNCHER, RENDEZVOUS
 from selfpatch.errors import UserError
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.training.stop_signal import StopSignal
 
 # Seconds that the other processes have, after one failed, to end by themselves, and then to obey a signal.

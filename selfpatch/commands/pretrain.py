@@ -38,7 +38,8 @@ from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.export.timm_file import export_timm
 from selfpatch.output import checkpoint
 from selfpatch.output.printable import printable
-from selfpatch.output.progress import TrainingProgress, say
+from selfpatch.output.progress import TrainingProgress
+from selfpatch.output.terminal import say
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.parallel import OneProcess, Sharded, parallelize
 from selfpatch.pretraining.run_folder import RunFolder, run_folder

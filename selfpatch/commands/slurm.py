@@ -12,7 +12,7 @@ from pathlib import Path
 
 from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.output.atomic_files import atomic_write
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 
 # What a run ends with after SLURM's warning: it has saved, and goes on when it is started again.
 WARNING_SIGNAL = "USR2"

@@ -12,7 +12,7 @@ from selfpatch.data.image_folder import read_evenly_spaced
 from selfpatch.data.manifest import open_images
 from selfpatch.errors import UserError, working
 from selfpatch.output.atomic_files import require_writable
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.visualization import pictures
 from selfpatch.visualization.positives import positives_config
 

@@ -15,6 +15,9 @@ from selfpatch.errors import UserError
 
 C = TypeVar("C", bound=Config)
 
+# A settings file has a tenth of it, three deep: PyYAML's time grows with the square of the depth.
+MAX_BYTES, MAX_DEPTH = 200_000, 16
+
 
 def to_dict(config: Any) -> Any:
     """Plain dicts, lists and values, as YAML and JSON have them; `from_dict` is the way back."""
@@ -97,25 +100,45 @@ def read_yaml(path: Path) -> PretrainConfig:
     """Settings from a config.yaml.
 
     Raises:
-        UserError: no file, no YAML, larger than 1 MB, with aliases (which can grow without bound), or wrong settings.
+        UserError: no file, no YAML, more than any settings file has in bytes or depth, with aliases (which can grow
+            without bound), or wrong settings.
     """
     if not path.is_file():
         raise UserError(f"there is no settings file {path}; give the config.yaml of a run")
-    if path.stat().st_size > 1_000_000:
-        raise UserError(f"{path} is larger than 1 MB, which no settings file is")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path} is larger than {MAX_BYTES:,} bytes, which no settings file is")
     try:
         text = path.read_text(encoding="utf-8")
-        has_aliases = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, Loader=yaml.SafeLoader))
-        values = None if has_aliases else yaml.safe_load(text)
+        _refuse_bombs(text)
+        values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path} is not a settings file in YAML: {reason}; give the config.yaml of a run") from error
-    if has_aliases:
-        raise UserError(f"{path} has YAML aliases; settings files are written without")
     try:
         return config_of(values)
-    except UserError as error:
+    except ValueError as error:  # a UserError, or a number of too many digits to be shown
         raise UserError(f"{path}: {error}") from error
+
+
+def _refuse_bombs(text: str) -> None:
+    """Read token by token, so that what grows without bound is refused where it begins.
+
+    Raises:
+        ValueError: aliases, or groups nested deeper than those of any settings file.
+    """
+    depth = 0
+    for token in yaml.scan(text, Loader=yaml.SafeLoader):
+        if isinstance(token, yaml.AliasToken | yaml.AnchorToken):
+            raise ValueError("it has YAML aliases, which settings files are written without")
+        depth += isinstance(token, _STARTS) - isinstance(token, _ENDS)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+
+
+_STARTS = (
+    yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken, yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken,
+)  # fmt: skip
+_ENDS = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
 
 
 def config_of(values: Any) -> PretrainConfig:

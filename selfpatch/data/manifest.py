@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,11 @@ from selfpatch.errors import UserError
 ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet", ".txt")
 # Names of the column of paths, in order of preference.
 COLUMNS = ("path", "file_path", "filepath", "image_path", "file_name", "filename", "file", "image")
-_STAT_THREADS = 32
+_STAT_THREADS, _ROWS_AT_ONCE = 32, 65_536
+# Half of a character, which JSON can write and no name of a file has; os.fsdecode's own are bytes that are no UTF-8.
+_LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+# With so many rows that were there before, the rest is not read.
+_MAX_TWICE = 100_000
 
 
 def open_images(path: Path, settings: ImagesConfig | None = None, *, pixels: PixelFormat = RGB_8) -> ImageFiles:
@@ -50,14 +55,14 @@ class ImageManifest(ImageFiles):
         exclude: Sequence[str] = (),
         pixels: PixelFormat = RGB_8,
     ):
-        listed = [os.fsencode(name) for name in _listed(path)]
+        listed, twice = _without_duplicates(path)
         if not listed:
             raise UserError(f"the manifest {path} lists no image; give one path per row")
-        if len(set(listed)) < len(listed):
-            twice = Counter(listed).most_common(1)[0][0]
+        if twice:
+            count = f"{twice.total():,}" if twice.total() < _MAX_TWICE else f"at least {_MAX_TWICE:,}"
             raise UserError(
-                f"the manifest {path} lists {len(listed) - len(set(listed)):,} images more than once, "
-                f"{os.fsdecode(twice)} for one; keep one row per image"
+                f"the manifest {path} lists {count} images more than once, "
+                f"{os.fsdecode(twice.most_common(1)[0][0])} for one; keep one row per image"
             )
         is_chosen = chosen_by(include, exclude)
         chosen = [name for name in listed if is_chosen is None or is_chosen(name)]
@@ -73,6 +78,20 @@ class ImageManifest(ImageFiles):
         left_out = len(listed) - len(chosen)
         notes = [f"{plural(left_out, 'image is', 'images are')} left out by the patterns given"] if left_out else []
         super().__init__([path.parent], names, ends, [0], notes=notes, pixels=pixels)
+
+
+def _without_duplicates(path: Path) -> tuple[list[bytes], Counter[bytes]]:
+    """Names in their order, and how often each was there again."""
+    names: dict[bytes, None] = {}
+    twice: Counter[bytes] = Counter()
+    for text in _listed(path):
+        name = os.fsencode(text)
+        if name in names:
+            twice[name] += 1
+            if twice.total() >= _MAX_TWICE:
+                break
+        names[name] = None
+    return list(names), twice
 
 
 def _require_files(manifest: Path, names: list[bytes]) -> None:
@@ -131,10 +150,16 @@ def _parquet(path: Path) -> Iterator[str]:
         ) from error
     try:
         column = _column(path, pq.read_schema(path).names)
-        values = pq.read_table(path, columns=[column])[column].to_pylist()
+        num_rows = 0
+        # By pieces: a few bytes may stand for any number of rows.
+        with pq.ParquetFile(path) as table:
+            for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[column]):
+                for number, value in enumerate(batch[0].to_pylist(), start=num_rows + 1):
+                    yield _text(path, number, value)
+                num_rows += len(batch)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"the manifest {path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
-    yield from (_text(path, number, value) for number, value in enumerate(values, start=1))
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the manifest {path} cannot be read as Parquet: {reason}") from error
 
 
 def _column(path: Path, names: list[str]) -> str:
@@ -147,6 +172,7 @@ def _column(path: Path, names: list[str]) -> str:
 
 
 def _text(path: Path, number: int, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise UserError(f"row {number} of the manifest {path} has no path but {value!r}; give the path of an image")
+    if not isinstance(value, str) or not value.strip() or "\0" in value or _LONE_SURROGATE.search(value):
+        shown = repr(value)[:200]
+        raise UserError(f"row {number} of the manifest {path} has no path but {shown}; give the path of an image")
     return value.strip()

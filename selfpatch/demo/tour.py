@@ -3,14 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from selfpatch.commands.pretrain import PretrainResult, pretrain
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import require_writable
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import TextTable, say, show_table
 from selfpatch.recipes import find_recipe
 
 NUM_UNLABELED, NUM_TRAIN, NUM_VAL = 1000, 150, 50
@@ -54,7 +51,7 @@ def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult
 def show(base: PretrainResult, result: PretrainResult, scenes: Path) -> None:
     """The table of scores, where to look, what to do next."""
     say("4. What their patches know: in-context segmentation of other scenes, nothing trained on labels")
-    table = Table()
+    table = TextTable()
     table.add_column("backbone")
     table.add_column("mIoU %", justify="right")
     table.add_row("random weights", f"{100 * result.scores[0]:.1f}")
@@ -63,7 +60,7 @@ def show(base: PretrainResult, result: PretrainResult, scenes: Path) -> None:
             if step > 0:
                 at_end = step == trained.steps_done
                 table.add_row(f"{name}, {step} steps", f"{100 * score:.1f}", style="bold" if at_end else None)
-    Console().print(table)
+    show_table(table)
     say(
         f"5. Look: {result.out / 'pictures'}  (pca.png, similarity.png, positives.png, predictions_1.png, curves.png)\n"
         f"6. Score it otherwise, then train on your own images:\n"

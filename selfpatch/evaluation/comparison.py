@@ -11,6 +11,7 @@ from selfpatch.config.io import differences
 from selfpatch.errors import UserError
 from selfpatch.evaluation.result import Result, current_names
 from selfpatch.output.printable import printable
+from selfpatch.output.text_files import markdown_text, spreadsheet_cell
 
 LARGEST_RESULT = 50_000_000  # bytes; a result of 80 classes has a few thousand
 
@@ -173,25 +174,25 @@ def weights_of(result: Result) -> str:
 
 def as_markdown(comparison: Comparison) -> str:
     """A table of percentages, the best of every column in bold."""
-    lines = [["model", *map(str, comparison.columns)], ["---", *["---:"] * len(comparison.columns)]]
+    header = [markdown_text(str(column)) for column in comparison.columns]
+    lines = [["model", *header], ["---", *["---:"] * len(header)]]
     best = best_of(comparison)
     for row, values in zip(comparison.rows, comparison.values, strict=True):
         cells = [
             f"**{percent(value)}**" if value is not None and value == top else percent(value)
             for value, top in zip(values, best, strict=True)
         ]
-        lines.append([row, *cells])
-    escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+        lines.append([markdown_text(row), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_csv(comparison: Comparison) -> str:
     """Fractions in [0, 1] with all their digits; empty where a model was not scored."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["model", *map(str, comparison.columns)])
+    writer.writerow(["model", *(spreadsheet_cell(str(column)) for column in comparison.columns)])
     for row, values in zip(comparison.rows, comparison.values, strict=True):
-        writer.writerow([row, *("" if value is None else repr(value) for value in values)])
+        writer.writerow([spreadsheet_cell(row), *("" if value is None else repr(value) for value in values)])
     return text.getvalue()
 
 

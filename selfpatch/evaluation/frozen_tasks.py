@@ -16,7 +16,7 @@ from selfpatch.evaluation.result import Result
 from selfpatch.evaluation.task import EvalContext
 from selfpatch.evaluation.tasks import run_task
 from selfpatch.output.atomic_files import atomic_write
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.training.loop import DivergenceError
 
 # Whether a folder has the layout that a task needs; the task itself checks that it is complete.

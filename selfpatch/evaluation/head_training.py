@@ -20,7 +20,8 @@ from selfpatch.optim.schedules import Schedule
 from selfpatch.output import checkpoint
 from selfpatch.output.folder_lock import FolderLock
 from selfpatch.output.metric_logger import MetricLogger
-from selfpatch.output.progress import TrainingProgress, say
+from selfpatch.output.progress import TrainingProgress
+from selfpatch.output.terminal import say
 from selfpatch.training.loop import PeriodicCallback, StepOutput, train
 from selfpatch.training.precision import autocast_for
 from selfpatch.training.stop_signal import StopSignal

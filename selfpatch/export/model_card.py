@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.output.atomic_files import atomic_write
+from selfpatch.output.text_files import code_block, code_span
 from selfpatch.output.versions import installed_version
 
 # A card without this line is somebody's own.
@@ -55,11 +56,10 @@ def card(backbone: Backbone, *, load: str, library: str, model: str, training: T
         f"# {backbone.architecture.name}: dense image features",
         "",
         f"{millions:.1f} M parameters, {backbone.embed_dim} wide: {class_token}one token per patch of {rows} x "
-        f"{columns} pixels. Exported from `{model}` by selfpatch {installed_version('selfpatch')}.",
+        f"{columns} pixels. Exported from {code_span(model)} by selfpatch {installed_version('selfpatch')}.",
         "",
-        "```python",
-        *load.split("; "),
-        "```",
+        # The import, and the line that loads it: a name may hold a semicolon too.
+        code_block("\n".join(load.split("; ", 1)), "python"),
         "",
         "## Images",
         "",
@@ -73,20 +73,19 @@ def card(backbone: Backbone, *, load: str, library: str, model: str, training: T
         "",
     ]
     if training is None:
-        lines.append(f"The weights are those of `{model}`; how they were trained is not known here.")
+        lines.append(f"The weights are those of {code_span(model)}; how they were trained is not known here.")
     else:
         images = "images of your own" if training.num_images is None else f"{training.num_images:,} unlabeled images"
         steps = "" if training.step is None else f", {training.step:,} steps"
         lines += [
-            f"Recipe `{training.recipe}` on {images}{steps}. Describe the images here: source, domain, license.",
+            f"Recipe {code_span(training.recipe)} on {images}{steps}. Describe the images here: source, domain, "
+            "license.",
             "",
         ]
         lines += [
             "<details><summary>Settings</summary>",
             "",
-            "```yaml",
-            training.settings.strip(),
-            "```",
+            code_block(training.settings.strip(), "yaml"),
             "",
             "</details>",
         ]

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 from selfpatch.errors import UserError
 
@@ -32,6 +33,20 @@ def atomic_write(path: Path) -> Iterator[Path]:
         fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_to_append(path: Path, *, mode: str = "a", errors: str | None = None) -> TextIO:
+    """A text file of a run that grows line by line; a link in its place is refused.
+
+    In a folder of somebody else it could make this run write to any file of the user's.
+
+    Raises:
+        OSError: it is a link or cannot be opened.
+    """
+    flags = os.O_WRONLY if mode == "a" else os.O_RDWR
+    # Opening a named pipe would wait for ever.
+    descriptor = os.open(path, flags | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    return os.fdopen(descriptor, mode, encoding="utf-8", errors=errors)
 
 
 def fsync(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from selfpatch.errors import RunFailedError, UserError
+from selfpatch.output.atomic_files import open_to_append
 
 # What `flock` says of a folder that is held, and of a file system that knows no locks.
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
@@ -38,7 +39,7 @@ class FolderLock:
         """
         if self._file is not None:
             return
-        lock = (self._folder / LOCK).open("a+", encoding="utf-8", errors="replace")
+        lock = open_to_append(self._folder / LOCK, mode="a+", errors="replace")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from selfpatch.output.atomic_files import atomic_write
-from selfpatch.output.progress import say
+from selfpatch.output.atomic_files import atomic_write, open_to_append
+from selfpatch.output.terminal import say
 
 
 class MetricLogger:
@@ -23,7 +23,7 @@ class MetricLogger:
     def log(self, step: int, values: dict[str, Any]) -> None:
         self.latest |= {name: (step, value) for name, value in values.items()}
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with open_to_append(self.path) as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         except OSError as error:
             if not self._failed:

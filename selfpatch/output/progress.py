@@ -1,4 +1,4 @@
-"""Lines and progress bars on the terminal."""
+"""Progress bars on the terminal."""
 
 import contextlib
 import sys
@@ -11,17 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress import track as rich_track
 from rich.table import Column
 
-from selfpatch.output.printable import LINES, printable
+from selfpatch.output.printable import LINES
+from selfpatch.output.terminal import plain_text, say
 
 T = TypeVar("T")
-
-
-def say(text: str) -> None:
-    """Print a line, with odd characters in the names of files escaped; a closed terminal does not stop a run."""
-    try:
-        print(printable(text, keep=LINES), flush=True)
-    except OSError:
-        sys.stdout = None  # type: ignore[assignment]
 
 
 def track(items: Iterable[T], text: str, total: int) -> Iterable[T]:
@@ -102,7 +95,7 @@ class TrainingProgress:
     def say(self, text: str) -> None:
         if self._bar is not None:
             with self._terminal():
-                self._bar.console.print(printable(text, keep=LINES), highlight=False, markup=False)
+                self._bar.console.print(plain_text(text, keep=LINES))
         else:
             say(text)
 

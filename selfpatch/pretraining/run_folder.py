@@ -13,11 +13,11 @@ from selfpatch.data.source import ImageSource
 from selfpatch.distributed import is_main
 from selfpatch.errors import UserError
 from selfpatch.output import checkpoint
-from selfpatch.output.atomic_files import atomic_write, require_writable
+from selfpatch.output.atomic_files import atomic_write, open_to_append, require_writable
 from selfpatch.output.checkpoint import Checkpoint
 from selfpatch.output.folder_lock import LOCK, FolderLock
 from selfpatch.output.metric_logger import MetricLogger, NoLogger
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.pretraining.train_state import TrainState
 
 
@@ -84,7 +84,7 @@ class RunFolder:
         """The images of a run that has no checkpoint yet; empty if that is not known."""
         try:
             values = json.loads(self.images_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return values if isinstance(values, dict) else {}
 
@@ -157,7 +157,7 @@ class RunFolder:
         if new:
             self._bad_images |= new
             try:
-                with self.bad_images_file.open("a", encoding="utf-8", errors="surrogateescape") as file:
+                with open_to_append(self.bad_images_file, errors="surrogateescape") as file:
                     file.writelines(f"{name}\t{reason}\n" for name, reason in new.items())
             except OSError as error:
                 say(f"warning: {self.bad_images_file} cannot be written ({error.strerror}); it lacks {', '.join(new)}")

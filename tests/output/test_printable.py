@@ -5,7 +5,8 @@ import pytest
 from selfpatch.cli.main import report
 from selfpatch.errors import UserError
 from selfpatch.output.printable import printable
-from selfpatch.output.progress import TrainingProgress, say
+from selfpatch.output.progress import TrainingProgress
+from selfpatch.output.terminal import say
 
 NAMES = {
     "plain name.jpg": "plain name.jpg",

@@ -1,7 +1,8 @@
 """Matches a file's tensors against a backbone; anything that would change its features is an error."""
 
 import re
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -73,6 +74,21 @@ def check_match(match: Match, *, origin: str) -> None:
         raise UserError(
             f"{origin} does not fill its backbone: {match}. Every tensor of the encoder must be there and known, or "
             "features would be others; choose a whole checkpoint, or the backbone that it was made for"
+        )
+
+
+def check_depth(origin: Path, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Compare the depth that a file claims with its tensors, before a network of that depth is built.
+
+    Raises:
+        UserError: there are fewer tensors than blocks.
+    """
+    depths = arguments.get("depths", arguments.get("depth", 0))
+    num_blocks = sum(depths) if isinstance(depths, tuple) else depths
+    if num_blocks > len(tensors):
+        raise UserError(
+            f"{origin} does not hold the network that it says it does: {num_blocks} blocks of {len(tensors)} tensors. "
+            "Export the backbone again"
         )
 
 

@@ -1,7 +1,9 @@
 """Files of tensors, whoever wrote them: read without executing anything, and refused where they hold no weights."""
 
 import json
+import mmap
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +96,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
     if file.suffix == ".safetensors":
         read_metadata(file)  # refuses what is damaged
         return Checkpoint(load_file(file))
+    _refuse_bombs(file)
     inert: list[Any] = [(Inert, name) for name in INERT] + [(OrderedDict, name) for name in MAPPINGS]
     inert += [(_default_dict, "collections.defaultdict")]
     with file.open("rb") as stream, torch.serialization.safe_globals(inert):
@@ -103,6 +106,33 @@ def read_checkpoint(file: Path) -> Checkpoint:
             raise UserError(_refusal(file, error)) from error
     values = {str(name): value for name, value in checkpoint.items()} if isinstance(checkpoint, dict) else {}
     return Checkpoint(_flatten(file, checkpoint), values)
+
+
+def _refuse_bombs(file: Path) -> None:
+    """Refuse what takes far more memory than the file is long.
+
+    Raises:
+        UserError: an archive with a compressed member, or with members that overlap, or a call of bytearray, which
+            torch permits with any length.
+    """
+    if file.stat().st_size == 0:
+        return
+    with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"\nbytearray\n") >= 0:
+            raise UserError(_refusal(file, ValueError("GLOBAL builtins.bytearray")))
+    if not zipfile.is_zipfile(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise UserError(_refusal(file, error)) from error
+    is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not is_stored or sum(member.file_size for member in members) > file.stat().st_size:
+        raise UserError(
+            f"{file} is no checkpoint that can be read safely: its tensors are compressed, which torch.save never "
+            "does; save the state_dict of the network again"
+        )
 
 
 def check_weights(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -162,7 +192,7 @@ def _read_shards(index: Path) -> Checkpoint:
         files = [index.parent / name for name in names]
         if missing := [file.name for file in files if not file.is_file() or file.suffix == ".json"]:
             raise UserError(f"{', '.join(missing)} is not there")
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError, OSError) as error:
         raise UserError(
             f"{index} is no index of files of weights beside it ({error}); copy the whole folder"
         ) from error

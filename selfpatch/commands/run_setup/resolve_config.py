@@ -19,7 +19,7 @@ from selfpatch.data.derive_pixels import derive_pixels, measure_channels
 from selfpatch.data.image_files import ImageFiles
 from selfpatch.errors import UserError
 from selfpatch.output import checkpoint
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.recipes.continue_from import CONTINUE_RECIPES
 from selfpatch.recipes.derive import ResolvedSetting, RunFacts, default_backbone, derive

@@ -9,7 +9,7 @@ from selfpatch.config import PretrainConfig
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.data.source import ImageSource
 from selfpatch.distributed import alone, world_size
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.pretraining.student_teacher import StudentTeacher
 from selfpatch.recipes.derive import ResolvedSetting
 

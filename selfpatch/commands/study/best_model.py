@@ -7,7 +7,7 @@ from selfpatch.commands.export import training_of
 from selfpatch.commands.study.folder import StudyFolder
 from selfpatch.export.formats import FORMATS
 from selfpatch.export.model_card import Training, write_card
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.recipes.candidates import trains
 
 

@@ -17,7 +17,7 @@ from selfpatch.commands.study.plan import PlannedCandidate
 from selfpatch.commands.study.scoring import Scoring, feature_folder
 from selfpatch.errors import StoppedError
 from selfpatch.output.metric_logger import read_metrics
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.output.versions import versions
 from selfpatch.recipes.candidates import AS_IS, needs_weights, trains
 from selfpatch.training.loop import DivergenceError

@@ -16,7 +16,7 @@ from selfpatch.config import PretrainConfig
 from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.errors import UserError
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.pretraining.parallel import OneProcess
 from selfpatch.pretraining.student_teacher import apply_efficiency
 from selfpatch.recipes.candidates import AS_IS, trains

@@ -28,7 +28,7 @@ from selfpatch.evaluation.datasets.identity import files_hash
 from selfpatch.evaluation.datasets.labeled_images import Layout
 from selfpatch.evaluation.datasets.segmentation import find_layout
 from selfpatch.evaluation.fingerprint import fingerprint
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 from selfpatch.recipes.candidates import AS_IS, find_candidates, trains
 
 # Names of files of weights that are named by their folder.

@@ -25,7 +25,7 @@ from selfpatch.config.study import StudyConfig
 from selfpatch.data.manifest import open_images
 from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.output.atomic_files import atomic_write
-from selfpatch.output.progress import say
+from selfpatch.output.terminal import say
 
 
 class StudyResult(NamedTuple):

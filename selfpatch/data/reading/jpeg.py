@@ -9,7 +9,7 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from selfpatch.data.reading.image_file import UnreadableImage, check_size, first_line
+from selfpatch.data.reading.image_file import MAX_PIXELS, UnreadableImage, check_size, first_line
 
 # Markers (ITU-T T.81, table B.1).
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP14, _APP15, _COM = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xEE, 0xEF, 0xFE
@@ -17,12 +17,18 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SEQUENTIAL_FRAMES = (0xC0, 0xC1)
 _WITHOUT_LENGTH = frozenset((0x01, _SOI, *range(0xD0, 0xD8)))
 
-_MARKER = re.compile(rb"\xff+([\x01-\xfe])", re.DOTALL)
+# The last FF alone of those that fill the place before a marker: a run of them would be tried from each of its bytes.
+_MARKER = re.compile(rb"\xff([\x01-\xfe])", re.DOTALL)
+_FILLED_MARKER = re.compile(rb"(?<!\xff)\xff++[\x01-\xfe]", re.DOTALL)
 # Within a scan FF 00 is a byte of it, and D0 to D7 restart it.
-_END_OF_SCAN = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])", re.DOTALL)
+_END_OF_SCAN = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])", re.DOTALL)
 _EXTRANEOUS = re.compile(r"(\d+) extraneous bytes before marker")
 # Places tried where extraneous bytes may be; each costs one decoding.
 _MAX_PLACES = 64
+# Far more than any file has: each costs time without a pixel to show for it.
+_MAX_SEGMENTS = 100_000
+# Scans times pixels; an image of the largest size may have a hundred, and smaller ones more.
+_MAX_SCANNED = 100 * MAX_PIXELS
 
 
 class Segment(NamedTuple):
@@ -85,6 +91,9 @@ def _exif_orientation(exif_bytes: bytes) -> int:
 def _decode(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
     rows, columns, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     check_size(rows, columns)
+    # Each scan goes over all pixels, however few bytes it has.
+    if data.count(b"\xff\xda") * rows * columns > _MAX_SCANNED:
+        raise UnreadableImage("more scans of its pixels than any JPEG needs")
     # Strict, which is the default: libjpeg fills what is missing with gray and calls that a warning.
     if colorspace in ("CMYK", "YCCK"):
         # Stored inverted, as Adobe does and everybody takes for granted.
@@ -107,7 +116,7 @@ def _decode_without_extraneous_bytes(data: bytes, warning: str) -> tuple[UInt8[n
         if (found := _EXTRANEOUS.search(str(error))) is None:
             raise
         scans = next((segment.end for segment in _segments(data) if segment.marker == _SOS), len(data))
-        places = [marker.start() for marker in _MARKER.finditer(data, scans)]
+        places = [marker.start() for marker in _FILLED_MARKER.finditer(data, scans)]
         for place in places[-1:] + places[:_MAX_PLACES]:  # mostly they stand before the end of the image
             try:
                 return _decode(data[: place - int(found[1])] + data[place:])
@@ -148,14 +157,20 @@ def _has_one_scan(data: bytes) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[Segment]:
-    """All segments up to the end of the image, over whatever lies between them, as libjpeg finds them."""
-    position, in_scan = 2, False
+    """All segments up to the end of the image, over whatever lies between them, as libjpeg finds them.
+
+    Raises:
+        UnreadableImage: more than any file has.
+    """
+    position, in_scan, num_segments = 2, False, 0
     while match := (_END_OF_SCAN if in_scan else _MARKER).search(data, position):
         marker, start, position = match[1][0], match.end() - 2, match.end()
         if marker not in _WITHOUT_LENGTH and marker != _EOI:
             position += int.from_bytes(data[position : position + 2])
             if position < match.end() + 2 or position > len(data):
                 return
+        if (num_segments := num_segments + 1) > _MAX_SEGMENTS:
+            raise UnreadableImage(f"more than {_MAX_SEGMENTS:,} segments")
         yield Segment(marker, start, position)
         if marker == _EOI:
             return

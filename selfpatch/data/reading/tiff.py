@@ -75,6 +75,9 @@ def first_page(data: bytes) -> Iterator[tifffile.TiffPage]:
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         page = file.pages[0]
         assert isinstance(page, tifffile.TiffPage)
+        # A damaged tag may give several numbers, or bytes.
+        if not all(isinstance(side, int) for side in (page.imagelength, page.imagewidth)):
+            raise UnreadableImage("damaged TIFF (its size is no number)")
         yield page
 
 

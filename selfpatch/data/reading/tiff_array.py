@@ -3,6 +3,7 @@
 tifffile reads them. Palettes, CMYK and subsampled colors are left to Pillow, as are 1 to 4 channels of 8 bits.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 from jaxtyping import Real
 
 from selfpatch.data.reading.channel_axis import channel_axis, channels_last, rows_columns_channels
-from selfpatch.data.reading.image_file import UnreadableImage, first_line
+from selfpatch.data.reading.image_file import MAX_PIXELS, UnreadableImage, first_line
 from selfpatch.data.reading.pixels import upright
 from selfpatch.data.reading.tiff import first_page, uncompressed_samples
 
@@ -44,6 +45,8 @@ def open_tiff(data: bytes, pages: str) -> TiffArray | None:
             raise UnreadableImage("pages that differ in size or depth cannot be channels (--images.pages first)")
         if not spans_pages:
             shape, axes = tuple(page.shape), page.axes
+        if math.prod(shape) > 4 * MAX_PIXELS:  # all of it is read, also where one plane counts
+            raise UnreadableImage(f"an array of shape {shape}, too many numbers")
         if number is None or photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB):
             return None
         if bits < 8 or (not spans_pages and bits == 8 and number == "unsigned" and photometric == _RGB):
