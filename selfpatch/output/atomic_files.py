@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
 from selfpatch.errors import UserError
 
@@ -35,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def open_to_append(path: Path, *, mode: str = "a", errors: str | None = None) -> TextIO:
+def open_to_append(path: Path, *, mode: str = "a", errors: str | None = None) -> IO[Any]:
     """A text file of a run that grows line by line; a link in its place is refused.
 
     In a folder of somebody else it could make this run write to any file of the user's.

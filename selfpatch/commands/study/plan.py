@@ -6,9 +6,6 @@ import time
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from selfpatch.commands.pretrain import build_parts
 from selfpatch.commands.run_setup.task_and_batches import task_and_batches
@@ -16,7 +13,7 @@ from selfpatch.config import PretrainConfig
 from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
 from selfpatch.errors import UserError
-from selfpatch.output.terminal import say
+from selfpatch.output.terminal import TextTable, say, show_table
 from selfpatch.pretraining.parallel import OneProcess
 from selfpatch.pretraining.student_teacher import apply_efficiency
 from selfpatch.recipes.candidates import AS_IS, trains
@@ -151,17 +148,17 @@ def total_seconds(plan: list[PlannedCandidate]) -> float:
 
 def print_plan(plan: list[PlannedCandidate], budget: dict[str, Any]) -> None:
     """A row per candidate, and what all of them have in common."""
-    table = Table(
+    table = TextTable(
         "candidate", "seeds", "steps", "minutes to train", "minutes to score", title="plan", title_justify="left"
     )
     for candidate in plan:
         training = candidate.cell_seconds - candidate.timing.scores
         minutes = [f"{candidate.num_seeds * seconds / 60:.1f}" for seconds in (training, candidate.timing.scores)]
         steps = str(candidate.steps) if candidate.steps else "none"
-        table.add_row(escape(candidate.name), str(candidate.num_seeds), steps, *minutes)
+        table.add_row(candidate.name, str(candidate.num_seeds), steps, *minutes)
     table.add_section()
     table.add_row("all", "", "", f"{total_seconds(plan) / 60:.1f} in all", "")
-    Console().print(table)
+    show_table(table)
     if budget:
         say(budget_sentence(budget))
 

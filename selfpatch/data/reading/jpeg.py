@@ -92,7 +92,7 @@ def _decode(data: bytes) -> tuple[UInt8[np.ndarray, "H W 3"], str]:
     rows, columns, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     check_size(rows, columns)
     # Each scan goes over all pixels, however few bytes it has.
-    if data.count(b"\xff\xda") * rows * columns > _MAX_SCANNED:
+    if data.count(b"\xff\xda") * int(rows) * int(columns) > _MAX_SCANNED:
         raise UnreadableImage("more scans of its pixels than any JPEG needs")
     # Strict, which is the default: libjpeg fills what is missing with gray and calls that a warning.
     if colorspace in ("CMYK", "YCCK"):
