@@ -1,6 +1,5 @@
 """`selfpatch demo`: the whole way in a few CPU minutes, on made-up scenes."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from selfpatch.commands.pretrain import PretrainResult, pretrain
@@ -8,24 +7,25 @@ from selfpatch.demo.scenes import write_scenes
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.terminal import TextTable, say, show_table
-from selfpatch.recipes import find_recipe
+from selfpatch.recipes.demo import demo_runs
 
 NUM_UNLABELED, NUM_TRAIN, NUM_VAL = 1000, 150, 50
 SCENE_SIZE = 128
 
 
 def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult:
-    """Make up scenes, train on them with DINO alone and with the patch objective, score both and random weights, draw
-    pictures. Goes on if called again.
+    """Make up scenes, train on them without and with the patch objective, score both and random weights, draw pictures.
+
+    Goes on if called again.
 
     Returns:
-        of the run with the patch objective; of DINO's if that was stopped.
+        of the run with the patch objective, or of the one that was stopped.
 
     Raises:
         UserError: `out` holds something else.
     """
     out = Path(out)
-    scenes, dino, run = out / "scenes", out / "dino", out / "run"
+    scenes = out / "scenes"
     require_writable(out)
     if not (scenes / "ade20k" / "classes.txt").exists():
         if out.exists() and any(out.iterdir()) and not scenes.exists():
@@ -34,36 +34,35 @@ def demo(out: Path | str = "selfpatch-demo", *, seed: int = 0) -> PretrainResult
         write_scenes(
             scenes, num_unlabeled=NUM_UNLABELED, num_train=NUM_TRAIN, num_val=NUM_VAL, size=SCENE_SIZE, seed=seed
         )
-    recipe = find_recipe("demo")
-    without = replace(recipe, objectives=replace(recipe.objectives, selfpatch=None))
     settings = {"seed": seed, "evaluate.data": scenes / "ade20k"}
-    say(f"2. Train a tiny vision transformer on the unlabeled scenes, with DINO alone: {dino}")
-    base = pretrain(scenes / "images", dino, config=without, settings=settings)
-    if base.stopped_by is not None:
-        return base
-    say(f"3. The same with a patch objective, SelfPatch: {run}")
-    result = pretrain(scenes / "images", run, config=recipe, settings=settings)
-    if result.stopped_by is None:
-        show(base, result, scenes)
-    return result
+    results: list[tuple[str, PretrainResult]] = []
+    for folder, (name, config) in demo_runs().items():
+        say(f"2. Train a tiny vision transformer on the unlabeled scenes, {name}: {out / folder}")
+        result = pretrain(scenes / "images", out / folder, config=config, settings=settings)
+        results.append((name, result))
+        if result.stopped_by is not None:
+            return result
+    show(results, scenes)
+    return results[-1][1]
 
 
-def show(base: PretrainResult, result: PretrainResult, scenes: Path) -> None:
-    """The table of scores, where to look, what to do next."""
-    say("4. What their patches know: in-context segmentation of other scenes, nothing trained on labels")
+def show(results: list[tuple[str, PretrainResult]], scenes: Path) -> None:
+    """The table of scores, where to look (at the last run), what to do next."""
+    _, result = results[-1]
+    say("3. What their patches know: in-context segmentation of other scenes, nothing trained on labels")
     table = TextTable()
     table.add_column("backbone")
     table.add_column("mIoU %", justify="right")
     table.add_row("random weights", f"{100 * result.scores[0]:.1f}")
-    for name, trained in {"DINO": base, "DINO + SelfPatch": result}.items():
+    for name, trained in results:
         for step, score in sorted(trained.scores.items()):
             if step > 0:
                 at_end = step == trained.steps_done
                 table.add_row(f"{name}, {step} steps", f"{100 * score:.1f}", style="bold" if at_end else None)
     show_table(table)
     say(
-        f"5. Look: {result.out / 'pictures'}  (pca.png, similarity.png, positives.png, predictions_1.png, curves.png)\n"
-        f"6. Score it otherwise, then train on your own images:\n"
+        f"4. Look: {result.out / 'pictures'}  (pca.png, similarity.png, positives.png, predictions_1.png, curves.png)\n"
+        f"5. Score it otherwise, then train on your own images:\n"
         f"     selfpatch evaluate {result.out} --task linear-segmentation --preset quick "
         f"--data {scenes / 'ade20k'} --out SCORES\n"
         f"     selfpatch pretrain IMAGES RUN --recipe dino-selfpatch-small"

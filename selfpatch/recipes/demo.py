@@ -22,3 +22,10 @@ def demo() -> PretrainConfig:
         crops=replace(config.crops, global_size=48, local_size=24),
         optim=replace(config.optim, steps=500),
     )
+
+
+def demo_runs() -> dict[str, tuple[str, PretrainConfig]]:
+    """What the demo compares, by folder, with its name: the recipe without its patch objective, and the recipe."""
+    recipe = demo()
+    base = replace(recipe, objectives=replace(recipe.objectives, selfpatch=None))
+    return {"base": ("DINO", base), "run": ("DINO + SelfPatch", recipe)}

@@ -42,6 +42,10 @@ def dino_selfpatch_small() -> PretrainConfig:
     distillation = SelfDistillationConfig(
         teacher_temperature=0.015, warmup_teacher_temperature=0.015, centering="sinkhorn"
     )
+    patch_level = SelfPatchConfig(
+        weight=0.1, head=head, distillation=distillation, num_positives=3, padding_mode="none", crops="global",
+        view="recolored", start_epoch=None, ramp_epochs=None,
+    )  # fmt: skip
     return PretrainConfig(
         recipe="dino-selfpatch-small",
         backbone=BackboneConfig(name=None, class_token=False, final_norm=False, drop_path=0.0),
@@ -59,17 +63,7 @@ def dino_selfpatch_small() -> PretrainConfig:
         ),
         objectives=ObjectivesConfig(
             dino=DINOConfig(head=head, distillation=distillation),
-            selfpatch=SelfPatchConfig(
-                weight=0.1,
-                head=head,
-                distillation=distillation,
-                num_positives=3,
-                padding_mode="none",
-                crops="global",
-                view="recolored",
-                start_epoch=None,
-                ramp_epochs=None,
-            ),
+            selfpatch=patch_level,
         ),
         optim=OptimConfig(
             batch_size=None,

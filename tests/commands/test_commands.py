@@ -150,7 +150,7 @@ def test_demo_in_miniature_shows_random_weights_dino_and_selfpatch_and_goes_on(t
     rows = [" ".join(line.split()) for line in printed.splitlines()]
     for row in ("random weights", "DINO, 2 steps", "DINO + SelfPatch, 2 steps"):
         assert sum(row in line and "│" in line for line in rows) == 1, row
-    for run, has_selfpatch in (("dino", False), ("run", True)):
+    for run, has_selfpatch in (("base", False), ("run", True)):
         objectives = read_yaml(tmp_path / "demo" / run / "config.yaml").objectives
         assert (objectives.selfpatch is not None) == has_selfpatch and objectives.dino is not None
     assert main(["demo", str(tmp_path / "demo")]) == 0

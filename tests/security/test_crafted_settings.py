@@ -85,7 +85,7 @@ def test_a_manifest_stays_in_its_folder(name, tmp_path):
     (other / "model.safetensors").write_bytes(b"other")
     sums = {name: hashlib.sha256(b"other").hexdigest(), "state.json": hashlib.sha256(b"{}").hexdigest()}
     step = written(tmp_path, {"state.json": b"{}"}, sums)
-    with pytest.raises(checkpoint.DamagedCheckpointError, match="damaged"):
+    with pytest.raises(checkpoint.DamagedCheckpointError, match="damaged|not what was written"):
         checkpoint.load(step)
 
 

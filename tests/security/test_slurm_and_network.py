@@ -71,7 +71,7 @@ def test_no_command_opens_a_connection(tmp_path):
     small = ["--crops.global-size", "32", "--crops.local-size", "16", "--optim.batch-size", "4", "--run.device", "cpu"]
     commands = [
         ["check", str(images)],
-        ["pretrain", str(images), run, "--recipe", "dino", *model, *small, "--run.stop-at-step", "1", "--efficiency.workers", "0"],
+        ["pretrain", str(images), run, "--recipe", "dino", *model, *small, "--run.stop-at-step", "1", "--efficiency.num-workers", "0"],
         ["embed", run, str(images), str(tmp_path / "features"), "--image-size", "32", "--device", "cpu"],
         ["export", run, str(tmp_path / "model.safetensors")],
     ]  # fmt: skip
