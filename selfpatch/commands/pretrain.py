@@ -18,7 +18,7 @@ from selfpatch.commands.run_setup.resource_estimate import data_wait_hint
 from selfpatch.commands.run_setup.run_summary import print_plan, print_summary
 from selfpatch.commands.run_setup.starting_weights import start_from
 from selfpatch.config import PretrainConfig, pixel_format, rows_columns
-from selfpatch.config.io import override
+from selfpatch.config.io import override, to_dict
 from selfpatch.data.augmentation.multi_crop import MultiCrop
 from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.image_folder import require_readable
@@ -43,6 +43,7 @@ from selfpatch.export.timm_file import export_timm
 from selfpatch.output import checkpoint
 from selfpatch.output.printable import printable
 from selfpatch.output.progress import TrainingProgress, say
+from selfpatch.output.tracking.trackers import Trackers, require_trackers
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.parallel import OneProcess, Sharded, parallelize
 from selfpatch.pretraining.run_folder import RunFolder, run_folder
@@ -94,6 +95,8 @@ def pretrain(
     with joined_run(given.run) as device:
         # 1. Images and settings, which are resolved once and the same on all ranks.
         with together():
+            if is_main():  # which alone writes
+                require_trackers(given.track)
             source = open_images(Path(images), given.images)
         require_agreement(given, source)
         config, resolved = on_rank_0(
@@ -257,6 +260,14 @@ def run_training(
     )
 
     logger = run.metric_logger(first_step=first_step)
+    trackers = Trackers(
+        config.track if is_main() else (),
+        run.path,
+        logger,
+        settings=to_dict(config),
+        first_step=first_step,
+        pictures=run.pictures,
+    )
 
     def save(step: int) -> dict[str, float]:
         run.save(state, source, config, monitor.best.metrics(logger.latest, step), num_best=monitor.best.count)
@@ -267,11 +278,12 @@ def run_training(
         is_best = monitor.best.has_place_for(monitor.best.metrics(logger.latest, step))
         return save(step) if from_rank_0(is_best) else {}
 
+    tracking = PeriodicCallback(monitor.every, trackers.log_pictures, at_start=True)
     saving_best = PeriodicCallback(monitor.every, save_if_best, at_start=True)
     save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
     saving = PeriodicCallback(save_every, save, at_stop=True, within_budget=config.run.save_every is None)
     # 3. The loop.
-    with StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
+    with closing(trackers), StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
         monitor.progress = progress
         train(
             task,
@@ -284,7 +296,7 @@ def run_training(
             device=device,
             logger=logger,
             progress=progress,
-            callbacks=[*monitor.callbacks(model.export_backbone), saving_best, saving],
+            callbacks=[*monitor.callbacks(model.export_backbone), tracking, saving_best, saving],
             should_stop=lambda done: signal.received is not None or done >= stop_at or task.must_stop,
         )
     received = global_largest(int(signal.received or 0))  # on any rank: all end with the same exit code
