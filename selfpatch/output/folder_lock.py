@@ -52,6 +52,24 @@ class FolderLock:
             self._file = None
 
 
+def owner_of(folder: Path) -> dict[str, Any] | None:
+    """The process that holds the folder, as far as it is known; None: nobody does. Writes nothing."""
+    try:
+        lock = (folder / ".lock").open(encoding="utf-8")
+    except OSError:
+        return None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            try:
+                owner = json.loads(lock.read() or "{}")
+            except ValueError:
+                owner = {}
+            return owner if isinstance(owner, dict) else {}
+    return None
+
+
 _LOCKS: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
 
 
