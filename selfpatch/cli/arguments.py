@@ -165,7 +165,12 @@ def _read_positional(words: list[str], positional: list[Option]) -> dict[Option,
     for option in positional:
         count = len(words) if None in num_words(option.kind) else 1
         if words:
-            given[option] = read_words(option.kind, words[:count])
+            try:
+                given[option] = read_words(option.kind, words[:count])
+            except WrongTypeError:
+                raise UserError(
+                    f"{option.flag} is {words[0]!r}; it must be {allowed(option.kind, none='None')}."
+                ) from None
             words = words[count:]
     if words:
         names = " ".join(option.flag for option in positional)

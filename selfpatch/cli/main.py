@@ -7,9 +7,24 @@ import os
 import sys
 from collections.abc import Sequence
 
-from selfpatch.cli import check, compare, demo, embed, evaluate, export, pretrain, slurm, study, visualize
+from selfpatch.cli import (
+    check,
+    compare,
+    completion,
+    demo,
+    embed,
+    evaluate,
+    export,
+    pretrain,
+    recipes,
+    show,
+    slurm,
+    study,
+    visualize,
+)
 from selfpatch.cli.arguments import parse
 from selfpatch.cli.command import Command
+from selfpatch.cli.docs_pages import page_of
 from selfpatch.config.processes import find_place
 from selfpatch.errors import (
     FailedElsewhereError,
@@ -33,6 +48,9 @@ COMMANDS: dict[str, Command] = {
     "export": export.COMMAND,
     "study": study.COMMAND,
     "slurm": slurm.COMMAND,
+    "recipes": recipes.COMMAND,
+    "show": show.COMMAND,
+    "completion": completion.COMMAND,
 }
 
 
@@ -82,7 +100,7 @@ def report(error: Exception) -> int:
     """Print an error in a paragraph; returns the exit code."""
     match error:
         case UserError():
-            code, text = 2, str(error)
+            code, text = 2, with_page(error)
         case BrokenPipeError():  # the reader of our output has gone, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
@@ -98,6 +116,12 @@ def report(error: Exception) -> int:
     return code
 
 
+def with_page(error: UserError) -> str:
+    """The message, and the page of the documentation that has more, if there is one and it is not named yet."""
+    text, page = str(error), page_of(error.__traceback__)
+    return f"{text.removesuffix('.')} (see {page})" if page and "docs/" not in text else text
+
+
 def overview() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {command.summary}" for name, command in COMMANDS.items())
@@ -106,7 +130,7 @@ def overview() -> str:
         "From a folder of unlabeled images to a vision transformer whose patches carry meaning.\n\n"
         f"{commands}\n\n"
         "selfpatch COMMAND --help lists the options of a command; --traceback shows where an error came from.\n"
-        f"Recipes of pretrain: {', '.join(RECIPES)}."
+        f"Recipes of pretrain, which selfpatch recipes explains: {', '.join(RECIPES)}."
     )
 
 

@@ -41,6 +41,9 @@ def options(arguments: Sequence[str]) -> type:
         # backbone to start from: a run folder, an exported file, an original checkpoint or timm:NAME.TAG; None: random
         # weights
         init_from: str | None = None
+        # print what the run would do, write and take (settings that follow from the images, sizes, memory, time), and
+        # write nothing
+        dry_run: bool = False
         # number of GPUs of this machine to train on, a process each; without GPUs, of processes. Several machines are
         # started by torchrun or srun
         devices: int = 1
@@ -54,7 +57,9 @@ def options(arguments: Sequence[str]) -> type:
 
 def keywords(given: Any) -> dict[str, Any]:
     values = vars(given)
-    return {name: values[name] for name in ("images", "out", "resume", "init_from")} | {"config": given.settings}
+    return {name: values[name] for name in ("images", "out", "resume", "init_from", "dry_run")} | {
+        "config": given.settings
+    }
 
 
 COMMAND = Command("train on a folder of unlabeled images", options, "selfpatch.commands.pretrain:pretrain", keywords)

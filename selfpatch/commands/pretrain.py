@@ -11,13 +11,14 @@ from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
 from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.processes import joined_run, require_agreement, require_equal_shares
+from selfpatch.commands.run_setup.bad_images import refuse_bad_images
 from selfpatch.commands.run_setup.crop_sizes import check_crops
 from selfpatch.commands.run_setup.resolve_config import resolve_config
-from selfpatch.commands.run_setup.run_summary import print_plan, print_summary
-from selfpatch.commands.run_setup.starting_weights import start_from
+from selfpatch.commands.run_setup.restore import restore
+from selfpatch.commands.run_setup.run_summary import print_dry_run, print_plan, print_summary
 from selfpatch.commands.run_setup.task_and_batches import task_and_batches
 from selfpatch.config import PretrainConfig, pixel_format, rows_columns
-from selfpatch.config.io import override
+from selfpatch.config.io import override, to_dict
 from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.image_folder import require_readable
 from selfpatch.data.loading.device_prefetch import prefetch_to_device
@@ -29,22 +30,21 @@ from selfpatch.distributed import (
     global_largest,
     is_main,
     on_rank_0,
-    reported_once,
     together,
     wait_for_all,
     world_size,
 )
-from selfpatch.errors import RunFailedError, UserError, working
+from selfpatch.errors import working
 from selfpatch.export.timm_file import export_timm
-from selfpatch.output import checkpoint
 from selfpatch.output.printable import printable
 from selfpatch.output.progress import TrainingProgress
 from selfpatch.output.terminal import say
+from selfpatch.output.tracking.trackers import Trackers, require_trackers
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.parallel import OneProcess, Sharded, parallelize
 from selfpatch.pretraining.run_folder import RunFolder, run_folder
 from selfpatch.pretraining.student_teacher import apply_efficiency, build_student_teacher
-from selfpatch.pretraining.train_state import TrainState, require_pretraining_checkpoint
+from selfpatch.pretraining.train_state import TrainState
 from selfpatch.pretraining.train_step import Schedules, build_optimizer, build_schedules
 from selfpatch.recipes import DEFAULT_RECIPE, find_recipe
 from selfpatch.recipes.derive import ResolvedSetting
@@ -75,6 +75,7 @@ def pretrain(
     config: PretrainConfig | None = None,
     resume: Path | str | None = None,
     init_from: Path | str | None = None,
+    dry_run: bool = False,
 ) -> PretrainResult:
     """Train on all images below `images`; everything goes to the folder `out`. Called again, it goes on where it was.
 
@@ -83,6 +84,7 @@ def pretrain(
         settings: changes to them by dotted name, e.g. {"optim.lr": 1e-3, "evaluate.data": "ade20k/"}.
         resume: a checkpoint of another run with the same settings to start from, if `out` has none.
         init_from: a backbone to start from, if there is nothing to go on from: anything `load_backbone` takes.
+        dry_run: print what the run would do and take, and write nothing.
 
     Raises:
         UserError: images, settings, device or `out` do not allow the run; nothing has been written then.
@@ -90,8 +92,10 @@ def pretrain(
     """
     given = override(config or find_recipe(recipe), settings or {})
     with joined_run(given.run) as device, memory_advice(device):
-        # 1. Images and settings, which are resolved once and the same on all ranks.
+        # Images and settings, which are resolved once and the same on all ranks.
         with together():
+            if is_main():  # which alone writes
+                require_trackers(given.track)
             source = open_images(Path(images), given.images)
         require_agreement(given, source)
         config, resolved = on_rank_0(
@@ -99,7 +103,17 @@ def pretrain(
         )
         source.pixels = pixel_format(config)  # which rank 0 found
         with closing(run_folder(Path(out))) as run:
-            return _pretrain(config, source, run, resolved, device, images=images, resume=resume, init_from=init_from)
+            start = _Start(images, resume, init_from, dry_run)
+            return _pretrain(config, source, run, resolved, device, start)
+
+
+class _Start(NamedTuple):
+    """Where a run starts from, as `pretrain` was called."""
+
+    images: Path | str
+    resume: Path | str | None
+    init_from: Path | str | None
+    dry_run: bool
 
 
 def _pretrain(
@@ -108,14 +122,11 @@ def _pretrain(
     run: RunFolder,
     resolved: list[ResolvedSetting],
     device: torch.device,
-    *,
-    images: Path | str,
-    resume: Path | str | None,
-    init_from: Path | str | None,
+    start: _Start,
 ) -> PretrainResult:
     with together():
-        # 2. The parts. What cannot work is refused here, before anything is written.
-        run.check(config, source)
+        # 1. The parts. What cannot work is refused here, before anything is written.
+        run.check(config, source, lock=not start.dry_run)
         require_equal_shares(config)
         parts = build_parts(config, len(source), device)
         require_readable(source)
@@ -123,17 +134,25 @@ def _pretrain(
             config, source, run, num_steps=parts.num_steps, patch_size=parts.backbone.patch_size, device=device
         )
         if is_main():
-            restore(run, config, parts.state, resume=resume, init_from=init_from)
+            restore(run, config, parts.state, resume=start.resume, init_from=start.init_from)
 
-        # 3. Take the folder.
-        command = printable(f"selfpatch pretrain {images} {run.path} --config THIS FILE", keep="\\")
-        run.open(config, source, header=f"selfpatch {installed_version('selfpatch')}: {command}")
+        # 2. Take the folder, and say what will happen.
+        if not start.dry_run:
+            command = printable(f"selfpatch pretrain {start.images} {run.path} --config THIS FILE", keep="\\")
+            run.open(config, source, header=f"selfpatch {installed_version('selfpatch')}: {command}")
         if is_main():
             model, num_steps = parts.state.student_teacher, parts.num_steps
             print_summary(config, source, model, parts.sampler, resolved, num_steps=num_steps, device=device)
-            print_plan(config, model, first_step=parts.state.step, num_steps=num_steps, device=device)
+            if start.dry_run:
+                print_dry_run(
+                    config, parts.state, run, num_steps, monitor.every, _save_every(config, num_steps), device
+                )
+            else:
+                print_plan(config, model, first_step=parts.state.step, num_steps=num_steps, device=device)
+    if start.dry_run:
+        return PretrainResult(run.path, parts.state.step, parts.num_steps, {}, run.backbone_file, load_line="")
 
-    # 4. Train.
+    # 3. Train.
     with working(UnreadableImage):
         model = parallelize(
             parts.state,
@@ -237,6 +256,14 @@ def run_training(
         record_bad_images=lambda bad: refuse_bad_images(run.record_bad_images(bad), len(source), config, run),
     )
     logger = run.metric_logger(first_step=first_step)
+    trackers = Trackers(
+        config.track if is_main() else (),
+        run.path,
+        logger,
+        settings=to_dict(config),
+        first_step=first_step,
+        pictures=run.pictures,
+    )
 
     def save(step: int) -> dict[str, float]:
         run.save(state, config, monitor.best.metrics(logger.latest, step), num_best=monitor.best.count)
@@ -247,12 +274,13 @@ def run_training(
         is_best = monitor.best.has_place_for(monitor.best.metrics(logger.latest, step))
         return save(step) if from_rank_0(is_best) else {}
 
+    tracking = PeriodicCallback(monitor.every, trackers.log_pictures, at_start=True)
     saving_best = PeriodicCallback(monitor.every, save_if_best, at_start=True, saves=True)
-    save_every = config.run.save_every or min(max(num_steps // 10, 1), 1000)
     within_budget = config.run.save_every is None
+    save_every = _save_every(config, num_steps)
     saving = PeriodicCallback(save_every, save, at_stop=True, within_budget=within_budget, saves=True)
     # 3. The loop.
-    with StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
+    with closing(trackers), StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
         monitor.progress = progress
         train(
             task,
@@ -265,12 +293,16 @@ def run_training(
             device=device,
             logger=logger,
             progress=progress,
-            callbacks=[*monitor.callbacks(model.export_backbone), saving_best, saving],
+            callbacks=[*monitor.callbacks(model.export_backbone), tracking, saving_best, saving],
             should_stop=lambda done: signal.received is not None or done >= stop_at or task.must_stop,
             stacks_after_s=0.8 * config.run.rank_timeout_s,  # before the others give up
         )
     received = global_largest(int(signal.received or 0))  # on any rank: all end with the same exit code
     return received or None if state.step < num_steps else None  # too late to stop anything
+
+
+def _save_every(config: PretrainConfig, num_steps: int) -> int:
+    return config.run.save_every or min(max(num_steps // 10, 1), 1000)
 
 
 def export(model: OneProcess, config: PretrainConfig, run: RunFolder, step: int) -> str:
@@ -279,41 +311,3 @@ def export(model: OneProcess, config: PretrainConfig, run: RunFolder, step: int)
     if backbone is None:
         return ""
     return export_timm(backbone, run.backbone_file, metadata={"recipe": config.recipe, "step": str(step)})
-
-
-def restore(
-    run: RunFolder,
-    config: PretrainConfig,
-    state: TrainState,
-    *,
-    resume: Path | str | None,
-    init_from: Path | str | None,
-) -> None:
-    """Load what the run goes on from, in the order that run_folder.py states."""
-    found, skipped_checkpoints = run.load_newest(state, config)
-    if found is None and skipped_checkpoints and resume is None:
-        raise UserError(
-            f"no checkpoint of {run.path} can be read: {skipped_checkpoints[0]}. Give another one to go on from "
-            "(--resume), or a new folder to start anew"
-        )
-    for reason in skipped_checkpoints:
-        say(f"warning: {reason}; an older checkpoint is used")
-    if found is None and resume is not None:
-        found = checkpoint.load(Path(resume))
-        require_pretraining_checkpoint(found)
-        run.require_same_method(found.state["method"], config, Path(resume))
-        state.load(found)
-    if found is not None:
-        say(f"going on from {found.path} at step {state.step}")
-    elif init_from is not None:
-        say(f"starting from {init_from}: {start_from(state.student_teacher, str(init_from))}")
-
-
-def refuse_bad_images(count: int, num_images: int, config: PretrainConfig, run: RunFolder) -> int:
-    if count > config.run.max_bad_fraction * num_images:
-        error = RunFailedError(
-            f"{count} of {num_images} images cannot be read, more than run.max-bad-fraction "
-            f"{config.run.max_bad_fraction:.0%}; they are listed in {run.bad_images_file}. Fix or remove them"
-        )
-        raise reported_once(error)
-    return count

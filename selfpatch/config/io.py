@@ -2,6 +2,11 @@
 
 import dataclasses
 import difflib
+import functools
+import inspect
+import math
+import re
+import textwrap
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -92,8 +97,46 @@ def override(config: C, settings: dict[str, Any]) -> C:
 
 
 def write_yaml(config: PretrainConfig, path: Path, *, header: str = "") -> None:
+    """Write a settings file that says above each setting what it is."""
     text = "".join(f"# {line}\n" for line in header.splitlines())
-    path.write_text(text + yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    path.write_text(text + commented_yaml(config), encoding="utf-8")
+
+
+def commented_yaml(config: Any, indent: str = "") -> str:
+    """Settings as YAML, each below its help as the command line has it."""
+    text, helps = "", field_help(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        is_group = dataclasses.is_dataclass(value)
+        about = (inspect.getdoc(type(value)) or "").splitlines()[0] if is_group else helps.get(field.name, "")
+        comment = textwrap.wrap(about, 100 - len(indent), break_long_words=False, break_on_hyphens=False)
+        text += "\n" * (is_group and not indent) + "".join(f"{indent}# {line}\n" for line in comment)
+        if is_group:
+            text += f"{indent}{field.name}:\n{commented_yaml(value, indent + '  ')}"
+        else:
+            plain = to_dict(value)
+            if isinstance(plain, list | dict):
+                dumped = f"{field.name}: {yaml.safe_dump(plain, default_flow_style=True, width=math.inf)}"
+            else:
+                dumped = yaml.safe_dump({field.name: plain}, default_flow_style=False, width=math.inf)
+            text += textwrap.indent(dumped, indent)
+    return text
+
+
+@functools.cache
+def field_help(kind: type) -> dict[str, str]:
+    """The comment above each field of a dataclass, which `--help` shows, in one line."""
+    found: dict[str, str] = {}
+    for declared in reversed([base for base in kind.__mro__ if dataclasses.is_dataclass(base)]):
+        comment: list[str] = []
+        for line in inspect.getsource(declared).splitlines():
+            if match := re.match(r" {4}# (.*)", line):
+                comment.append(match[1])
+                continue
+            if match := re.match(r" {4}(\w+): ", line):
+                found[match[1]] = " ".join(comment)
+            comment = []
+    return found
 
 
 def read_yaml(path: Path) -> PretrainConfig:

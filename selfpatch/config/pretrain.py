@@ -8,14 +8,14 @@ cannot.
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from selfpatch.config.backbone import AggregatorConfig, BackboneConfig
 from selfpatch.config.crops import CropsConfig
 from selfpatch.config.images import ImagesConfig
 from selfpatch.config.objectives import ObjectivesConfig
 from selfpatch.config.optim import OptimConfig, TeacherConfig
-from selfpatch.config.ranges import Config, Seed
+from selfpatch.config.ranges import Config, Distinct, Seed
 from selfpatch.config.run import EfficiencyConfig, EvaluateConfig, RunConfig
 
 
@@ -35,6 +35,10 @@ class PretrainConfig(Config):
     teacher: TeacherConfig = TeacherConfig()
     # seed of all random numbers of the run
     seed: Annotated[int, Seed] = 0
+
+    # programs that are given every number and picture of the run, besides metrics.jsonl (docs/trackers.md); several may
+    # be given; none: nothing leaves the run's folder
+    track: Annotated[tuple[Literal["tensorboard", "wandb"], ...], Distinct] = ()
 
     evaluate: EvaluateConfig = EvaluateConfig()
     efficiency: EfficiencyConfig = EfficiencyConfig()

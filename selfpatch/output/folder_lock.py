@@ -100,6 +100,20 @@ def _owner(lock: IO[str]) -> dict[str, Any]:
     return owner if isinstance(owner, dict) else {}
 
 
+def owner_of(folder: Path) -> dict[str, Any] | None:
+    """The process that holds the folder, as far as it is known; None: nobody does. Writes nothing."""
+    try:
+        lock = (folder / LOCK).open(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return _owner(lock)
+    return None
+
+
 _LOCKS: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
 
 

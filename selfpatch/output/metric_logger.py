@@ -1,6 +1,7 @@
 """Metrics of a run: one JSON object per line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ class MetricLogger:
     def __init__(self, path: Path, *, first_step: int = 0):
         self.path = path
         self.latest: dict[str, tuple[int, Any]] = {}  # by name: the last value logged, and its step
+        self.listeners: list[Callable[[int, dict[str, Any]], None]] = []  # called with every line
         self._failed = False
         if path.exists():  # a run that goes on writes again what came after its checkpoint
             kept = [line for line in read_metrics(path) if first_step > 0 and line["step"] <= first_step]
@@ -29,13 +31,15 @@ class MetricLogger:
             if not self._failed:
                 say(f"warning: {self.path} cannot be written ({error.strerror}); the run goes on without")
             self._failed = True
+        for listener in self.listeners:
+            listener(step, values)
 
 
 class NoLogger(MetricLogger):
     """Of a process that leaves the log to another one."""
 
     def __init__(self, path: Path):
-        self.path, self.latest = path, {}
+        self.path, self.latest, self.listeners = path, {}, []
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         pass

@@ -38,8 +38,11 @@ class RunFolder:
         self._identity: dict[str, Any] = {}  # of the images, as they were when this process began
         self._saved_step: int | None = None  # of the last checkpoint that this process wrote
 
-    def check(self, config: PretrainConfig, images: ImageSource) -> None:
+    def check(self, config: PretrainConfig, images: ImageSource, *, lock: bool = True) -> None:
         """Refuse what `open` could not take.
+
+        Args:
+            lock: keep others from writing to it from here on; without, nothing is written.
 
         Raises:
             UserError: OUT cannot be written, holds something else, a run on other images or with other settings (the
@@ -59,7 +62,8 @@ class RunFolder:
             # Images first: settings that are derived from their number differ as a consequence.
             self._require_same_images(checkpoint.latest_state(self.checkpoints) or self.read_images(), config)
             self.require_same_method(result_affecting(to_dict(read_yaml(self.config_file))), config, self.path)
-            self._lock.take()  # from here on nobody else writes what this run is about to read
+            if lock:
+                self._lock.take()  # from here on nobody else writes what this run is about to read
 
     def open(self, config: PretrainConfig, images: ImageSource, *, header: str) -> None:
         """Take the folder for this process, and write config.yaml, and which images it is about.
@@ -180,7 +184,7 @@ class RunFolder:
 class OtherRanksFolder(RunFolder):
     """OUT as all ranks but 0 have it, which neither read nor write it."""
 
-    def check(self, config: PretrainConfig, images: ImageSource) -> None:
+    def check(self, config: PretrainConfig, images: ImageSource, *, lock: bool = True) -> None:
         pass
 
     def open(self, config: PretrainConfig, images: ImageSource, *, header: str) -> None:

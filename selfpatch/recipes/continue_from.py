@@ -10,6 +10,7 @@ from selfpatch.recipes.small_data import dino_neco_small, dino_selfpatch_small, 
 def continue_dino() -> PretrainConfig:
     """DINO from public weights: the backbone is that of the weights, whatever it is.
 
+    When: public weights to be continued by DINO alone (--init-from).
     Command: selfpatch pretrain IMAGES OUT --recipe continue-dino --init-from MODEL
     Hardware: one GPU, or a CPU with smaller crops; from 500 images on, size and length are derived (derive.py).
     Expected: no result on a real data set yet.
@@ -33,6 +34,7 @@ def continue_dino() -> PretrainConfig:
 def continue_selfpatch() -> PretrainConfig:
     """DINO + SelfPatch from public weights: `continue-dino`, and every patch predicts its most similar neighbors.
 
+    When: public weights to be continued with SelfPatch (--init-from).
     Command: selfpatch pretrain IMAGES OUT --recipe continue-selfpatch --init-from MODEL
     Hardware: as `continue-dino`, and the aggregator, which starts anew unless the weights have one.
     Expected: no result on a real data set yet.
@@ -48,6 +50,7 @@ def continue_selfpatch() -> PretrainConfig:
 def continue_neco() -> PretrainConfig:
     """DINO + NeCo from public weights: `continue-dino`, and patches agree on the order of their neighbors.
 
+    When: public weights to be continued, patches to agree on their neighbors (--init-from).
     Command: selfpatch pretrain IMAGES OUT --recipe continue-neco --init-from MODEL
     Hardware: as `continue-dino`.
     Expected: no result on a real data set yet.
@@ -62,6 +65,7 @@ def continue_neco() -> PretrainConfig:
 def continue_weights() -> PretrainConfig:
     """The recipe for continuing public weights: `continue-dino` today.
 
+    When: public weights to be continued on your images (--init-from): the one to begin with.
     Command: selfpatch pretrain IMAGES OUT --recipe continue --init-from MODEL
     """
     return replace(continue_dino(), recipe="continue")

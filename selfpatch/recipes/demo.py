@@ -9,6 +9,7 @@ from selfpatch.recipes.small_data import dino_selfpatch_small
 def demo() -> PretrainConfig:
     """A few CPU minutes on 1,000 made-up scenes.
 
+    When: to see the whole way in minutes: what selfpatch demo trains with.
     Command: selfpatch demo
     Hardware: two CPU cores.
     """

@@ -17,6 +17,7 @@ from selfpatch.config.objectives.koleo import KoLeoConfig
 def dino() -> PretrainConfig:
     """DINO, ViT-S/16, 300 epochs: the base that SelfPatch is compared with.
 
+    When: ImageNet-sized data, several GPUs: the base to compare with.
     Command: selfpatch pretrain IMAGES OUT --recipe dino
     Hardware: 1,024 images per batch; 8 GPUs of 32 GB in the original.
     Expected, on ImageNet-1k [SelfPatch's tables 1 and 2]: COCO AP box / mask 40.8 / 37.3; ADE20K Semantic FPN mIoU
@@ -30,6 +31,7 @@ def dino() -> PretrainConfig:
 def dino_selfpatch() -> PretrainConfig:
     """DINO + SelfPatch, ViT-S/16: the authors' run with every quirk of their code (docs/deviations.md).
 
+    When: a comparison with the SelfPatch paper: ImageNet-sized data, several GPUs.
     Command: selfpatch pretrain IMAGES OUT --recipe dino-selfpatch
     Hardware: 1,024 images per batch; 8 GPUs of 32 GB in the original.
     Expected, on ImageNet-1k [tables 1 and 2]: COCO AP box / mask 42.1 / 38.5; ADE20K Semantic FPN mIoU 41.2.
@@ -55,6 +57,7 @@ def dino_selfpatch() -> PretrainConfig:
 def dino_koleo() -> PretrainConfig:
     """DINO with DINOv2's regularizer, which spreads the image tokens of a batch.
 
+    When: as dino, and image tokens shall spread (retrieval, k-NN).
     Command: selfpatch pretrain IMAGES OUT --recipe dino-koleo
     Hardware: as `dino`; it costs one similarity matrix of the batch.
     Expected: not known at this setting.

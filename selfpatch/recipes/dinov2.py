@@ -22,6 +22,7 @@ from selfpatch.recipes.small_data import dino_ibot_small
 def dinov2() -> PretrainConfig:
     """DINOv2, ViT-L/16, 125,000 steps of ImageNet-1k: DINO + iBOT + KoLeo, targets balanced by Sinkhorn.
 
+    When: ImageNet-sized data and more, many GPUs, a large model.
     Command: selfpatch pretrain IMAGES OUT --recipe dinov2
     Hardware: 2,048 images a batch; 32 GPUs of 80 GB for a day in the original. For less: --backbone.name
     vit_small_patch14_dinov2 and a smaller --optim.batch-size, by whose root the learning rate falls.
@@ -70,6 +71,7 @@ def dinov2() -> PretrainConfig:
 def dinov2_small() -> PretrainConfig:
     """DINOv2's objectives on few images: `dino-ibot-small`, and image tokens that keep apart.
 
+    When: up to 100,000 images, DINOv2's three objectives; compare with dino-ibot-small.
     Command: selfpatch pretrain IMAGES OUT --recipe dinov2-small
     Hardware: one GPU, or a CPU with a smaller network and crops.
     Expected: no result on a real data set yet.

@@ -12,6 +12,7 @@ from selfpatch.recipes.dino import dino
 def ibot() -> PretrainConfig:
     """iBOT, ViT-S/16, 800 epochs: DINO, and masked patches that predict the teacher's patches, by one head.
 
+    When: ImageNet-sized data, several GPUs, frozen patches are the aim.
     Command: selfpatch pretrain IMAGES OUT --recipe ibot
     Hardware: 1,024 images a batch; 16 GPUs of 32 GB in the original.
     Expected, on ImageNet-1k [the authors' README]: k-NN 75.2, linear 77.9. Not yet reproduced here; the loss equals the
@@ -39,6 +40,7 @@ def ibot() -> PretrainConfig:
 def ibot_gram() -> PretrainConfig:
     """iBOT, whose last fifth keeps the similarities between patches of an early teacher: for runs whose patches decay.
 
+    When: as ibot, for long runs whose patches get worse late.
     Command: selfpatch pretrain IMAGES OUT --recipe ibot-gram
     Going on from trained weights, whose patches are kept from the first step: --init-from WEIGHTS
     --objectives.gram.teacher-epoch 0 --objectives.gram.start-epoch 0
@@ -56,6 +58,7 @@ def ibot_gram() -> PretrainConfig:
 def ibot_two_heads() -> PretrainConfig:
     """iBOT whose patches have a head of their own, as in DINOv2: for large models and long runs.
 
+    When: as ibot, for large models and long runs.
     Command: selfpatch pretrain IMAGES OUT --recipe ibot-two-heads
     Hardware: as `ibot`, and a second head.
     Expected: not known at this setting.

@@ -11,6 +11,7 @@ from selfpatch.recipes.dino import dino
 def moby() -> PretrainConfig:
     """MoBY, Swin-T, 300 epochs: contrastive with a queue, two crops of an image and no local ones.
 
+    When: a Swin transformer, small batches.
     Command: selfpatch pretrain IMAGES OUT --recipe moby
     Hardware: 512 images a batch; 8 GPUs in the original.
     Expected, on ImageNet-1k [the authors' README]: linear 75.3, ADE20K UPerNet mIoU 44.1, COCO Mask R-CNN 1x AP box /
@@ -47,6 +48,7 @@ def moby() -> PretrainConfig:
 def moby_selfpatch() -> PretrainConfig:
     """MoBY + SelfPatch, as the paper adds it to DINO: the image token comes from the aggregator.
 
+    When: as moby, with the patch term.
     Command: selfpatch pretrain IMAGES OUT --recipe moby-selfpatch
     Hardware: as `moby`, and the aggregator.
     Expected: not known at this setting. A token of the last stage stands for 32 x 32 pixels, of which a crop of 224 has

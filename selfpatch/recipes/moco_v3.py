@@ -11,6 +11,7 @@ from selfpatch.recipes.dino import dino
 def moco_v3() -> PretrainConfig:
     """MoCo v3, ViT-S/16, 300 epochs: contrastive, two crops of an image and no local ones.
 
+    When: large batches, a short run, no local crops.
     Command: selfpatch pretrain IMAGES OUT --recipe moco-v3
     Hardware: 1,024 images a batch; 8 GPUs of 32 GB in the original.
     Expected, on ImageNet-1k [the authors' README]: linear 73.2. Not yet reproduced here; the loss equals the original's
@@ -36,6 +37,7 @@ def moco_v3() -> PretrainConfig:
 def moco_v3_selfpatch() -> PretrainConfig:
     """MoCo v3 + SelfPatch, as the paper adds it to DINO: the image token comes from the aggregator.
 
+    When: as moco-v3, with the patch term.
     Command: selfpatch pretrain IMAGES OUT --recipe moco-v3-selfpatch
     Hardware: as `moco-v3`, and the aggregator.
     Expected: not known at this setting.

@@ -22,6 +22,7 @@ from selfpatch.config.objectives.neco import NeCoConfig
 def dino_selfpatch_small() -> PretrainConfig:
     """DINO + SelfPatch on few images: size, length and speed derived from their number and the hardware (derive.py).
 
+    When: up to 100,000 images, one GPU or a CPU, and you want SelfPatch; compare with dino-small.
     Command: selfpatch pretrain IMAGES OUT --recipe dino-selfpatch-small
     Hardware: one GPU, or a CPU with a smaller network and crops.
     Expected: on the demo's scenes in-context mIoU rises from the first hundred steps on (README). No result on a real
@@ -81,8 +82,9 @@ def dino_selfpatch_small() -> PretrainConfig:
 
 
 def dino_small() -> PretrainConfig:
-    """The same without SelfPatch, to compare with.
+    """DINO on few images: `dino-selfpatch-small` without SelfPatch, to compare with.
 
+    When: up to 100,000 images, one GPU or a CPU: the first run on images of your own.
     Command: selfpatch pretrain IMAGES OUT --recipe dino-small
     """
     config = dino_selfpatch_small()
@@ -92,6 +94,7 @@ def dino_small() -> PretrainConfig:
 def dino_ibot_small() -> PretrainConfig:
     """DINO + iBOT on few images: `dino-small`, and masked patches that predict the teacher's patches.
 
+    When: as dino-small, and dense tasks (segmentation) are the aim: masked patches besides.
     Command: selfpatch pretrain IMAGES OUT --recipe dino-ibot-small
     Hardware: one GPU, or a CPU with a smaller network and crops.
     Expected: no result on a real data set yet.
@@ -110,6 +113,7 @@ def dino_ibot_small() -> PretrainConfig:
 def dino_neco_small() -> PretrainConfig:
     """DINO + NeCo on few images: `dino-small`, and patches that agree with the teacher's on who their neighbors are.
 
+    When: as dino-small, and patches shall agree on their neighbors; published for pretrained networks alone.
     Command: selfpatch pretrain IMAGES OUT --recipe dino-neco-small
     Hardware: one GPU, or a CPU with a smaller network and crops.
     Expected: no result on a real data set yet. Its authors train no network from scratch with it but pretrained ones.

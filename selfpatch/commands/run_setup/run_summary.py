@@ -10,7 +10,9 @@ from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.data.source import ImageSource
 from selfpatch.distributed import alone, world_size
 from selfpatch.output.terminal import say
+from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.pretraining.student_teacher import StudentTeacher
+from selfpatch.pretraining.train_state import TrainState
 from selfpatch.recipes.derive import ResolvedSetting
 
 # A shorter run is over before an estimate of it helps.
@@ -54,6 +56,47 @@ def print_plan(
     elif num_steps - first_step >= ESTIMATED_STEPS and next(student_teacher.parameters()).device.type == device.type:
         with alone():
             say(estimate(student_teacher, config, num_steps - first_step, device))
+
+
+def print_dry_run(
+    config: PretrainConfig,
+    state: TrainState,
+    run: RunFolder,
+    num_steps: int,
+    picture_every: int,
+    save_every: int,
+    device: torch.device,
+) -> None:
+    """The plan of a run that is not started: what it would write, how large and how often, what it takes."""
+    stop_at = min(config.run.stop_at_step or num_steps, num_steps)
+    verb = "go on" if state.step else "start"
+    if state.step >= stop_at:
+        say(f"dry run, nothing is written: this run would do nothing, as step {state.step} of {stop_at} is done")
+        return
+    sizes = {
+        size: sum(tensor.nbytes for tensor in tensors)
+        for size, tensors in {
+            "model": list(state.student_teacher.state_dict().values()),
+            "trained": [p for p in state.student_teacher.parameters() if p.requires_grad],
+            "backbone": list(state.student_teacher.student.backbone.state_dict().values()),
+        }.items()
+    }
+    saved = sizes["model"] + 2 * sizes["trained"]  # AdamW keeps two numbers per weight
+    kept = config.run.max_to_keep + (config.run.keep_best or 0)
+    say(f"dry run, nothing is written: this run would {verb} at step {state.step} and end at step {stop_at}")
+    say(f"to {run.path} it would write:")
+    say(f"  config.yaml and metrics.jsonl, a line every {config.run.log_every} steps")
+    say(
+        f"  checkpoints of {saved / 1e6:.1f} MB every {save_every} steps, of which {kept} are kept "
+        f"({kept * saved / 1e9:.2f} GB), and backbone.safetensors ({sizes['backbone'] / 1e6:.1f} MB)"
+    )
+    scored = " and scores" if config.evaluate.data is not None else ""
+    say(f"  pictures{scored} every {picture_every} steps")
+    for name in config.track:
+        say(f"  tracking/{name}")
+    if next(state.student_teacher.parameters()).device.type == device.type:
+        with alone():
+            say(estimate(state.student_teacher, config, stop_at - state.step, device))
 
 
 def config_warnings(
