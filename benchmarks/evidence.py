@@ -55,7 +55,10 @@ class Method(NamedTuple):
 
 
 TERM = "objectives.selfpatch"
-AUTHORS_TERM = {f"{TERM}.padding_mode": "circular", f"{TERM}.crops": "all", f"{TERM}.num_positives": 4}
+AUTHORS_TERM = {
+    f"{TERM}.padding_mode": "circular", f"{TERM}.crops": "all", f"{TERM}.num_positives": 4, f"{TERM}.view": "same",
+    f"{TERM}.start_epoch": 0.0, f"{TERM}.ramp_epochs": 0.0,
+}  # fmt: skip
 # As the authors' code has them, but for the length: batch, warm-up and sizes follow from images and hardware.
 SHORT = {"optim.batch_size": None, "optim.warmup_epochs": None}
 METHODS = {

@@ -40,11 +40,13 @@ def continue_selfpatch() -> PretrainConfig:
     Expected: no result on a real data set yet.
 
     The image token comes from the aggregator, so that DINO trains it. Weight and positives are those of
-    `dino-selfpatch-small`.
+    `dino-selfpatch-small`; targets are of the same view, from the first step on: nothing else has been measured here.
     """
     config = continue_dino()
-    objectives = replace(config.objectives, selfpatch=dino_selfpatch_small().objectives.selfpatch)
-    return replace(config, recipe="continue-selfpatch", objectives=objectives)
+    patch_level = dino_selfpatch_small().objectives.selfpatch
+    assert patch_level is not None
+    patch_level = replace(patch_level, view="same", start_epoch=0.0, ramp_epochs=0.0)
+    return replace(config, recipe="continue-selfpatch", objectives=replace(config.objectives, selfpatch=patch_level))
 
 
 def continue_neco() -> PretrainConfig:

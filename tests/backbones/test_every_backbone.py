@@ -182,6 +182,7 @@ def test_checkpointing_leaves_gradients_as_they_are(name, checkpointing):
         torch.testing.assert_close(checkpointed[key], gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 # torch.compile looks at what it should not, and says so itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("name", ["registers", "RoPE and registers", "Swin"])

@@ -92,6 +92,7 @@ def test_outside_of_training_they_are_timms_blocks(family):
         torch.testing.assert_close(backbone(images).patch_tokens, plain.eval()(images).patch_tokens)
 
 
+@pytest.mark.slow
 # torch.compile looks at what it should not, and says so itself.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(

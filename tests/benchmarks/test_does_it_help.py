@@ -127,7 +127,10 @@ def test_a_cut_comparison_goes_on_to_the_same_numbers(mini, tmp_path, monkeypatc
     assert len(calls) == 3
 
     # 3. The tables, and nothing of this machine in the file.
-    assert "| + SelfPatch 0.1, targets of a recolored crop, from 0.4 of the run on | 1 |" in capsys.readouterr().out
+    assert (
+        "| + SelfPatch 0.1, as `dino-selfpatch-small`: targets of a recolored crop, from 0.4 of the run on | 1 |"
+        in capsys.readouterr().out
+    )
     assert str(tmp_path) not in (tmp_path / "cut.json").read_text()
 
 

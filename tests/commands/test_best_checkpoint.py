@@ -90,6 +90,7 @@ def test_the_best_stay_beside_the_newest(settings, steps, scenes, tmp_path, caps
     assert says == (settings.get("run.keep_best") != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scripted")
 def test_a_run_that_falls_below_its_start_says_so_once_each_time(scenes, tmp_path, capsys):
     run(scenes, tmp_path / "run")
@@ -111,6 +112,7 @@ def test_which_is_best_survives_a_stop(step, scenes, tmp_path, capsys):
     assert len(warnings) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("scripted")
 def test_a_run_that_never_beats_its_start_keeps_the_start(scenes, tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "SCORES", [0.9, *SCORES[1:]])

@@ -47,6 +47,7 @@ def test_counting_sees_what_changes_memory_and_leaves_no_trace():
     assert estimate_memory(tiny_student_teacher(fewer), fewer, CPU).bytes_per_image < need.bytes_per_image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switches", [dict(view="recolored"), dict(view="other"), dict(layer=0)])
 def test_what_objectives_need_beside_crops_is_counted(switches):
     config = tiny_config()
@@ -84,6 +85,7 @@ def images(tmp_path):
     return tmp_path / "scenes" / "images"
 
 
+@pytest.mark.slow
 def test_auto_is_chosen_once_a_run(images, tmp_path, capsys, monkeypatch):
     """The number is written down, the learning rate follows it, and the same command goes on with it."""
     config = replace(tiny_config(), optim=replace(tiny_config().optim, batch_size="auto", steps=3))
@@ -96,6 +98,7 @@ def test_auto_is_chosen_once_a_run(images, tmp_path, capsys, monkeypatch):
     assert "optim.batch-size 4: as this run began" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_estimate_says_how_it_was_made_and_warns(monkeypatch):
     config = tiny_config()
     text = advice.estimate(tiny_student_teacher(config), config, 1000, CPU)

@@ -61,6 +61,7 @@ def test_show_refuses_what_is_no_run(name, tmp_path, refused):  # noqa: F811
     refused(["show", tmp_path / name], "is no folder of a run", "config.yaml", out=tmp_path)
 
 
+@pytest.mark.slow
 def test_dry_run_says_what_would_happen_and_writes_nothing(pretrain, tmp_path, capsys):  # noqa: F811
     options = ("--optim.steps", 20, "--run.save-every", 5)
     capsys.readouterr()

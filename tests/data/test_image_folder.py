@@ -186,6 +186,7 @@ print(len(images), held / len(images), peak / len(images), seconds)
 """
 
 
+@pytest.mark.slow
 def test_bytes_and_seconds_for_many_images(tmp_path):
     """The budget of a million images, 150 MB at the peak and 5 seconds, at 1/50; time with room for a busy machine."""
     for folder in range(5):

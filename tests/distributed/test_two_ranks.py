@@ -38,6 +38,7 @@ from selfpatch.output.progress import TrainingProgress
 from selfpatch.training.loop import StepOutput, train
 from tests.small_models import tiny_config
 
+pytestmark = pytest.mark.slow
 WORLD_SIZE, STEPS = 2, 3
 # Rows of each rank; together as many as logits.
 SHARES = [[4, 4], [7, 1], [8, 0]]

@@ -243,6 +243,7 @@ def test_the_gram_teacher_of_a_continued_run_is_the_source_as_it_was_given(scene
             assert not torch.equal(found.tensors["model"]["student.backbone.model." + name], value)
 
 
+@pytest.mark.slow
 def test_sigterm_to_the_command_exits_with_143_and_goes_on(scenes, unbroken, tmp_path):
     """The real thing once: a process of its own, with data workers, stopped from outside."""
     out = tmp_path / "run"

@@ -113,7 +113,7 @@ def _refuse_bombs(file: Path) -> None:
 
     Raises:
         UserError: an archive with a compressed member, or with members that overlap, or a call of bytearray, which
-            torch permits with any length.
+            torch permits with any length; a TorchScript archive, whose members are compressed too.
     """
     if file.stat().st_size == 0:
         return
@@ -127,6 +127,8 @@ def _refuse_bombs(file: Path) -> None:
             members = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(_refusal(file, error)) from error
+    if any(member.filename.endswith("/constants.pkl") for member in members):
+        raise UserError(_refusal(file, ValueError("TorchScript")))
     is_stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
     if not is_stored or sum(member.file_size for member in members) > file.stat().st_size:
         raise UserError(

@@ -320,6 +320,7 @@ def test_the_main_process_ends_while_batches_are_in_use(folder, multi_crop):
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
+@pytest.mark.slow
 def test_memory_of_workers_does_not_grow(folder):
     script = """
 def private_kib(worker):
