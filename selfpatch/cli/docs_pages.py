@@ -8,6 +8,7 @@ PAGES = {
     "selfpatch.commands.check": "docs/data.md",
     "selfpatch.commands.export": "docs/models.md",
     "selfpatch.commands.launch": "docs/clusters.md",
+    "selfpatch.commands.predict": "docs/evaluation.md",
     "selfpatch.commands.processes": "docs/clusters.md",
     "selfpatch.commands.slurm": "docs/clusters.md",
     "selfpatch.config.objectives": "docs/methods.md",

@@ -72,6 +72,9 @@ def options(arguments: Sequence[str]) -> type:
         protocol: Annotated[type(start), FLAT] = start  # type: ignore[valid-type]
         task: Annotated[str, arg(help=f"evaluation task: {', '.join(TASKS)}; several: --tasks frozen")] = given_task
         preset: Annotated[str, arg(help=f"named settings of the task: {', '.join(presets)}")] = given_preset
+        # keep the trained head and its backbone in OUT/model, with which selfpatch predict segments other images; of
+        # linear-segmentation, semantic-fpn and upernet
+        keep_head: bool = False
         num_heads: NumHeads = None
         network: Network = None
         num_channels: NumChannels = None

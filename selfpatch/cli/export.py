@@ -31,6 +31,9 @@ class Export:
     # removed from all tokens (RASA). The printed line then builds a model whose output, not its forward_features, has
     # position removed. None: tokens stay as they are
     remove_position: Path | None = None
+    # write the linear head, too, that evaluate --keep-head left in MODEL: --format onnx then gives class scores per
+    # patch, and says in the file what comes before and after
+    with_head: bool = False
 
 
 COMMAND = Command(

@@ -14,8 +14,10 @@ from selfpatch.evaluation.frozen_tasks import FrozenResults
 from selfpatch.evaluation.protocols import TASKS
 from selfpatch.evaluation.protocols.frozen_tasks import FrozenTasks
 from selfpatch.evaluation.result import Result
-from selfpatch.evaluation.task import EvalContext
+from selfpatch.evaluation.segmentation.kept_head import BACKBONE_FILE, require_keepable, save_head
+from selfpatch.evaluation.task import EvalContext, TrainedHead
 from selfpatch.evaluation.tasks import run_task
+from selfpatch.export.timm_file import export_timm
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.progress import PhaseProgressBar
 from selfpatch.output.terminal import TextTable, say, show_table
@@ -34,6 +36,7 @@ def evaluate(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     device: str = "auto",
+    keep_head: bool = False,
 ) -> Result:
     """Score a model on a task; writes `out`/result.json and `out`/pictures, and prints a table.
 
@@ -41,6 +44,7 @@ def evaluate(
         model: anything `load_backbone` takes: a run folder, an exported file, an original checkpoint, timm:NAME.
         protocol: the task's settings, or the name of a preset; None: the published ones.
         num_heads, network, num_channels, mean, std: of a checkpoint, as in `load_backbone`.
+        keep_head: write the trained head and its backbone to `out`/model, for `predict`.
 
     Raises:
         UserError: an unknown task or preset; a model, data or device that are not there or do not fit.
@@ -56,14 +60,27 @@ def evaluate(
     checkpoint = {
         "num_heads": num_heads, "network": network, "num_channels": num_channels, "mean": mean, "std": std,
     }  # fmt: skip
+    if keep_head:
+        require_keepable(task, protocol)
     with prepared(task, model, Path(out), device, checkpoint) as (backbone, context):
+        if keep_head:
+            context = context._replace(keep_head=lambda trained: write_model(trained, Path(out) / "model"))
         result = run_task(task, backbone, Path(data), protocol, context)
     show_table(table(result))
     for note in result.notes[len(backbone.notes) :]:  # those of the model have been printed
         say(note)
     written = [str(path) for path in (Path(out) / "result.json", Path(out) / "pictures") if path.exists()]
     say("  ".join(written))
+    if keep_head:
+        say(f"the head is kept: selfpatch predict {out} IMAGES MASKS")
     return result
+
+
+def write_model(trained: TrainedHead, folder: Path) -> None:
+    """A trained head with its backbone, as `predict` reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    export_timm(trained.backbone, folder / BACKBONE_FILE, metadata={"task": trained.task})
+    save_head(trained, folder)
 
 
 def evaluate_frozen(

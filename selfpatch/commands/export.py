@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 import yaml
 
 from selfpatch.backbones.pretrained import load_backbone
@@ -10,8 +11,10 @@ from selfpatch.commands.best_checkpoints import SCORES
 from selfpatch.commands.remove_position import remove_position_from
 from selfpatch.config.io import read_yaml, to_dict
 from selfpatch.data.manifest import open_images
-from selfpatch.errors import unknown_name, working
+from selfpatch.errors import UserError, unknown_name, working
+from selfpatch.evaluation.segmentation.kept_head import BACKBONE_FILE, SegmentationModel, find_head, read_head
 from selfpatch.export.formats import FORMATS
+from selfpatch.export.graph_file import export_onnx
 from selfpatch.export.model_card import Training, write_card
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.checkpoint import step_of
@@ -31,6 +34,7 @@ def export(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     remove_position: Path | str | None = None,
+    with_head: bool = False,
 ) -> str:
     """Write a model for another library; prints and returns the Python that loads it.
 
@@ -40,6 +44,7 @@ def export(
             dino (.pth, for programs that read DINO's checkpoints).
         num_heads, network, num_channels, mean, std: of a checkpoint, as in `load_backbone`.
         remove_position: a folder of images; what tells a patch's position on them is removed from the tokens.
+        with_head: `model` is the folder of `evaluate --keep-head`; write its linear head, too (onnx alone).
 
     Raises:
         UserError: an unknown format; a model that is not there or is none, or that the format cannot express.
@@ -47,6 +52,8 @@ def export(
     if format not in FORMATS:
         raise unknown_name("format", format, FORMATS)
     chosen, out = FORMATS[format], Path(out)
+    if with_head:
+        return export_segmenter(Path(model), chosen.place(out), format, changed=remove_position is not None)
     place = chosen.place(out)
     folder = place if chosen.file is None else place.parent
     require_writable(folder)
@@ -68,6 +75,37 @@ def export(
                 training=training_of(model),
             )
             say(str(folder / "README.md") if written else f"{folder / 'README.md'} is your own and stays as it is")
+    say(line)
+    return line
+
+
+def export_segmenter(model: Path, path: Path, format: str, *, changed: bool) -> str:
+    """Write a backbone with its linear head as ONNX; what is to be done before and after stands in the file.
+
+    Raises:
+        UserError: another format, another head or none, or position is to be removed, for which it was not trained.
+    """
+    if format != "onnx" or changed:
+        given = "--remove-position, for which the head was not trained" if format == "onnx" else f"--format {format}"
+        raise UserError(
+            f"--with-head writes ONNX, of a model as it is; it was given with {given}: leave one of them out"
+        )
+    folder = find_head(model)
+    kept = read_head(folder)
+    if kept.task != "linear-segmentation":
+        raise UserError(
+            f"{folder} holds a head of {kept.task}; --with-head writes the one of linear-segmentation alone. Run this "
+            "one by selfpatch predict"
+        )
+    require_writable(path.parent)
+    backbone = load_backbone(folder / BACKBONE_FILE, pos_embed_interpolation=kept.pos_embed_interpolation)
+    segmenter = SegmentationModel(backbone, folder, torch.device("cpu"))
+    with working():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        export_onnx(backbone, path, head=segmenter.module, metadata=segmenter.processing())
+    for step in ("preprocessing", "postprocessing"):
+        say(f"{step}: {segmenter.processing()[step]}")
+    line = f"import onnxruntime; session = onnxruntime.InferenceSession({str(path)!r})"
     say(line)
     return line
 

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
+
+from selfpatch.backbones.backbone import Backbone
 
 # Progress callback: (done, total).
 ProgressFn = Callable[[int, int], None]
@@ -15,6 +18,16 @@ def no_progress(done: int, total: int) -> None:
     pass
 
 
+class TrainedHead(NamedTuple):
+    """What a task trained and scored: a head for `backbone`, or a module that has the backbone in it, fine-tuned."""
+
+    task: str
+    module: nn.Module
+    backbone: Backbone
+    protocol: Any
+    class_names: list[str]
+
+
 class EvalContext(NamedTuple):
     """Device, output folder and progress callback of one evaluation.
 
@@ -22,12 +35,14 @@ class EvalContext(NamedTuple):
         out: the folder of this evaluation. A task writes its pictures to out/pictures, and its other files (masks,
             checkpoints of a head) beside them; `run_task` writes result.json.
         model: as the user named it.
+        keep_head: is given the trained head that the scores are of; None: nobody wants it.
     """
 
     out: Path
     device: torch.device = torch.device("cpu")
     report: ProgressFn = no_progress
     model: str = "unnamed"
+    keep_head: Callable[[TrainedHead], None] | None = None
 
     @property
     def pictures(self) -> Path:

@@ -27,20 +27,29 @@ MAX_BATCH, MIN_SIDE, MAX_SIDE = 4096, 2, 1024
 
 
 class TokensOfImages(nn.Module):
-    """A copy of a backbone with a tuple for an output, as graphs have it: patch tokens; the class token, if any."""
+    """A copy of a backbone with a tuple for an output, as graphs have it: patch tokens; the class token, if any.
 
-    def __init__(self, backbone: Backbone):
+    Args:
+        head: of a map of patch tokens, [B, D, R, S] -> [B, C, R, S]; its output then is the only one.
+    """
+
+    def __init__(self, backbone: Backbone, head: nn.Module | None = None):
         super().__init__()
+        self.head = None if head is None else copy.deepcopy(head).cpu().eval().requires_grad_(False)
         self.backbone = copy.deepcopy(backbone).cpu().eval().requires_grad_(False)
         self.backbone.set_activation_checkpointing("none")
         self.backbone.compile_blocks(None)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> tuple[Tensor, ...]:
         tokens = self.backbone(images)
+        if self.head is not None:
+            return (self.head(tokens.patch_tokens.transpose(1, 2).unflatten(2, tokens.grid_size)),)
         return (tokens.patch_tokens,) if tokens.cls_token is None else (tokens.patch_tokens, tokens.cls_token)
 
     @property
     def output_names(self) -> list[str]:
+        if self.head is not None:
+            return ["logits"]
         return ["patch_tokens", "cls_token"] if self.backbone.has_cls_token else ["patch_tokens"]
 
     def example(self, batch: int, rows: int, columns: int) -> Float[Tensor, "B C H W"]:

@@ -8,13 +8,13 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.errors import RunFailedError, UserError
@@ -28,8 +28,14 @@ TOLERANCE = 1e-4
 MAX_ONNX_BYTES = 2**31 - 2**26  # of a protocol buffer, with room for the graph
 
 
-def export_onnx(backbone: Backbone, path: Path) -> None:
+def export_onnx(
+    backbone: Backbone, path: Path, *, head: nn.Module | None = None, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write `path`, and compare it with the backbone in ONNX Runtime.
+
+    Args:
+        head: of a map of patch tokens; the graph then has one output, "logits" [B, C, R, S], one place per patch.
+        metadata: is written into the file besides.
 
     Raises:
         UserError: onnx, onnxscript or onnxruntime is not installed.
@@ -50,7 +56,7 @@ def export_onnx(backbone: Backbone, path: Path) -> None:
             f"an ONNX file holds at most 2 GB, and this {backbone.architecture.name} has {size / 1e9:.1f} GB of "
             "weights; choose another format: timm, hf, torch-export"
         )
-    network = TokensOfImages(backbone)
+    network = TokensOfImages(backbone, head)
     with quiet():
         program = torch.onnx.export(
             trace(network), input_names=["images"], output_names=network.output_names, dynamo=True, verbose=False
@@ -58,7 +64,7 @@ def export_onnx(backbone: Backbone, path: Path) -> None:
     assert program is not None
     model = program.model_proto
     _name_sizes(model)
-    onnx.helper.set_model_props(model, description(backbone))
+    onnx.helper.set_model_props(model, description(backbone) | dict(metadata or {}))
     with atomic_write(path) as temporary:
         onnx.save(model, temporary)
         session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
@@ -112,7 +118,11 @@ def description(backbone: Backbone) -> dict[str, str]:
 
 def _name_sizes(model: Any) -> None:
     """Readable names of the sizes that vary."""
-    sizes = {"images": {0: "batch", 2: "height", 3: "width"}, "patch_tokens": {0: "batch", 1: "patches"}}
+    sizes = {
+        "images": {0: "batch", 2: "height", 3: "width"},
+        "patch_tokens": {0: "batch", 1: "patches"},
+        "logits": {0: "batch", 2: "rows", 3: "columns"},
+    }
     for value in (*model.graph.input, *model.graph.output):
         for index, name in sizes.get(value.name, {0: "batch"}).items():
             value.type.tensor_type.shape.dim[index].dim_param = name

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from selfpatch.evaluation.segmentation.prediction_pictures import write_predicti
 from selfpatch.evaluation.segmentation.segmentation_scores import SegmentationScores, evaluate_several
 from selfpatch.evaluation.segmentation.sliding_window import encode_windows, merge_windows
 from selfpatch.evaluation.segmentation.training_crops import collate, photometric_distortion, random_crop
-from selfpatch.evaluation.task import EvalContext, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput, TrainedHead
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.training.loop import PeriodicCallback
 
@@ -79,29 +79,40 @@ def evaluate_linear_segmentation(
     Source: facebookresearch/dinov3 eval/segmentation; facebookresearch/dinov2 for its preset.
     Differs: see `LinearSegmentation.differs`.
     """
-    window = crop_size(protocol, backbone.patch_size)
     with eval_mode(backbone):
         heads = train_heads(backbone, data, protocol, context)
 
         def predict_logits(image: Float[Tensor, "_c H W"]) -> Iterator[Float[Tensor, "C H W"]]:
-            encoded = encode_windows(
-                image,
-                lambda windows: padded_features(backbone, windows),
-                window=window,
-                stride=protocol.stride,
-                batch_size=protocol.batch_size,
-            )
-            windows = list(encoded)  # small beside their logits, and the same for all heads
-            for head in heads.values():
-                yield merge_windows(windows, partial(upsampled_logits, head, size=window), image.shape[1:])
+            return linear_logits(backbone, protocol, list(heads.values()), image)
 
         meters = evaluate_several(data, backbone, protocol, predict_logits, len(heads), context)
     scores = dict(zip(heads, (meter.scores() for meter in meters), strict=True))
     best = max(scores, key=lambda step: scores[step].metrics["mIoU"])  # the first of equal ones
+    if context.keep_head is not None:
+        context.keep_head(
+            TrainedHead("linear-segmentation", heads[best], unwrap_cache(backbone), protocol, list(data.class_names))
+        )
     if len(scores) == 1:
         return scores[best]
     by_step = {str(step): of_step.metrics["mIoU"] for step, of_step in scores.items()}
     return scores[best]._replace(details={"best_step": best, "mIoU_by_step": by_step})
+
+
+def linear_logits(
+    backbone: Backbone, protocol: LinearSegmentation, heads: Sequence[nn.Module], image: Float[Tensor, "_c H W"]
+) -> Iterator[Float[Tensor, "C H W"]]:
+    """The logits of every head for a normalized image, by windows; call it within `eval_mode`."""
+    window = crop_size(protocol, backbone.patch_size)
+    encoded = encode_windows(
+        image,
+        lambda windows: padded_features(backbone, windows),
+        window=window,
+        stride=protocol.stride,
+        batch_size=protocol.batch_size,
+    )
+    windows = list(encoded)  # small beside their logits, and the same for all heads
+    for head in heads:
+        yield merge_windows(windows, partial(upsampled_logits, head, size=window), image.shape[1:])
 
 
 def crop_size(protocol: LinearSegmentation, patch_size: tuple[int, int]) -> tuple[int, int]:
@@ -127,7 +138,7 @@ def center_pad(images: Float[Tensor, "B _c H W"], patch_size: tuple[int, int]) -
 
 @torch.no_grad()
 def upsampled_logits(
-    head: LinearHead, feature_map: Float[Tensor, "B D R S"], *, size: tuple[int, int]
+    head: nn.Module, feature_map: Float[Tensor, "B D R S"], *, size: tuple[int, int]
 ) -> Float[Tensor, "B C h w"]:
     return F.interpolate(head(feature_map), size=size, mode="bilinear")
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Int64, UInt8
+from jaxtyping import Float, Int, Int64, Real, UInt8
 from torch import Tensor
 
 from selfpatch.evaluation.datasets.labeled_images import LabeledImage, spread
@@ -107,13 +107,23 @@ def evaluate_several(
     meters = [ConfusionMeter(data, context.device) for _ in range(num_models)]
     samples = prefetch(lambda item: (data.read_image(item), data.read_mask(item)), ([item] for item in data.val))
     for i, (item, [(image, truth)]) in enumerate(zip(data.val, samples, strict=True), start=1):
-        size = keep_ratio_size(truth.shape, protocol.image_size, protocol.long_side)
-        resized = rescale(image, size, antialias=protocol.antialias)
-        pixels = normalized(torch.from_numpy(resized)[None].to(context.device), backbone.mean, backbone.std)[0]
+        pixels = network_input(image, backbone, protocol, context.device)
         for meter, logits in zip(meters, predict_logits(pixels), strict=True):
             meter.add(item, truth, upsampled_argmax(logits, truth.shape))
         context.report(i, len(data.val))
     return meters
+
+
+def network_input(
+    image: Real[np.ndarray, "H W _c"],
+    backbone: Backbone,
+    protocol: LinearSegmentation | DecoderTraining,
+    device: torch.device,
+) -> Float[Tensor, "_c R S"]:
+    """An image at the protocol's size, its shape kept, normalized."""
+    size = keep_ratio_size(image.shape[:2], protocol.image_size, protocol.long_side)
+    resized = rescale(image, size, antialias=protocol.antialias)
+    return normalized(torch.from_numpy(resized)[None].to(device), backbone.mean, backbone.std)[0]
 
 
 def upsampled_argmax(maps: Float[Tensor, "C R S"], size: tuple[int, int]) -> Int[Tensor, "H W"]:

@@ -38,7 +38,7 @@ from selfpatch.evaluation.segmentation.segmentation_heads import (
 from selfpatch.evaluation.segmentation.segmentation_scores import evaluate_images
 from selfpatch.evaluation.segmentation.sliding_window import sliding_window
 from selfpatch.evaluation.segmentation.training_crops import collate, photometric_distortion, random_crop
-from selfpatch.evaluation.task import EvalContext, EvalOutput
+from selfpatch.evaluation.task import EvalContext, EvalOutput, TrainedHead
 from selfpatch.optim.schedules import warmup_poly
 
 # Parts of the names of parameters without weight decay. mmsegmentation's configurations add "norm", which its vision
@@ -150,6 +150,8 @@ def run(
     for later in ("recompute", "inference", "stride"):  # they do not change the weights
         del identity["protocol"][later]
     train(segmenter, data, protocol, context, identity=identity)
+    if context.keep_head is not None:
+        context.keep_head(TrainedHead(task, segmenter, segmenter.backbone, protocol, list(data.class_names)))
     scores = score(segmenter, data, protocol, context)
     write_prediction_sheets(scores.predictions, data, context.pictures)
     write_class_bars(scores.metrics, context.pictures)
@@ -205,16 +207,21 @@ def train(
 
 
 def score(segmenter: Segmenter, data: SegmentationData, protocol: DecoderTraining, context: EvalContext) -> Any:
+    return evaluate_images(
+        data, segmenter.backbone, protocol, lambda image: decoder_logits(segmenter, protocol, image), context
+    )
+
+
+def decoder_logits(
+    segmenter: Segmenter, protocol: DecoderTraining, image: Float[Tensor, "_c H W"]
+) -> Float[Tensor, "C H W"]:
+    """Class scores of a normalized image, whole or by windows."""
+    if protocol.inference == "whole":
+        return segmenter.predict(image[None])[0]
     window = floor_to_patch_multiple(protocol.image_size, segmenter.backbone.patch_size)
-
-    def predict_logits(image: Float[Tensor, "_c H W"]) -> Float[Tensor, "C H W"]:
-        if protocol.inference == "whole":
-            return segmenter.predict(image[None])[0]
-        return sliding_window(
-            image, segmenter.predict, window=window, stride=protocol.stride, batch_size=protocol.batch_size
-        )
-
-    return evaluate_images(data, segmenter.backbone, protocol, predict_logits, context)
+    return sliding_window(
+        image, segmenter.predict, window=window, stride=protocol.stride, batch_size=protocol.batch_size
+    )
 
 
 def freeze_unused(backbone: Backbone, out_indices: Sequence[int]) -> None:
