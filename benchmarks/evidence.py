@@ -36,8 +36,8 @@ from benchmarks.evidence_table import STAGES, draw_curves, draw_together, markdo
 from benchmarks.time_limit import OutOfTimeError, time_limit
 from selfpatch.backbones.checkpoints.weights_io import read_metadata
 from selfpatch.commands.evaluate import evaluate
-from selfpatch.commands.hardware import find_device
 from selfpatch.commands.pretrain import pretrain
+from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.commands.visualize import visualize
 from selfpatch.config.io import read_yaml, to_dict
 from selfpatch.evaluation.datasets.segmentation import read_segmentation

@@ -33,7 +33,7 @@ from benchmarks.augmentation import write_photograph
 from benchmarks.gpu_table import show
 from benchmarks.pretraining_step import explicit_attention
 from selfpatch.backbones.build import build_backbone
-from selfpatch.commands.hardware import num_cores
+from selfpatch.commands.run_setup.hardware import num_cores
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, PretrainConfig, rows_columns
 from selfpatch.config.io import override
 from selfpatch.data.augmentation.crops import Crops

@@ -39,7 +39,7 @@ from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.position_removal import PositionMoments, position_r2
 from selfpatch.backbones.pretrained import load_vit
 from selfpatch.backbones.vit import ViT
-from selfpatch.commands.hardware import find_device
+from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, rows_columns
 from selfpatch.config.io import read_yaml
 from selfpatch.data.image_folder import ImageFolder, read_evenly_spaced

@@ -29,7 +29,7 @@ from benchmarks.does_it_help.results import RESULTS, merge, read_results, read_s
 from benchmarks.does_it_help.scores import make_scorers
 from benchmarks.does_it_help.tables import study_tables
 from benchmarks.time_limit import OutOfTimeError, time_limit
-from selfpatch.commands.hardware import find_device
+from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.terminal import say

@@ -12,7 +12,7 @@ from jaxtyping import Float, Real
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
-from selfpatch.commands.hardware import find_device
+from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.data.manifest import open_images
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.errors import working

@@ -7,7 +7,7 @@ from typing import Any
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
-from selfpatch.commands.hardware import find_device
+from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.errors import unknown_name, working
 from selfpatch.evaluation import frozen_tasks
 from selfpatch.evaluation.frozen_tasks import FrozenResults

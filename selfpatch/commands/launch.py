@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from selfpatch.commands.hardware import num_cores
+from selfpatch.commands.run_setup.hardware import num_cores
 from selfpatch.config.processes import LAUNCHER, RENDEZVOUS
 from selfpatch.errors import UserError
 from selfpatch.output.terminal import say

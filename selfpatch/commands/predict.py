@@ -8,7 +8,7 @@ from jaxtyping import Real, UInt8
 from PIL import Image
 
 from selfpatch.backbones.pretrained import load_backbone
-from selfpatch.commands.hardware import find_device
+from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.data.manifest import open_images
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.data.shown_colors import shown_colors
@@ -18,7 +18,8 @@ from selfpatch.evaluation.segmentation.kept_head import BACKBONE_FILE, Segmentat
 from selfpatch.evaluation.segmentation.prediction_pictures import label_colors
 from selfpatch.output.atomic_files import atomic_write, require_writable
 from selfpatch.output.printable import printable
-from selfpatch.output.progress import say, track
+from selfpatch.output.progress import track
+from selfpatch.output.terminal import say
 from selfpatch.output.versions import versions
 
 OPACITY = 0.5  # of the classes' colors over an image

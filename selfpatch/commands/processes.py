@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from selfpatch import distributed
-from selfpatch.commands.hardware import find_device
+from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.config import PretrainConfig
 from selfpatch.config.io import differences, to_dict
 from selfpatch.config.processes import LAUNCHER, Place, find_place

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.backbones.run_checkpoint import run_folder
-from selfpatch.commands.hardware import find_device
+from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.config.io import read_yaml
 from selfpatch.config.objectives.patch import PatchConfig
 from selfpatch.data.image_folder import read_evenly_spaced

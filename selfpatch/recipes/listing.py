@@ -2,6 +2,7 @@
 
 from selfpatch.config.io import commented_yaml
 from selfpatch.errors import unknown_name
+from selfpatch.output.terminal import say
 from selfpatch.recipes import DEFAULT_RECIPE, RECIPES
 
 
@@ -14,18 +15,18 @@ def print_recipes(name: str | None = None) -> None:
     if name is None:
         width = max(map(len, RECIPES))
         for recipe in RECIPES:
-            print(f"{recipe:{width}}  {when(recipe)}{' (the default)' if recipe == DEFAULT_RECIPE else ''}")
-        print(
+            say(f"{recipe:{width}}  {when(recipe)}{' (the default)' if recipe == DEFAULT_RECIPE else ''}")
+        say(
             "\nselfpatch recipes NAME prints the settings of one, as a file for pretrain --config; methods and "
             "sources: docs/methods.md"
         )
         return
     if name not in RECIPES:
         raise unknown_name("recipe", name, RECIPES)
-    print(f"# Recipe {name}: {summary(name)}")
-    print(f"# When: {when(name)}")
-    print("# null: derived from the images and the hardware, where the setting says so.")
-    print(commented_yaml(RECIPES[name]()), end="")
+    say(f"# Recipe {name}: {summary(name)}")
+    say(f"# When: {when(name)}")
+    say("# null: derived from the images and the hardware, where the setting says so.")
+    say(commented_yaml(RECIPES[name]()).rstrip("\n"))
 
 
 def summary(recipe: str) -> str:

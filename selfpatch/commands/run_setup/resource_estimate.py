@@ -6,7 +6,7 @@ from datetime import timedelta
 import torch
 
 from selfpatch.backbones.build import build_backbone
-from selfpatch.commands.hardware import augment_on_device, num_cores, num_workers
+from selfpatch.commands.run_setup.hardware import augment_on_device, num_cores, num_workers
 from selfpatch.config import PretrainConfig, pixel_format, rows_columns
 from selfpatch.config.io import override
 from selfpatch.config.processes import find_place

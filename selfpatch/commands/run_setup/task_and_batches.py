@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from selfpatch.commands.hardware import augment_on_device, num_workers
+from selfpatch.commands.run_setup.hardware import augment_on_device, num_workers
 from selfpatch.commands.run_setup.resource_estimate import data_wait_hint
 from selfpatch.config import PretrainConfig
 from selfpatch.data.augmentation.multi_crop import MultiCrop

@@ -5,7 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from selfpatch.commands.hardware import find_device
+from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.commands.study import held_out, ranking
 from selfpatch.commands.study.best_model import export_best
 from selfpatch.commands.study.cells import Cell, Study, all_cells, cell_backbone, do_cell, is_done
