@@ -43,9 +43,9 @@ def test_row_19_a_killed_worker_is_named_and_the_run_goes_on(runs, unbroken):
 
 def test_row_20_a_worker_that_hangs_is_named_after_a_limit_and_the_process_ends_at_once(runs, unbroken):
     def one_second() -> None:
-        from selfpatch.commands import pretrain
+        from selfpatch.commands.run_setup import task_and_batches
 
-        pretrain.training_batches = functools.partial(pretrain.training_batches, timeout_s=1)
+        task_and_batches.training_batches = functools.partial(task_and_batches.training_batches, timeout_s=1)
 
     here, on = FORK.Event(), FORK.Event()
 

@@ -62,19 +62,15 @@ def test_row_08_a_full_disk_for_logs_lists_and_pictures_costs_those_alone(runs):
     def full() -> None:
         """From the first step on whatever is appended goes to a device that is full, and so do pictures."""
         from selfpatch.commands import monitor
+        from selfpatch.output import metric_logger
         from selfpatch.pretraining import run_folder
 
         def no_picture(*_, **__):
             raise OSError(errno.ENOSPC, "No space left on device", "pictures/pca.png")
 
         def to_full_device() -> None:
-            path = type(runs.out)
-            opened = path.open
-
-            def open_full(self, mode="r", **options):
-                return opened(path("/dev/full") if mode == "a" else self, mode, **options)
-
-            path.open = open_full
+            for module in (metric_logger, run_folder):
+                module.open_to_append = lambda path, **options: Path("/dev/full").open("a", encoding="utf-8")
 
         monitor.visualize = no_picture
         loader, run_folder.RunFolder.metric_logger = (
