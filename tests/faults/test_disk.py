@@ -70,7 +70,7 @@ def test_row_08_a_full_disk_for_logs_lists_and_pictures_costs_those_alone(runs):
 
         def to_full_device() -> None:
             for module in (metric_logger, run_folder):
-                module.open_to_append = lambda path, **options: Path("/dev/full").open("a", encoding="utf-8")
+                module.open_to_append = lambda path, **options: os.fdopen(os.open("/dev/full", os.O_WRONLY), "a")
 
         monitor.visualize = no_picture
         loader, run_folder.RunFolder.metric_logger = (
