@@ -14,6 +14,8 @@ from selfpatch.optim.schedules import epochwise_linear
 
 # Numbers in a chunk of logits: 64 MiB in float32.
 CHUNK_SIZE = 2**24
+# The smallest load of a prototype that Sinkhorn evens out, rows first: as a part of an even share.
+LEAST_LOAD = 1e-12
 
 # Gives the targets of some rows; no gradient reaches it.
 TargetsOf = Callable[[slice], Float[Tensor, "_ K"]]
@@ -82,9 +84,14 @@ def sinkhorn(
 
     Source: SwAV (NeurIPS 2020), algorithm 1; three iterations, the prototypes first, as in SwAV and DINOv2.
     """
-    assignment = scores.log_softmax(dim=-1) if first == "rows" else scores
+    assignment, least_load = scores, scores.new_tensor(-math.inf)
+    if first == "rows":
+        # A load is then a number of rows; of a prototype that next to no row wants it counts as this many.
+        assignment, num_rows = scores.log_softmax(dim=-1), global_sum(scores.new_tensor(len(scores)))
+        least_load = (num_rows * LEAST_LOAD / scores.shape[-1]).log()
     for _ in range(num_iterations):
-        assignment = assignment - global_logsumexp(assignment.logsumexp(dim=0))  # every prototype gets as much
+        load = global_logsumexp(assignment.logsumexp(dim=0)).clamp(min=least_load)
+        assignment = assignment - load  # every prototype gets as much
         assignment = assignment.log_softmax(dim=-1)
     return assignment.exp()
 

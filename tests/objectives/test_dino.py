@@ -88,6 +88,10 @@ def test_sinkhorn_equals_the_plain_restatement():
         rows_first = torch.tensor(plain_sinkhorn.sinkhorn(scores.tolist(), num_iterations, rows_first=True))
         torch.testing.assert_close(sinkhorn(scores, num_iterations, first="rows"), rows_first, rtol=1e-4, atol=1e-6)
         assert (rows_first - expected).abs().max() > 0.01
+    # Prototypes that next to no row wants: their load has a least.
+    sharp = 8 * scores
+    rows_first = torch.tensor(plain_sinkhorn.sinkhorn(sharp.tolist(), rows_first=True))
+    torch.testing.assert_close(sinkhorn(sharp, first="rows"), rows_first, rtol=1e-4, atol=1e-6)
     for first in ("rows", "prototypes"):
         config = SelfDistillationConfig(centering="sinkhorn", sinkhorn_first=first)
         targets = SelfDistillation(5, config, steps_per_epoch=10).targets(scores, 0)

@@ -8,8 +8,9 @@ def sinkhorn(scores: list[list[float]], num_iterations: int = 3, *, rows_first: 
     table = [[math.exp(score) for score in row] for row in scores]
     if rows_first:
         table = [[value / sum(row) for value in row] for row in table]
+    least = 1e-12 * len(scores) / len(scores[0]) if rows_first else 0.0
     for _ in range(num_iterations):
-        columns = [sum(row[k] for row in table) for k in range(len(table[0]))]
+        columns = [max(sum(row[k] for row in table), least) for k in range(len(table[0]))]
         table = [[value / column for value, column in zip(row, columns, strict=True)] for row in table]
         table = [[value / sum(row) for value in row] for row in table]
     return table
