@@ -33,7 +33,9 @@ def images(tmp_path) -> Path:
 def test_format_1_goes_on_with_the_losses_it_would_have_given(as_resume, images, tmp_path):
     """Optimizer state by position, heads without a branch, settings under their old names: written at step 3 of 8.
 
-    Sinkhorn is in logarithms since, and holds what it had cut off before: 2e-4 of a loss of 0.006."""
+    DINO's loss of 0.006 is a difference of float32 numbers of about 10, whose last place it has: by the processor's kernels
+    it moves by 0.6e-6 to 1.3e-6, which is more than 1e-4 of it.
+    """
     out = tmp_path / "run"
     (out / "checkpoints").mkdir(parents=True)
     shutil.copy(FORMAT_1 / "config.yaml", out)
@@ -47,7 +49,10 @@ def test_format_1_goes_on_with_the_losses_it_would_have_given(as_resume, images,
     lines = {line["step"]: line for line in read_metrics(result.out / "metrics.jsonl") if "loss" in line}
     for expected in json.loads((FORMAT_1 / "expected.json").read_text()):
         for name in ("loss", "dino/loss", "selfpatch/loss"):
-            assert lines[expected["step"]][name] == pytest.approx(expected[name], rel=5e-4), (expected["step"], name)
+            assert lines[expected["step"]][name] == pytest.approx(expected[name], rel=1e-4, abs=2e-6), (
+                expected["step"],
+                name,
+            )
 
 
 def test_a_run_keeps_the_way_in_which_it_froze_its_prototypes():
