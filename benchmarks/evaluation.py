@@ -22,7 +22,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
@@ -34,6 +33,7 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peak_memory import peak_mb
 from selfpatch.evaluation.video.davis_measures import score_frame
 from selfpatch.evaluation.video.label_propagation import propagate_labels
 from tests.reference import plain_davis, plain_label_propagation
@@ -88,21 +88,19 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def peak_mb(name: str, patch_size: int) -> float:
+def peak_of(name: str, patch_size: int) -> float:
     """Peak memory of this process, in which nothing else has happened."""
     features, labels = made_up_video(patch_size)
     if name == "plain":
         plain(features, labels, broadcast_neighborhood(*GRIDS[patch_size]))
     elif name == "ours":
         ours(features, labels, torch.empty(0))
-    # Not getrusage: its peak includes that of the process this one was forked from.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return peak_mb()
 
 
 def in_a_process_of_its_own(*arguments: object) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak_mb, arguments)
+        return pool.apply(peak_of, arguments)
 
 
 def made_up_masks(seed: int) -> tuple[np.ndarray, np.ndarray]:

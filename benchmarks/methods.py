@@ -14,7 +14,6 @@ import os
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
 
@@ -22,6 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peak_memory import peak_mb
 from selfpatch.backbones.build import build_backbone
 from selfpatch.config import (
     IMAGENET_MEAN,
@@ -122,21 +122,19 @@ def made_up_views(num_images: int) -> Views:
     )
 
 
-def peak_mb(method: str, size: str, batch_size: int) -> float:
+def peak_of(method: str, size: str, batch_size: int) -> float:
     """Peak memory of a process that does nothing but two steps."""
     student_teacher = build(METHODS[method], size)
     for step in range(2):
         seconds_of(student_teacher, made_up_views(batch_size), step)
-    # Not getrusage: its peak includes that of the process this one was forked from.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return peak_mb()
 
 
 def mb_per_image(method: str, size: str, batch_sizes: tuple[int, int]) -> float:
     peaks = []
     for batch_size in batch_sizes:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peaks.append(pool.apply(peak_mb, (method, size, batch_size)))
+            peaks.append(pool.apply(peak_of, (method, size, batch_size)))
     return (peaks[1] - peaks[0]) / (batch_sizes[1] - batch_sizes[0])
 
 

@@ -15,7 +15,6 @@ import os
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
 
@@ -23,6 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.peak_memory import peak_mb
 from selfpatch.backbones.build import build_backbone
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, EfficiencyConfig
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
@@ -77,19 +77,17 @@ def run(name: str, student_teacher: StudentTeacher, batch: tuple[torch.Tensor, t
     return seconds
 
 
-def peak_mb(name: str, size: str, batch_size: int) -> float:
+def peak_of(name: str, size: str, batch_size: int) -> float:
     """Peak memory of a process that does nothing but two steps."""
     student_teacher = build(size)
     for _ in range(2):
         run(name, student_teacher, crops(batch_size))
-    # Not getrusage: its peak includes that of the process this one was forked from.
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    return peak_mb()
 
 
 def in_a_process_of_its_own(*arguments: object) -> float:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(peak_mb, arguments)
+        return pool.apply(peak_of, arguments)
 
 
 def main() -> None:

@@ -93,7 +93,7 @@ class TrainingMonitor:
     def _forgiven(
         self, callback: Callable[[Backbone, int], dict[str, float]], backbone: Backbone, step: int
     ) -> dict[str, float]:
-        """What the callback returns, or a warning: no score and no picture is worth a run.
+        """Call it and return its metrics; warn of an error instead: no score and no picture is worth a run.
 
         Weights that are not finite, a full disk, images or labels that are gone: training goes on without.
         """

@@ -108,7 +108,7 @@ def pretrain(
 
 
 class _Start(NamedTuple):
-    """Where a run starts from, as `pretrain` was called."""
+    """Arguments of `pretrain` that say where a run starts from, and whether it does."""
 
     images: Path | str
     resume: Path | str | None

@@ -110,20 +110,13 @@ def derive(config: PretrainConfig, facts: RunFacts) -> tuple[PretrainConfig, lis
                 min(max(2 * batch_size, 64), 4096),
                 "one for each global crop of a step, over which Sinkhorn spreads them",
             )
-        if hasattr(settings, "start_epoch"):
-            fill(
-                f"objectives.{objective}.start-epoch",
-                settings.start_epoch,
-                round(0.4 * num_steps / steps_per_epoch, 3),
-                f"four tenths of {num_steps} steps: neighbors are worth learning from once patches mean something",
-            )
-        if hasattr(settings, "ramp_epochs"):
-            fill(
-                f"objectives.{objective}.ramp-epochs",
-                settings.ramp_epochs,
-                round(0.2 * num_steps / steps_per_epoch, 3),
-                f"a fifth of {num_steps} steps",
-            )
+        for setting, part, reason in (
+            ("start-epoch", 0.4, "four tenths of the run: neighbors teach something once patches mean something"),
+            ("ramp-epochs", 0.2, "a fifth of the run"),
+        ):
+            if hasattr(settings, field := setting.replace("-", "_")):
+                epochs = round(part * num_steps / steps_per_epoch, 3)
+                fill(f"objectives.{objective}.{setting}", getattr(settings, field), epochs, reason)
     return override(config, {setting: value for setting, value, _ in derived}), derived
 
 

@@ -1,5 +1,6 @@
 """Whole small files of every format and kind that is read: what mutations start from."""
 
+import hashlib
 import io
 import json
 from collections.abc import Callable
@@ -126,3 +127,14 @@ def manifest_seeds(names: list[str]) -> list[tuple[str, bytes]]:
     }
     parquet.write_table(pa.Table.from_pylist(rows), content := io.BytesIO())
     return [*((ending, write()) for ending, write in writers.items()), ("parquet", content.getvalue())]
+
+
+def write_checkpoint(folder: Path, files: dict[str, bytes], manifest: object = None) -> Path:
+    """A checkpoint below the folder as an attacker would write it: with checksums that are right; its folder."""
+    step = folder / "step-00000003"
+    step.mkdir(parents=True)
+    for name, content in files.items():
+        (step / name).write_bytes(content)
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    (step / "manifest.json").write_text(json.dumps(sums if manifest is None else manifest))
+    return step

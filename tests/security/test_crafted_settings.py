@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -13,6 +12,7 @@ from selfpatch.output import checkpoint
 from selfpatch.output.folder_lock import FolderLock
 from selfpatch.output.metric_logger import MetricLogger
 from tests.security.reading import read_all
+from tests.security.seeds import write_checkpoint
 
 SETTINGS = {
     "a tag that calls": "!!python/object/apply:os.mkdir ['CANARY']",
@@ -68,23 +68,13 @@ def test_a_config_of_a_huge_backbone_is_refused_before_it_is_built():
             build_backbone(replace(tiny_config().backbone, **change), (32, 32), mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
-def written(folder: Path, files: dict[str, bytes], manifest: object = None) -> Path:
-    step = folder / "step-00000020"
-    step.mkdir(parents=True)
-    for name, content in files.items():
-        (step / name).write_bytes(content)
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    (step / "manifest.json").write_text(json.dumps(sums if manifest is None else manifest))
-    return step
-
-
 @pytest.mark.parametrize("name", ["../step-00000010/model.safetensors", "/etc/passwd", "..", "a/../state.json"])
 def test_a_manifest_stays_in_its_folder(name, tmp_path):
     other = tmp_path / "step-00000010"
     other.mkdir()
     (other / "model.safetensors").write_bytes(b"other")
     sums = {name: hashlib.sha256(b"other").hexdigest(), "state.json": hashlib.sha256(b"{}").hexdigest()}
-    step = written(tmp_path, {"state.json": b"{}"}, sums)
+    step = write_checkpoint(tmp_path, {"state.json": b"{}"}, sums)
     with pytest.raises(checkpoint.DamagedCheckpointError, match="damaged|not what was written"):
         checkpoint.load(step)
 
@@ -101,7 +91,7 @@ def test_a_manifest_that_is_none(manifest, tmp_path):
 @pytest.mark.parametrize("state", [b"[" * 100_000, b"{", b"[]", b"1" * 5_000, b"\xff"])
 def test_a_state_that_is_none(state, tmp_path):
     with pytest.raises(checkpoint.DamagedCheckpointError):
-        checkpoint.load(written(tmp_path, {"state.json": state}))
+        checkpoint.load(write_checkpoint(tmp_path, {"state.json": state}))
 
 
 def test_a_pickle_in_the_place_of_tensors(tmp_path):
@@ -113,7 +103,7 @@ def test_a_pickle_in_the_place_of_tensors(tmp_path):
 
     files = {"state.json": b"{}", "model.safetensors": pickle.dumps(Bomb()), ".metadata": pickle.dumps(Bomb())}
     with pytest.raises(checkpoint.DamagedCheckpointError):
-        checkpoint.load(written(tmp_path, files))
+        checkpoint.load(write_checkpoint(tmp_path, files))
     assert not (tmp_path / "canary").exists()
 
 

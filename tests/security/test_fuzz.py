@@ -74,16 +74,6 @@ def test_pickled_weights(folder):
     expect_no_mistake("weights", folder, least_refused=0.9, may_ask_too_much=True)
 
 
-def write_checkpoint(folder: Path, files: dict[str, bytes], manifest: object = None) -> None:
-    """As an attacker would: with checksums that are right."""
-    step = folder / "step-00000003"
-    step.mkdir(parents=True)
-    for name, content in files.items():
-        (step / name).write_bytes(content)
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    (step / "manifest.json").write_text(json.dumps(sums if manifest is None else manifest))
-
-
 def checkpoint_files() -> dict[str, bytes]:
     state = trained_state()
     values = state.state() | {"images": "x", "num_images": 4, "method": {"seed": 0}, "metrics": {"loss": 1.0}}
@@ -110,7 +100,7 @@ def test_checkpoints(folder):
                     if rng.random() < 0.5
                     else mutated(files[name], rng, files["model.safetensors"])
                 )
-        write_checkpoint(folder / f"{i:04d}", changed, manifest)
+        seeds.write_checkpoint(folder / f"{i:04d}", changed, manifest)
     expect_no_mistake("checkpoints", folder, least_refused=0.4)
 
 

@@ -157,7 +157,7 @@ def with_length(config: PretrainConfig, *, steps: int, seed: int) -> PretrainCon
 
 
 def describe_budget(config: PretrainConfig, num_images: int, steps: int) -> dict[str, Any]:
-    """What all candidates that train have in common, for study.json."""
+    """Settings that all candidates that train have in common, for study.json."""
     crops, optim = config.crops, config.optim
     assert isinstance(optim.batch_size, int)
     return {

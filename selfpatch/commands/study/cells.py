@@ -30,7 +30,7 @@ class Cell(NamedTuple):
 
 
 class Study(NamedTuple):
-    """What every cell needs."""
+    """Inputs that are the same for every cell."""
 
     folder: StudyFolder
     runs: Runs

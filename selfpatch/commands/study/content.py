@@ -17,7 +17,7 @@ from selfpatch.recipes.candidates import describe_candidate, needs_weights, refe
 def describe_study(
     request: Request, prepared: Prepared, plan: list[PlannedCandidate], *, images: Path, num_left_out: int
 ) -> dict[str, Any]:
-    """What is fixed before the first cell."""
+    """Entries of study.json that are fixed before the first cell."""
     steps = max(planned.steps for planned in plan)
     trained = [config for name, config in prepared.runs.resolved.items() if trains(name)]
     budget = describe_budget(trained[0], len(prepared.source), steps) if trained else {}

@@ -32,7 +32,7 @@ class StudyFolder:
         self._is_new = False
 
     def check(self) -> dict[str, Any] | None:
-        """What study.json holds; None: a new study.
+        """Read study.json; None: a new study.
 
         Raises:
             UserError: OUT cannot be written, or holds something else.
