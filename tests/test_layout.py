@@ -16,7 +16,7 @@ MAX_STEP_FILES, MAX_STEP_LINES = 16, 2800
 # Where a method may be known by its name. Protocols carry the names of the programs that published them.
 KNOWS_METHODS = (
     "objectives", "config", "recipes", "backbones/checkpoints", "evaluation/protocols", "visualization/positives.py",
-    "export/formats.py", "cli/export.py",  # the layout of a program's checkpoint, as its reader
+    "export/formats.py", "cli/commands/export.py",  # the layout of a program's checkpoint, as its reader
 )  # fmt: skip
 
 

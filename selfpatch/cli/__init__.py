@@ -1,4 +1,4 @@
-"""The command line: a file per command with its options; `main` runs one. Imports no torch before a command runs."""
+"""The command line: `commands` holds the options of each one, `main` runs one. Imports no torch before that."""
 
 from selfpatch.cli.main import COMMANDS, entry_point, main
 

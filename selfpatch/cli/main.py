@@ -7,7 +7,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from selfpatch.cli import (
+from selfpatch.cli.arguments import parse
+from selfpatch.cli.command import Command
+from selfpatch.cli.commands import (
     check,
     compare,
     completion,
@@ -23,8 +25,6 @@ from selfpatch.cli import (
     study,
     visualize,
 )
-from selfpatch.cli.arguments import parse
-from selfpatch.cli.command import Command
 from selfpatch.cli.docs_pages import page_of
 from selfpatch.config.processes import find_place
 from selfpatch.errors import (
@@ -92,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
     command = COMMANDS[name]
     options = parse(command.options(rest), rest, f"selfpatch {name}")
     if getattr(options, "devices", 1) > 1 and find_place() is None:
-        from selfpatch.commands.launch import launch  # torch
+        from selfpatch.commands.launch.devices import launch  # torch
 
         return launch(arguments, options.devices, options.settings.run.device)
     return command(options)

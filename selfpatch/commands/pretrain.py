@@ -9,8 +9,8 @@ import torch
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
+from selfpatch.commands.launch.processes import joined_run, require_agreement, require_equal_shares
 from selfpatch.commands.monitor import TrainingMonitor
-from selfpatch.commands.processes import joined_run, require_agreement, require_equal_shares
 from selfpatch.commands.run_setup.bad_images import refuse_bad_images
 from selfpatch.commands.run_setup.crop_sizes import check_crops
 from selfpatch.commands.run_setup.resolve_config import resolve_config

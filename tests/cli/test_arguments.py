@@ -8,7 +8,7 @@ import pytest
 
 from selfpatch.cli import COMMANDS
 from selfpatch.cli.arguments import parse
-from selfpatch.cli.compare import Compare
+from selfpatch.cli.commands.compare import Compare
 from selfpatch.cli.options import FLAT, Images
 from selfpatch.config.ranges import Config, Positive
 from selfpatch.errors import UserError

@@ -64,7 +64,7 @@ def test_help_and_mistakes_need_no_torch_and_less_than_a_second(command):
     assert "usage: selfpatch" in done.stdout
 
 
-OPTIONS = [import_module(f"selfpatch.cli.{name}") for name in cli.COMMANDS]
+OPTIONS = [import_module(f"selfpatch.cli.commands.{name}") for name in cli.COMMANDS]
 SETTINGS = [
     import_module(f"{package.__name__}.{found.name}")
     for package in (config, objectives, protocols)

@@ -9,7 +9,7 @@ import torch
 
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.cli import main
-from selfpatch.cli.export import Export
+from selfpatch.cli.commands.export import Export
 from selfpatch.commands.export import export
 from selfpatch.commands.pretrain import pretrain
 from selfpatch.config import BackboneConfig

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from selfpatch import cli
-from selfpatch.commands.slurm import as_directive, slurm
+from selfpatch.commands.launch.slurm import as_directive, slurm
 from selfpatch.errors import RunFailedError, UserError
 
 FIELDS = ("mem", "time", "partition", "account", "qos", "constraint", "job_name", "log")

@@ -6,7 +6,7 @@ import sys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selfpatch.commands.slurm import as_directive, script_text
+from selfpatch.commands.launch.slurm import as_directive, script_text
 from tests.security.reading import ROOT
 
 # Whatever an argument can hold, and what shells and sbatch make something of.

@@ -45,5 +45,7 @@ def print_completion(shell: str) -> None:
 
 
 COMMAND = Command(
-    "print a script for the completion of a shell", lambda _: Completion, "selfpatch.cli.completion:print_completion"
+    "print a script for the completion of a shell",
+    lambda _: Completion,
+    "selfpatch.cli.commands.completion:print_completion",
 )

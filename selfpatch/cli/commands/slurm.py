@@ -7,9 +7,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from selfpatch.cli import pretrain
 from selfpatch.cli.arguments import parse
 from selfpatch.cli.command import Command
+from selfpatch.cli.commands import pretrain
 from selfpatch.errors import UserError
 
 
@@ -67,4 +67,4 @@ def options(arguments: Sequence[str]) -> type:
     return Slurm
 
 
-COMMAND = Command("write an sbatch script for a run on a cluster", options, "selfpatch.commands.slurm:slurm")
+COMMAND = Command("write an sbatch script for a run on a cluster", options, "selfpatch.commands.launch.slurm:slurm")

@@ -1,0 +1,1 @@
+"""A run as several processes: started on this machine, joined by a launcher, or sent to SLURM."""
