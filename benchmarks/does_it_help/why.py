@@ -115,7 +115,7 @@ def loss_shares(run: Path, pixels: Pixels) -> dict[str, float] | None:
     for start in range(0, len(pixels), BATCH_SIZE):
         batch = pixels[start : start + BATCH_SIZE]
         crops = as_views(batch, trained.teacher.backbone)
-        teacher = trained.teacher.encode(crops, None, recolored_crops=crops if term.needs.recolored else None)
+        teacher = trained.teacher.encode(crops, None)
         targets = targets_of(trained, teacher.global_crops.tokens, step)
         entropies.append(torch.special.entr(targets).sum(dim=-1).mean().item())
         means.append(targets.mean(dim=(0, 1)))

@@ -34,7 +34,6 @@ class EncodedViews(NamedTuple):
         masks: True where the student's global crops hold a mask token instead of the patch; None: nothing is masked.
         norm: the final norm of plain patch tokens, which aggregated tokens go through as well.
         aggregate: (patch tokens [V*B, N, D], indices [V*B, Q, P]) -> one token per set of patches [V*B, Q, D].
-        recolored_crops: the teacher's global crops with colors drawn anew; None if no objective needs them.
         global_boxes, local_boxes: where edges of the crops lie in their image: left, top, right, bottom in pixels, of a
             flipped crop left > right; None if no objective needs them.
     """
@@ -46,7 +45,6 @@ class EncodedViews(NamedTuple):
     masks: Bool[Tensor, "GB N"] | None
     norm: Callable[[Float[Tensor, "VB N D"]], Float[Tensor, "VB N D"]]
     aggregate: Callable[[Float[Tensor, "VB N D"], Int[Tensor, "VB Q P"]], Float[Tensor, "VB Q D"]]
-    recolored_crops: Encoded | None = None
     global_boxes: Float[Tensor, "G B 4"] | None = None
     local_boxes: Float[Tensor, "L B 4"] | None = None
 
@@ -115,10 +113,9 @@ class Encoder(nn.Module):
         local_crops: Float[Tensor, "L B C h w"] | None,
         masks: Bool[Tensor, "G B N"] | None = None,
         *,
-        recolored_crops: Float[Tensor, "G B C H W"] | None = None,
         layers: Sequence[int] = (),
     ) -> EncodedViews:
-        """Every crop once, one forward pass per resolution; and one of the recolored crops."""
+        """Every crop once, one forward pass per resolution."""
         global_images = global_crops.flatten(0, 1)
         flat_masks = None if masks is None else masks.flatten(0, 1)
         return EncodedViews(
@@ -129,7 +126,6 @@ class Encoder(nn.Module):
             masks=flat_masks,
             norm=self.norm,
             aggregate=self.aggregate,
-            recolored_crops=None if recolored_crops is None else self(recolored_crops.flatten(0, 1), None, layers),
         )
 
     def norm(self, patch_tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:

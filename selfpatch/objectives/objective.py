@@ -18,7 +18,7 @@ class Needs(NamedTuple):
         masks_from_step: the first step in which they are.
         aggregator: patches are aggregated, so the encoder must have an aggregator that some objective trains.
         image_token: gradients flow through the image token.
-        recolored: the teacher also sees the global crops with colors drawn anew.
+        recolored: the teacher sees the global crops with colors drawn anew; it then does for all objectives.
         boxes: where crops lie in their image.
         teacher_layer: a stage of the backbone whose tokens are kept of the teacher, beside its output.
     """

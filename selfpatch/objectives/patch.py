@@ -92,10 +92,7 @@ class PatchObjective(BranchObjective):
 
         # 1. Summaries: the teacher's patches, or each one's positives in one token.
         with torch.no_grad():
-            recolored = self.config.view == "recolored"
-            crops = teacher.recolored_crops if recolored else teacher.by_resolution[resolution]
-            assert crops is not None, "an objective that needs recolored crops is given them"
-            summaries, signals = self._summaries(teacher, crops)
+            summaries, signals = self._summaries(teacher, teacher.by_resolution[resolution])
             shown = None
             if self.config.view == "other":
                 assert teacher.global_boxes is not None, "an objective that needs boxes is given them"

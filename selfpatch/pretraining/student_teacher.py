@@ -56,11 +56,11 @@ class StudentTeacher(nn.Module):
     def forward(self, views: Views, step: int) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The weighted sum of the objectives, and all signals as "objective/signal"."""
         with torch.no_grad():
+            # Image-level objectives compare different crops, whose colors are drawn apart anyway.
+            global_crops = views.recolored_crops if self.needs_recolored else views.global_crops
+            assert global_crops is not None, "objectives that need recolored crops are given them"
             teacher = self.teacher.encode(
-                views.global_crops,
-                views.local_crops if self._teacher_local else None,
-                recolored_crops=views.recolored_crops if self.needs_recolored else None,
-                layers=self._teacher_layers,
+                global_crops, views.local_crops if self._teacher_local else None, layers=self._teacher_layers
             )
         student = self.student.encode(
             views.global_crops, views.local_crops if self._student_local else None, views.masks

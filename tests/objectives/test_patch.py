@@ -94,8 +94,6 @@ def test_loss_and_next_center_equal_the_plain_restatement(switches):
     with torch.no_grad():
         student, teacher = encoded(student_teacher, views)
         loss, _ = objective(student, teacher, 0)
-        if settings.view == "recolored":
-            teacher = teacher._replace(global_crops=teacher.recolored_crops)
         resolutions = list(zip(student.by_resolution, teacher.by_resolution, strict=False))
         crops = [
             Crop(
@@ -116,6 +114,9 @@ def test_loss_and_next_center_equal_the_plain_restatement(switches):
             config=settings,
             num_images=views.num_images,
         )
+        seen_by_teacher = views.recolored_crops if settings.view == "recolored" else views.global_crops
+        by_hand = student_teacher.teacher.backbone(seen_by_teacher.flatten(0, 1)).patch_tokens
+    torch.testing.assert_close(teacher.global_crops.tokens.patch_tokens, by_hand)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     objective.commit()
     torch.testing.assert_close(
@@ -318,6 +319,10 @@ def test_settings_that_make_no_loss(settings, words):
     ("objectives", "words"),
     [
         (dict(dino=None, ibot=IBOTConfig()), "objectives.ibot.head is None: .*objectives.dino"),
+        (
+            dict(ibot=IBOTConfig(), selfpatch=SelfPatchConfig(crops="global", view="recolored")),
+            "objectives.ibot.view is same and objectives.selfpatch.view is recolored",
+        ),
         (
             dict(ibot=IBOTConfig(), selfpatch=SelfPatchConfig(masks=MaskConfig(prob=1.0))),
             "objectives.selfpatch.masks and objectives.ibot.masks differ",

@@ -44,6 +44,12 @@ class ObjectivesConfig(Config, group="objectives"):
                 f"{names} differ, and all objectives see the same crops of the student; give them the same masks, or "
                 "leave the masks out of all but one"
             )
+        views = {config.view: name for name, config in patch_objectives.items()}
+        if {"same", "recolored"} <= views.keys():
+            raise UserError(
+                f"objectives.{views['same']}.view is same and objectives.{views['recolored']}.view is recolored, and "
+                "the teacher sees its crops in one set of colors; give both the same view"
+            )
         for name, config in patch_objectives.items():
             if config.head is None and self.dino is None:
                 raise UserError(

@@ -39,8 +39,9 @@ class PatchConfig(ObjectiveConfig):
     # similar ones, or the most similar one alone
     aggregation: Literal["class_attention", "mean", "similarity_weighted_mean", "nearest"] = "class_attention"
 
-    # teacher's view that targets come from: the same crop, the same crop with colors drawn anew, or the other global
-    # crop of the image, at the same place, for patches that it shows whole
+    # teacher's view that targets come from: the same crop, the same crop with colors drawn anew (the teacher sees its
+    # global crops so, for all objectives), or the other global crop of the image, at the same place, for patches that
+    # it shows whole
     view: Literal["same", "recolored", "other"] = "same"
     # stage of the backbone in whose tokens the most similar neighbors are sought, from 0, or from the end by -1; of a
     # plain vision transformer a stage is a block; None: its output
