@@ -60,6 +60,9 @@ METHODS = {
     "DINO + SelfPatch, as the authors": ObjectivesConfig(dino=DINO, selfpatch=SelfPatchConfig()),
     "DINO + SelfPatch, global crops": ObjectivesConfig(dino=DINO, selfpatch=SelfPatchConfig(crops="global")),
     "DINO + SelfPatch, global crops, mean": ObjectivesConfig(dino=DINO, selfpatch=MEAN),
+    "DINO + SelfPatch, global crops, recolored": ObjectivesConfig(
+        dino=DINO, selfpatch=SelfPatchConfig(crops="global", view="recolored")
+    ),
     "DINO + iBOT, recolored crop": ObjectivesConfig(dino=DINO, ibot=IBOTConfig(view="recolored")),
     "DINO + iBOT, other crop": ObjectivesConfig(dino=DINO, ibot=IBOTConfig(view="other")),
     "DINO + NeCo": ObjectivesConfig(dino=DINO, neco=NeCoConfig()),

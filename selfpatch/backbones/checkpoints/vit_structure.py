@@ -129,9 +129,10 @@ def choose_num_heads(
         raise UserError(f"{file} has {stated} attention heads, not {asked}; use that number")
     found = asked or stated or heads_of_width.get(embed_dim)
     if found is None:
+        usual = ", ".join(f"{n} for {width}" for width, n in heads_of_width.items())
         raise UnknownHeadsError(
             f"{file} is {embed_dim} wide, and how many attention heads that makes cannot be seen in a file; say it "
-            f"with num-heads (usual are {', '.join(f'{n} for {width}' for width, n in heads_of_width.items())})"
+            f"with --num-heads, for a run with --backbone.num-heads (usual are {usual})"
         )
     return found
 
