@@ -165,7 +165,9 @@ def _pretrain(
         report = RunReport(run, resolved, first_step=parts.state.step, writes=is_main())
         stopped_by = run_training(config, source, run, parts, model, monitor, device, report)
         load_line = export(model, config, run, parts.state.step)
-        is_reported = report.write(state="stopped before its end" if parts.state.step < parts.num_steps else "finished")
+        is_reported = report.finish(
+            state="stopped before its end" if parts.state.step < parts.num_steps else "finished"
+        )
         wait_for_all()  # launchers end all processes when the first one ends
         result = PretrainResult(
             out=run.path,

@@ -183,6 +183,28 @@ def test_earlier_pictures_are_few_small_and_of_this_attempt(tmp_path):
     assert EarlierPictures(tmp_path, first_step=0) and not frames_of_run(tmp_path)
 
 
+def test_pages_take_a_hundredth_of_the_time_and_the_last_pictures_are_there(tmp_path, monkeypatch):
+    run, now, written = RunFolder(tmp_path), [0.0], []
+    monkeypatch.setattr(run_report.time, "perf_counter", lambda: now[0])
+
+    def costly_page(_, *, state: str) -> Page:
+        written.append(state)
+        now[0] += 3.0
+        return Page("", "", state, [])
+
+    monkeypatch.setattr(run_report, "run_page", costly_page)
+    run.pictures.mkdir()
+    report = RunReport(run, [], first_step=0, writes=True)
+    for step in range(0, 1000, 10):
+        now[0] += 10.0
+        cv2.imwrite(str(run.pictures / "pca.png"), picture(step))
+        report.update(step)
+    assert 3 <= len(written) <= 0.01 * now[0] / 3 + 1
+    assert report.finish(state="finished") and written[-1] == "finished"
+    frames = frames_of_run(run.pictures)["pca"]
+    assert [frame.step for frame in frames][-1] == 990 and len(frames) == len(written)
+
+
 def test_the_page_is_bounded():
     frames = {name: [Frame(step, bytes(400_000), 10, 10) for step in range(12)] for name in "abc"}
     kept = fitting(frames)
@@ -235,7 +257,7 @@ def test_a_page_that_fails_is_told_once_and_ends_nothing(run, monkeypatch, capsy
     monkeypatch.setattr(run_report, "run_page", lambda *_, **__: 1 / 0)
     report = RunReport(run, [], first_step=60, writes=True)
     assert report.update(60) == {} and report.update(61) == {}
-    assert report.write(state="finished") is False
+    assert report.finish(state="finished") is False
     said = capsys.readouterr().out
     assert said.count("warning: ") == 1 and "report.html is not written (ZeroDivisionError" in said
 
@@ -249,7 +271,7 @@ def test_reasons_are_kept_for_later_pages(run):
 
 def test_other_ranks_write_nothing(tmp_path):
     report = RunReport(RunFolder(tmp_path), [], first_step=0, writes=False)
-    assert report.update(1) == {} and report.write(state="finished") is False
+    assert report.update(1) == {} and report.finish(state="finished") is False
     assert not list(tmp_path.iterdir())
 
 

@@ -46,18 +46,24 @@ class RunReport:
         write_derived(resolved, self._run.path / DERIVED)
 
     def update(self, step: int) -> dict[str, float]:
-        """Keep the pictures of this step, and write the page if that is cheap. A callback of the loop; logs nothing."""
+        """Keep the pictures of this step and write the page, if that is cheap. A callback of the loop; logs nothing."""
         if self._earlier is not None and self._writes:
             earlier, start = self._earlier, time.perf_counter()
-            self._guarded(lambda: earlier.keep(step))
-            if self._spent < MAX_FRACTION * (time.perf_counter() - self._start):
-                self.write(state=f"running, as of step {step}")
+            is_cheap = self._spent <= MAX_FRACTION * (start - self._start)
+            if self._guarded(lambda: earlier.keep(step, is_cheap=is_cheap)) and is_cheap:
+                self._guarded(lambda: write_page(run_page(self._run, state=f"running, as of step {step}"), self._file))
             self._spent += time.perf_counter() - start
         return {}
 
-    def write(self, *, state: str) -> bool:
-        """Returns False if nothing was written."""
-        return self._writes and self._guarded(lambda: write_page(run_page(self._run, state=state), self._file))
+    def finish(self, *, state: str) -> bool:
+        """Write the page once more, with the newest pictures; returns False if it is not there."""
+
+        def write() -> None:
+            if self._earlier is not None:
+                self._earlier.keep_last()
+            write_page(run_page(self._run, state=state), self._file)
+
+        return self._writes and self._guarded(write)
 
     def _guarded(self, call: Any) -> bool:
         if not page_or_warning(call, self._file):

@@ -40,7 +40,13 @@ def study_page(folder: Path, content: Mapping[str, Any]) -> Page:
     if curves := candidate_curves(folder, content):
         lead = "Losses of different methods are different things: compare their shapes, not their heights."
         sections.append(Section("Curves of the candidates", curves, lead))
-    sections.append(Section("Cells", [cells_table(folder, content)], "One training and its scores each."))
+    sections.append(
+        Section(
+            "Cells",
+            [cells_table(folder, content)],
+            "One training and its scores each; a link leads to the page of its run.",
+        )
+    )
     sections.append(Section("Candidates and budget", candidates(content), closed=bool(ranking)))
     data = content["data"]
     subtitle = (
@@ -60,10 +66,9 @@ def summary(content: Mapping[str, Any]) -> Block:
         first = next(one for one in content["ranking"] if one["candidate"] == best["candidate"])
         shown.append(blocks.tile("Best", best["candidate"], f"mIoU {100 * first['mIoU']:.1f} %", "good"))
         if found := first["against_reference"]:
-            points = with_interval(found["mean"], found["low"], found["high"])
-            shown.append(
-                blocks.tile(f"Against {content['reference']}", points, "points of mIoU", VERDICTS[found["verdict"]])
-            )
+            points, _, interval = with_interval(found["mean"], found["low"], found["high"]).partition(" ")
+            note = f"{interval} points of mIoU".strip()
+            shown.append(blocks.tile(f"Against {content['reference']}", points, note, VERDICTS[found["verdict"]]))
     progress = content.get("progress") or {}
     planned = duration(content["plan"]["seconds"])
     left = duration(progress.get("seconds_left", content["plan"]["seconds"]))
@@ -128,36 +133,34 @@ def ranking_table(content: Mapping[str, Any]) -> Block:
 
 
 def candidate_curves(folder: Path, content: Mapping[str, Any]) -> list[Block]:
-    """The loss of each candidate that trains, one line per seed, and links to the pages of its runs."""
-    charts, links = [], []
-    for name in content["candidates"]:
+    """The loss of each candidate that trains, one line per seed."""
+    charts = []
+    for name, candidate in content["candidates"].items():
         shown = []
         for cell in content.get("cells", []):
-            if cell["candidate"] != name:
-                continue
-            run = f"runs/{name}-{cell['seed']}"
-            loss = [one for one in series_of(read_metrics(folder / run / "metrics.jsonl")) if one.name == "loss"]
-            shown += [one._replace(name=f"seed {cell['seed']}") for one in loss]
-            if loss and (folder / run / REPORT).is_file():
-                links.append(
-                    [Cell(f"{name}, seed {cell['seed']}", link=f"{run}/{REPORT}"), f"{len(loss[0].steps)} lines"]
-                )
+            if cell["candidate"] == name:
+                lines = read_metrics(folder / run_of(cell) / "metrics.jsonl")
+                losses = [one for one in series_of(lines) if one.name == "loss"]
+                shown += [one._replace(name=f"seed {cell['seed']}") for one in losses]
         if shown:
-            charts.append(blocks.chart(name, shown, note=content["candidates"][name]["description"]))
-    found: list[Block] = [blocks.charts(charts)] if charts else []
-    return [*found, blocks.table(["page of the run", "log"], links, name="Pages of the runs")] if links else found
+            charts.append(blocks.chart(name, shown, note=candidate["description"]))
+    return [blocks.charts(charts)] if charts else []
+
+
+def run_of(cell: Mapping[str, Any]) -> str:
+    """The folder of the run of a cell, if it trains."""
+    return f"runs/{cell['candidate']}-{cell['seed']}"
 
 
 def cells_table(folder: Path, content: Mapping[str, Any]) -> Block:
     columns, rows = content["columns"], []
     for cell in content.get("cells", []):
         seconds = sum(cell.get("seconds", {}).values())
-        run = (cell.get("training") or {}).get("run", "")
-        page = f"{run}/{REPORT}" if run and (folder / run / REPORT).is_file() else ""
+        page = f"{run_of(cell)}/{REPORT}"
         scores = [cell["scores"].get(column) for column in columns]
         rows.append(
             [
-                Cell(cell["candidate"], link=page),
+                Cell(cell["candidate"], link=page if (folder / page).is_file() else ""),
                 Cell(cell["state"], tone=STATES.get(cell["state"], "")),
                 Cell(str(cell["seed"]), cell["seed"]),
                 Cell(duration(seconds) if seconds else "", seconds or None),

@@ -48,19 +48,33 @@ class EarlierPictures:
             if first_step == 0 or step > first_step:
                 path.unlink(missing_ok=True)
         self._seen = self._times()
+        self._left: dict[Path, int] = {}  # drawn after this step, and not copied
 
-    def keep(self, step: int) -> None:
-        """Copy the pictures that were drawn since the last call; they are those of `step`."""
+    def keep(self, step: int, *, is_cheap: bool = True) -> None:
+        """Copy the pictures that were drawn since the last call; they are those of `step`.
+
+        Args:
+            is_cheap: False: leave them for now; `keep_last` copies them if they are not drawn again.
+        """
         times = self._times()
-        new = [path for path, time in times.items() if self._seen.get(path) != time]
+        self._left |= {path: step for path, time in times.items() if self._seen.get(path) != time}
         self._seen = times
-        if new:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        for path in new:
-            jpeg, _, _ = small_jpeg(path)
-            with atomic_write(self._folder / f"{path.stem}-{step:08d}.jpg") as temporary:
-                temporary.write_bytes(jpeg)
-            self._thin(path.stem)
+        if is_cheap:
+            for path in [path for path, drawn in self._left.items() if drawn == step]:
+                self._copy(path)
+
+    def keep_last(self) -> None:
+        """Copy what is there and was left."""
+        for path in list(self._left):
+            self._copy(path)
+
+    def _copy(self, path: Path) -> None:
+        step = self._left.pop(path)
+        jpeg, _, _ = small_jpeg(path)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self._folder / f"{path.stem}-{step:08d}.jpg") as temporary:
+            temporary.write_bytes(jpeg)
+        self._thin(path.stem)
 
     def _thin(self, name: str) -> None:
         steps = sorted(step for path, step in _kept(self._folder) if _NAME.fullmatch(path.name)["name"] == name)  # type: ignore[index]
@@ -105,7 +119,7 @@ def small_jpeg(path: Path, max_width: int = MAX_WIDTH) -> tuple[bytes, int, int]
     if width > max_width:
         height, width = max(1, round(height * max_width / width)), max_width
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY, cv2.IMWRITE_JPEG_OPTIMIZE, 1])
+    _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return jpeg.tobytes(), width, height
 
 

@@ -71,7 +71,7 @@ function similarityBlock(block, key, assets) {
     say(null);
   }
   function drawMap({ image, canvas, mark }, i) {
-    const context = canvas.getContext("2d");
+    const context = canvas.getContext("2d", { willReadFrequently: true }); // some hundred pixels: no GPU is worth it
     const pixels = context.createImageData(image.columns, image.rows);
     for (let place = 0; place < counts[i]; place += 1) {
       pixels.data.set([...heatColor(pair(state.patch, starts[i] + place) / 255), Math.round(2.55 * state.strength)], 4 * place);
