@@ -11,6 +11,7 @@ PAGES = {
     "selfpatch.commands.predict": "docs/evaluation.md",
     "selfpatch.commands.launch.processes": "docs/clusters.md",
     "selfpatch.commands.launch.slurm": "docs/clusters.md",
+    "selfpatch.commands.report": "docs/report.md",
     "selfpatch.config.objectives": "docs/methods.md",
     "selfpatch.config.processes": "docs/clusters.md",
     "selfpatch.data": "docs/data.md",

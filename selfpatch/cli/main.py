@@ -24,6 +24,7 @@ from selfpatch.cli.commands import (
     slurm,
     study,
     visualize,
+    watch,
 )
 from selfpatch.cli.docs_pages import page_of
 from selfpatch.config.processes import find_place
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Command] = {
     "slurm": slurm.COMMAND,
     "recipes": recipes.COMMAND,
     "show": show.COMMAND,
+    "watch": watch.COMMAND,
     "completion": completion.COMMAND,
 }
 

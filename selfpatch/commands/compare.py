@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.text import Text
 
+from selfpatch.commands.report.evaluation_report import comparison_page
 from selfpatch.errors import UserError
 from selfpatch.evaluation.comparison import (
     Comparison,
@@ -14,11 +15,14 @@ from selfpatch.evaluation.comparison import (
     find_results,
     percent,
     read_result,
+    row_names,
 )
 from selfpatch.evaluation.comparison import compare as compare_results
 from selfpatch.output.terminal import TextTable, fits, plain_text, show_table
+from selfpatch.visualization.report.page import write_page
 
 WRITERS = {".md": as_markdown, ".csv": as_csv}
+PAGE = ".html"
 
 
 def compare(
@@ -28,7 +32,7 @@ def compare(
     split_protocols: bool = False,
     out: Path | str | None = None,
 ) -> Comparison:
-    """Print results side by side, one row per model; and write them to `out`, a .md or .csv file.
+    """Print results side by side, one row per model; and write them to `out`, a .html, .md or .csv file.
 
     Args:
         results: files result.json, or folders that have some below them.
@@ -39,15 +43,20 @@ def compare(
         UserError: there is no result, or two of one task have different protocols or met different data.
     """
     out = None if out is None else Path(out)
-    if out is not None and out.suffix not in WRITERS:
-        raise UserError(f"{out} must end in .md (a table in Markdown) or .csv (numbers in full)")
+    if out is not None and out.suffix not in (*WRITERS, PAGE):
+        raise UserError(
+            f"{out} must end in .html (a page to look at), .md (a table in Markdown) or .csv (numbers in full)"
+        )
     files = dict.fromkeys(path for place in results for path in find_results(Path(place)))
-    comparison = compare_results(
-        [(path, read_result(path)) for path in files], metrics=metrics, split_protocols=split_protocols
-    )
+    found = [(path, read_result(path)) for path in files]
+    comparison = compare_results(found, metrics=metrics, split_protocols=split_protocols)
     table = as_table(comparison)
     show_table(table if fits(table) else as_long_table(comparison))
-    if out is not None:
+    if out is not None and out.suffix == PAGE:
+        names = row_names(found)
+        rows = [(names[path], result) for path, result in found]
+        write_page(comparison_page(comparison, rows), out)
+    elif out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(WRITERS[out.suffix](comparison), encoding="utf-8")
     return comparison

@@ -7,6 +7,7 @@ from typing import Any
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
+from selfpatch.commands.report.evaluation_report import report_evaluation, report_frozen
 from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.errors import unknown_name, working
 from selfpatch.evaluation import frozen_tasks
@@ -21,6 +22,7 @@ from selfpatch.export.timm_file import export_timm
 from selfpatch.output.atomic_files import require_writable
 from selfpatch.output.progress import PhaseProgressBar
 from selfpatch.output.terminal import TextTable, say, show_table
+from selfpatch.visualization.report.page import REPORT
 
 
 def evaluate(
@@ -38,7 +40,7 @@ def evaluate(
     device: str = "auto",
     keep_head: bool = False,
 ) -> Result:
-    """Score a model on a task; writes `out`/result.json and `out`/pictures, and prints a table.
+    """Score a model on a task; writes `out`/result.json, pictures and report.html, and prints a table.
 
     Args:
         model: anything `load_backbone` takes: a run folder, an exported file, an original checkpoint, timm:NAME.
@@ -66,10 +68,12 @@ def evaluate(
         if keep_head:
             context = context._replace(keep_head=lambda trained: write_model(trained, Path(out) / "model"))
         result = run_task(task, backbone, Path(data), protocol, context)
+    is_reported = report_evaluation(Path(out), result)
     show_table(table(result))
     for note in result.notes[len(backbone.notes) :]:  # those of the model have been printed
         say(note)
-    written = [str(path) for path in (Path(out) / "result.json", Path(out) / "pictures") if path.exists()]
+    files = [Path(out) / "result.json", Path(out) / "pictures", *([Path(out) / REPORT] if is_reported else [])]
+    written = [str(path) for path in files if path.exists()]
     say("  ".join(written))
     if keep_head:
         say(f"the head is kept: selfpatch predict {out} IMAGES MASKS")
@@ -98,7 +102,8 @@ def evaluate_frozen(
 ) -> FrozenResults:
     """Score a model on tasks of frozen features, by default on all that `data` allow; images are encoded once.
 
-    Writes `out`/TASK/result.json and `out`/TASK/pictures for each, and `out`/summary.json; prints a table.
+    Writes `out`/TASK/result.json and `out`/TASK/pictures for each, `out`/summary.json and
+    report.html; prints a table.
 
     Args:
         data: a data set of any of these tasks, or a folder of such data sets.
@@ -113,8 +118,9 @@ def evaluate_frozen(
     }  # fmt: skip
     with prepared("frozen tasks", model, Path(out), device, checkpoint) as (backbone, context):
         done = frozen_tasks.run(backbone, Path(data), frozen or FrozenTasks(), context)
+    is_reported = report_frozen(Path(out), done.results, done.left_out, str(model))
     show_table(frozen_table(done, str(model)))
-    say(str(Path(out) / "summary.json"))
+    say("  ".join(str(Path(out) / name) for name in ("summary.json", *([REPORT] if is_reported else []))))
     return done
 
 

@@ -141,6 +141,7 @@ class TrainingMonitor:
             self._run.pictures,
             image_size=self._image_size,
             positives=self._positives,
+            for_report=True,
         )
         if step > 0:
             draw_curves(read_metrics(self._run.metrics_file), self._run.pictures / "curves.png")

@@ -11,6 +11,7 @@ from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
 from selfpatch.commands.launch.processes import joined_run, require_agreement, require_equal_shares
 from selfpatch.commands.monitor import TrainingMonitor
+from selfpatch.commands.report.run_report import RunReport
 from selfpatch.commands.run_setup.bad_images import refuse_bad_images
 from selfpatch.commands.run_setup.crop_sizes import check_crops
 from selfpatch.commands.run_setup.resolve_config import resolve_config
@@ -51,6 +52,7 @@ from selfpatch.recipes.derive import ResolvedSetting
 from selfpatch.training.loop import PeriodicCallback, train
 from selfpatch.training.memory import memory_advice
 from selfpatch.training.stop_signal import StopSignal
+from selfpatch.visualization.report.page import REPORT
 
 
 @dataclass(frozen=True)
@@ -160,8 +162,12 @@ def _pretrain(
             device,
             build_optimizer=lambda student_teacher: build_optimizer(student_teacher, config.optim),
         )
-        stopped_by = run_training(config, source, run, parts, model, monitor, device)
+        report = RunReport(run, resolved, first_step=parts.state.step, writes=is_main())
+        stopped_by = run_training(config, source, run, parts, model, monitor, device, report)
         load_line = export(model, config, run, parts.state.step)
+        is_reported = report.finish(
+            state="stopped before its end" if parts.state.step < parts.num_steps else "finished"
+        )
         wait_for_all()  # launchers end all processes when the first one ends
         result = PretrainResult(
             out=run.path,
@@ -178,6 +184,8 @@ def _pretrain(
         )
     for sentence in monitor.best.summary(result.out):
         say(sentence)
+    if is_reported:
+        say(f"look at it: {result.out / REPORT}")
     say(f"import timm; backbone = {result.load_line}")
     return result
 
@@ -231,6 +239,7 @@ def run_training(
     model: OneProcess,
     monitor: TrainingMonitor,
     device: torch.device,
+    report: RunReport,
 ) -> int | None:
     """Train from where the state is to the end, or until stopped; returns the signal that stopped it before."""
     # 1. From where to where, if there is anything to do.
@@ -275,6 +284,7 @@ def run_training(
         return save(step) if from_rank_0(is_best) else {}
 
     tracking = PeriodicCallback(monitor.every, trackers.log_pictures, at_start=True)
+    reporting = PeriodicCallback(monitor.every, report.update, at_start=True)
     saving_best = PeriodicCallback(monitor.every, save_if_best, at_start=True, saves=True)
     within_budget = config.run.save_every is None
     save_every = _save_every(config, num_steps)
@@ -293,7 +303,7 @@ def run_training(
             device=device,
             logger=logger,
             progress=progress,
-            callbacks=[*monitor.callbacks(model.export_backbone), tracking, saving_best, saving],
+            callbacks=[*monitor.callbacks(model.export_backbone), tracking, reporting, saving_best, saving],
             should_stop=lambda done: signal.received is not None or done >= stop_at or task.must_stop,
             stacks_after_s=0.8 * config.run.rank_timeout_s,  # before the others give up
         )

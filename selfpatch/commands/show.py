@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
@@ -18,7 +18,7 @@ from selfpatch.output.checkpoint import is_loss
 from selfpatch.output.folder_lock import owner_of
 from selfpatch.output.metric_logger import read_metrics
 from selfpatch.output.terminal import say
-from selfpatch.pretraining.health import Health
+from selfpatch.pretraining.health import Health, State
 from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.recipes import RECIPES
 
@@ -47,13 +47,26 @@ def show(run: Path | str) -> None:
         say(text)
 
 
-def state(folder: RunFolder, config: PretrainConfig, lines: list[dict[str, Any]]) -> Iterator[str]:
+class Length(NamedTuple):
+    """How far a run is; None: not known."""
+
+    saved_step: int
+    num_steps: int | None
+    num_images: int | None
+
+
+def length(folder: RunFolder, config: PretrainConfig) -> Length:
     saved = checkpoint.latest_state(folder.checkpoints)
     images = saved or folder.read_images()
-    done, num_images, num_steps = saved.get("step", 0), images.get("num_images"), config.optim.steps
+    num_images, num_steps = images.get("num_images"), config.optim.steps
     if num_steps is None and num_images and isinstance(config.optim.batch_size, int):
         sampler = EpochSampler(num_images, config.optim.batch_size, config.seed)
         num_steps = max(round((config.optim.epochs or 0) * sampler.steps_per_epoch), 1)
+    return Length(saved.get("step", 0), num_steps, num_images)
+
+
+def state(folder: RunFolder, config: PretrainConfig, lines: list[dict[str, Any]]) -> Iterator[str]:
+    done, num_steps, num_images = length(folder, config)
     logged = lines[-1]["step"] if lines else 0
     owner = owner_of(folder.path)
     if owner is not None:
@@ -79,26 +92,47 @@ def changed_settings(config: PretrainConfig) -> Iterator[str]:
     yield from (f"  {line}" for line in lines)
 
 
-def scores(lines: list[dict[str, Any]]) -> Iterator[str]:
+class LastAndBest(NamedTuple):
+    """A loss or score of a run."""
+
+    name: str
+    last: float
+    last_step: int
+    best: float
+    best_step: int
+
+
+def last_and_best(lines: list[dict[str, Any]]) -> Iterator[LastAndBest]:
     """Of every loss and score the last value and the best one, with their steps."""
-    names = list(dict.fromkeys(name for line in lines for name in line if is_loss(name) or name in SCORES))
-    if not names:
-        yield "no numbers yet"
+    names = dict.fromkeys(name for line in lines for name in line if is_loss(name) or name in SCORES)
     for name in names:
         values = [(line[name], line["step"]) for line in lines if isinstance(line.get(name), int | float)]
         if values:
             value, step = values[-1]
             best, at = (min if is_loss(name) else max)(values, key=lambda pair: pair[0])
-            yield f"{name}: {value:.4f} at step {step}, best {best:.4f} at step {at}"
+            yield LastAndBest(name, value, step, best, at)
 
 
-def health(lines: list[dict[str, Any]]) -> Iterator[str]:
+def scores(lines: list[dict[str, Any]]) -> Iterator[str]:
+    found = list(last_and_best(lines))
+    if not found:
+        yield "no numbers yet"
+    for name, value, step, best, at in found:
+        yield f"{name}: {value:.4f} at step {step}, best {best:.4f} at step {at}"
+
+
+def health_of(lines: list[dict[str, Any]]) -> tuple[State, str]:
+    """The state at the end of the log, in words."""
     found, said = Health(), None
     for line in lines:
         if "loss" in line:
             said = found.update(line) or said
+    return found.state, said if said and found.symptom else "health OK (docs/health.md)"
+
+
+def health(lines: list[dict[str, Any]]) -> Iterator[str]:
     if lines:
-        yield said if said and found.symptom else "health OK (docs/health.md)"
+        yield health_of(lines)[1]
 
 
 def kept(folder: RunFolder) -> Iterator[str]:

@@ -61,7 +61,8 @@ def show(results: list[tuple[str, PretrainResult]], scenes: Path) -> None:
                 table.add_row(f"{name}, {step} steps", f"{100 * score:.1f}", style="bold" if at_end else None)
     show_table(table)
     say(
-        f"4. Look: {result.out / 'pictures'}  (pca.png, similarity.png, positives.png, predictions_1.png, curves.png)\n"
+        f"4. Look: {result.out / 'report.html'}  (curves, what its patches see; the pictures alone: "
+        f"{result.out / 'pictures'})\n"
         f"5. Score it otherwise, then train on your own images:\n"
         f"     selfpatch evaluate {result.out} --task linear-segmentation --preset quick "
         f"--data {scenes / 'ade20k'} --out SCORES\n"

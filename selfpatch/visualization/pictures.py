@@ -19,6 +19,7 @@ from selfpatch.output.atomic_files import atomic_write
 from selfpatch.visualization.attention_map import draw_attention_maps
 from selfpatch.visualization.patch_pca import draw_patch_pca
 from selfpatch.visualization.positives import draw_positives, positives_config
+from selfpatch.visualization.report.similarities import SIMILARITIES, write_similarities
 from selfpatch.visualization.sheet import EncodedImage
 from selfpatch.visualization.similarity_map import draw_similarity_maps, patch_at
 
@@ -36,6 +37,7 @@ def visualize(
     image_size: int | None = None,
     pixel: tuple[int, int] | None = None,
     positives: PatchConfig | None = None,
+    for_report: bool = False,
 ) -> list[Path]:
     """Write pca.png, similarity.png, positives.png and, where there is a class token, attention.png.
 
@@ -46,6 +48,7 @@ def visualize(
             long side is at most three times that.
         pixel: (x, y) in the first image, the patch that others are compared with; None: the middle of each image.
         positives: how positives are found; None: as in the paper.
+        for_report: write similarities.json too, of every patch to every other, which the report page colors by.
 
     Raises:
         UserError: no images, an image_size of less than a window of patches, or a pixel outside the image.
@@ -81,6 +84,13 @@ def visualize(
         attention = [_attention(backbone, image) for image in attended]
         pictures["attention"] = draw_attention_maps(attended, attention)
 
+    paths = _save(pictures, out_dir)
+    if for_report:
+        write_similarities(similarity, out_dir / SIMILARITIES)
+    return paths
+
+
+def _save(pictures: dict[str, Image.Image], out_dir: Path) -> list[Path]:
     out_dir.mkdir(parents=True, exist_ok=True)
     paths = [out_dir / f"{name}.png" for name in pictures]
     for path, picture in zip(paths, pictures.values(), strict=True):

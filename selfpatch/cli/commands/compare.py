@@ -25,7 +25,7 @@ class Compare:
     metrics: Annotated[tuple[str, ...], arg(help_behavior_hint="(default: the headline of every task)")] = ()
     # give each protocol of a task its own columns, instead of refusing a second one
     split_protocols: bool = False
-    # file to write the table to: .md or .csv; None: no file
+    # file to write to: .html (a page with bars by class), .md or .csv (the table); None: no file
     out: Path | None = None
 
 

@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from selfpatch.commands.report.study_report import report_study
 from selfpatch.commands.run_setup.hardware import find_device
 from selfpatch.commands.study import held_out, ranking
 from selfpatch.commands.study.best_model import export_best
@@ -26,6 +27,7 @@ from selfpatch.data.manifest import open_images
 from selfpatch.errors import RunFailedError, UserError, working
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.terminal import say
+from selfpatch.visualization.report.page import REPORT
 
 
 class StudyResult(NamedTuple):
@@ -145,7 +147,9 @@ def do_cells(study: Study, plan: list[PlannedCandidate], content: dict[str, Any]
         found = progress(study, plan)
         say(f"cell {number} of {len(cells)}: {cell.candidate}, seed {cell.seed}; {times(found['progress'])}")
         for _ in do_cell(study, cell):
-            study.folder.write(content | progress(study, plan))
+            done = content | progress(study, plan)
+            study.folder.write(done)
+            report_study(study.folder.path, done)
 
 
 def times(found: dict[str, float]) -> str:
@@ -194,6 +198,7 @@ def conclude(study: Study, plan: list[PlannedCandidate], content: dict[str, Any]
         },
     }  # fmt: skip
     folder.write(content)
+    is_reported = report_study(folder.path, content)
     table = ranking.ranking_table(ranked, columns, content["reference"])
     budget = content["plan"]["budget"]
     texts = [f"{text[0].upper()}{text[1:]}." for text in said]
@@ -202,5 +207,6 @@ def conclude(study: Study, plan: list[PlannedCandidate], content: dict[str, Any]
         temporary.write_text("\n\n".join(["# Ranking", *texts, table.rstrip(), *notes]) + "\n", encoding="utf-8")
     for text in ("", table, *notes, *texts, line):
         say(text)
-    say("  ".join(map(str, (folder.ranking_file, folder.study_file, file))))
+    page = [folder.path / REPORT] if is_reported else []
+    say("  ".join(map(str, (*page, folder.ranking_file, folder.study_file, file))))
     return StudyResult(folder.path, file, said, content)

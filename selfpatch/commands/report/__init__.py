@@ -1,0 +1,1 @@
+"""What the page of each command shows, and `selfpatch watch`, which serves that of a run while it trains."""
