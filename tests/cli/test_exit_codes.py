@@ -134,3 +134,16 @@ def test_output_that_nobody_reads_is_no_mistake(command):
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] in ("0", "141")
     assert done.stderr == ""
+
+
+def test_leaving_waits_for_threads_and_exit_handlers_and_keeps_what_was_printed():
+    program = """
+import atexit, threading, time
+from selfpatch.cli.main import leave
+atexit.register(print, "handler")
+threading.Thread(target=lambda: (time.sleep(0.05), print("thread"))).start()
+print("printed")
+leave(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (7, ["printed", "thread", "handler"])
