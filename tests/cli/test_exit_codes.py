@@ -10,7 +10,6 @@ import pytest
 
 from selfpatch import cli
 from selfpatch.errors import RunFailedError, StoppedError, UserError, working
-from selfpatch.export import export_timm
 from selfpatch.output import checkpoint
 
 DISK_FULL = OSError(errno.ENOSPC, "No space left on device", "out/file")
@@ -85,15 +84,10 @@ def test_a_disk_that_fills_while_it_trains_is_no_mistake_of_the_user(pretrain, t
 
 
 def test_a_disk_that_fills_as_a_run_ends_is_no_mistake_of_the_user(pretrain, tmp_path, monkeypatch, capsys):
-    calls = []
+    def full(*arguments, **settings):
+        raise DISK_FULL
 
-    def full_at_last(*arguments, **settings):
-        calls.append(arguments)
-        if len(calls) == 2:  # once with the last checkpoint, once for the line that loads it
-            raise DISK_FULL
-        return export_timm(*arguments, **settings)
-
-    monkeypatch.setattr("selfpatch.commands.pretrain.export_timm", full_at_last)
+    monkeypatch.setattr("selfpatch.commands.save_run.export_timm", full)
     assert pretrain(tmp_path / "out", "--optim.steps", "1") == 1
     assert "out/file: No space left on device" in capsys.readouterr().err
 
