@@ -85,7 +85,7 @@ def visualize(
     paths = [out_dir / f"{name}.png" for name in pictures]
     for path, picture in zip(paths, pictures.values(), strict=True):
         with atomic_write(path) as temporary:
-            picture.save(temporary, format="PNG")
+            picture.save(temporary, format="PNG", compress_level=3)  # half of the time of 6, a tenth larger
     return paths
 
 
