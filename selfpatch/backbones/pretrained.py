@@ -29,6 +29,7 @@ from selfpatch.backbones.checkpoints.weights_io import check_weights, read_check
 from selfpatch.backbones.run_checkpoint import find_run_checkpoint, read_run_checkpoint
 from selfpatch.backbones.timm_weights import load_swin, load_timm, with_fixed_seed
 from selfpatch.backbones.vit import ViT
+from selfpatch.backbones.without_values import without_values
 from selfpatch.errors import UserError
 from selfpatch.output.checkpoint import step_of
 
@@ -230,7 +231,7 @@ def _load_described(
 ) -> Backbone:
     name, arguments = description.architecture, description.arguments
     check_depth(file, arguments, tensors)
-    with torch.device("meta"):  # shapes first: no memory is taken for a network that the file cannot fill
+    with without_values():  # shapes first: no memory is taken for a network that the file cannot fill
         built: Any = create_timm(name, **arguments)
         match = match_tensors(tensors, built)
     has_other_width = arguments.get("num_classes", 0) not in (0, built.num_features)
@@ -264,7 +265,7 @@ def _load_checkpoint(
         file, read_checkpoint(file), num_heads=num_heads, network=network, normalization=normalization
     )
     name, arguments, tensors = converted.name, converted.arguments, converted.tensors
-    with torch.device("meta"):  # shapes first, as above
+    with without_values():  # shapes first, as above
         match = match_tensors(tensors, create_timm(name, **arguments))
     check_match(match, origin=str(file))
     check_weights(file, {name: tensors[name] for name in match.matched})

@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from selfpatch.backbones.build import build_backbone, norm_eps
 from selfpatch.backbones.checkpoints.exported import Description
 from selfpatch.backbones.checkpoints.sidecar import Normalization
+from selfpatch.backbones.without_values import without_values
 from selfpatch.config import pixel_format, rows_columns
 from selfpatch.config.io import read_yaml
 from selfpatch.errors import UserError
@@ -75,7 +75,7 @@ def read_run_checkpoint(found: RunCheckpoint) -> tuple[Description, dict[str, Te
     if not tensors:
         raise UserError(f"{found.path} holds no backbone of a pretraining run; give the folder of such a run")
     mean, std = config.crops.normalization
-    with torch.device("meta"):
+    with without_values():
         built = build_backbone(
             config.backbone, rows_columns(config.crops.global_size), mean=mean, std=std, pixels=pixel_format(config)
         )

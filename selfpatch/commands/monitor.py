@@ -49,7 +49,7 @@ class TrainingMonitor:
         self._config, self._images, self._run, self._device = config, images, run, device
         settings = config.evaluate
         self.best = BestCheckpoints(config, run.checkpoints)
-        self.every = settings.every_steps or max(num_steps // 10, 1)
+        self.every = settings.every_steps or default_interval(num_steps)
         self._image_size = settings.image_size or 2 * min(rows_columns(config.crops.global_size))
         self._positives = positives_config(config.objectives)
         smallest = max(patch_size) * self._positives.min_grid_side
@@ -154,6 +154,14 @@ class TrainingMonitor:
     def _say(self, text: str) -> None:
         if self.progress is not None:
             self.progress.say(text)
+
+
+def default_interval(num_steps: int) -> int:
+    """Steps between scores and between pictures: ten times in a run, but not more often than every ten steps.
+
+    A score of 200 images costs as much as a step of them: in a run of 16 steps ten scores took most of the time.
+    """
+    return max(num_steps // 10, min(num_steps, 10))
 
 
 def refuse_overlap(images: ImageFiles, val: list[Path], data: Path) -> None:

@@ -18,6 +18,7 @@ from selfpatch.commands.run_setup.resolve_config import resolve_config
 from selfpatch.commands.run_setup.restore import restore
 from selfpatch.commands.run_setup.run_summary import print_dry_run, print_plan, print_summary
 from selfpatch.commands.run_setup.task_and_batches import task_and_batches
+from selfpatch.commands.save_run import RunSaver
 from selfpatch.config import PretrainConfig, pixel_format, rows_columns
 from selfpatch.config.io import override, to_dict
 from selfpatch.data.image_files import ImageFiles
@@ -36,7 +37,6 @@ from selfpatch.distributed import (
     world_size,
 )
 from selfpatch.errors import working
-from selfpatch.export.timm_file import export_timm
 from selfpatch.output.printable import printable
 from selfpatch.output.progress import TrainingProgress
 from selfpatch.output.terminal import say
@@ -162,9 +162,10 @@ def _pretrain(
             device,
             build_optimizer=lambda student_teacher: build_optimizer(student_teacher, config.optim),
         )
+        saver = RunSaver(config, run, parts.state, model)
         report = RunReport(run, resolved, first_step=parts.state.step, writes=is_main())
-        stopped_by = run_training(config, source, run, parts, model, monitor, device, report)
-        load_line = export(model, config, run, parts.state.step)
+        stopped_by = run_training(config, source, run, parts, model, monitor, saver, report, device)
+        load_line = saver.finish()
         is_reported = report.finish(
             state="stopped before its end" if parts.state.step < parts.num_steps else "finished"
         )
@@ -238,8 +239,9 @@ def run_training(
     parts: Parts,
     model: OneProcess,
     monitor: TrainingMonitor,
-    device: torch.device,
+    saver: RunSaver,
     report: RunReport,
+    device: torch.device,
 ) -> int | None:
     """Train from where the state is to the end, or until stopped; returns the signal that stopped it before."""
     # 1. From where to where, if there is anything to do.
@@ -275,13 +277,18 @@ def run_training(
     )
 
     def save(step: int) -> dict[str, float]:
-        run.save(state, config, monitor.best.metrics(logger.latest, step), num_best=monitor.best.count)
-        export(model, config, run, step)
+        saver.save(monitor.best.metrics(logger.latest, step), num_best=monitor.best.count)
         return {}
 
     def save_if_best(step: int) -> dict[str, float]:
+        if monitor.best.count:
+            saver.writer.wait()  # the checkpoint under way is compared as well
         is_best = monitor.best.has_place_for(monitor.best.metrics(logger.latest, step))
         return save(step) if from_rank_0(is_best) else {}
+
+    def should_stop(done: int) -> bool:
+        saver.writer.raise_error()
+        return signal.received is not None or done >= stop_at or task.must_stop
 
     tracking = PeriodicCallback(monitor.every, trackers.log_pictures, at_start=True)
     reporting = PeriodicCallback(monitor.every, report.update, at_start=True)
@@ -290,7 +297,8 @@ def run_training(
     save_every = _save_every(config, num_steps)
     saving = PeriodicCallback(save_every, save, at_stop=True, within_budget=within_budget, saves=True)
     # 3. The loop.
-    with closing(trackers), StopSignal() as signal, closing(TrainingProgress(first_step, num_steps)) as progress:
+    progress = TrainingProgress(first_step, num_steps)
+    with closing(trackers), StopSignal() as signal, closing(progress), saver.writer:
         monitor.progress = progress
         train(
             task,
@@ -304,7 +312,7 @@ def run_training(
             logger=logger,
             progress=progress,
             callbacks=[*monitor.callbacks(model.export_backbone), tracking, reporting, saving_best, saving],
-            should_stop=lambda done: signal.received is not None or done >= stop_at or task.must_stop,
+            should_stop=should_stop,
             stacks_after_s=0.8 * config.run.rank_timeout_s,  # before the others give up
         )
     received = global_largest(int(signal.received or 0))  # on any rank: all end with the same exit code
@@ -313,11 +321,3 @@ def run_training(
 
 def _save_every(config: PretrainConfig, num_steps: int) -> int:
     return config.run.save_every or min(max(num_steps // 10, 1), 1000)
-
-
-def export(model: OneProcess, config: PretrainConfig, run: RunFolder, step: int) -> str:
-    """Write the teacher's backbone; returns the line of Python that loads it, on rank 0."""
-    backbone = model.export_backbone()
-    if backbone is None:
-        return ""
-    return export_timm(backbone, run.backbone_file, metadata={"recipe": config.recipe, "step": str(step)})

@@ -16,7 +16,7 @@ class EvaluateConfig(Config, group="evaluate"):
     data: Path | None = None
     # score also when validation images are among the images to train on
     allow_overlap: bool = False
-    # steps between scores and between pictures; None: ten times in the run
+    # steps between scores and between pictures; None: ten times in the run, at most every ten steps
     every_steps: Annotated[int | None, Positive] = None
     # short side in pixels of images that are scored or drawn; None: twice the global crop
     image_size: Annotated[int | None, Positive] = None

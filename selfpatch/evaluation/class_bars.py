@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 CLASSES_PER_COLUMN = 38  # 150 classes take four columns
 BAR, TRACK, INK, FAINT_INK = "#4e79a7", "#eeeeee", "#202020", "#6e6e6e"
 
@@ -19,6 +16,10 @@ def write_class_bars(
     bars.sort(key=lambda bar: -bar[1])
     num_columns = -(-len(bars) // CLASSES_PER_COLUMN)
     per_column = -(-len(bars) // num_columns)
+
+    # Here, as it takes a second, which a run should not wait for at its start.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * num_columns, 1.1 + 0.24 * per_column), layout="constrained")
     FigureCanvasAgg(figure)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64, UInt8
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from selfpatch.errors import UserError
@@ -51,6 +50,8 @@ def segmentation_metrics(
     num_averaged = len(counts) if mean_over == "all" else occurs.sum()
     pair_iou = iou_of_pairs(counts)
     iou = pair_iou.diagonal()
+    from scipy.optimize import linear_sum_assignment  # nearly a second, and most metrics need none of it
+
     matched = pair_iou[linear_sum_assignment(pair_iou, maximize=True)]
     metrics = {
         "mIoU": iou.sum() / num_averaged,

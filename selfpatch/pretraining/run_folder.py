@@ -4,6 +4,7 @@ Where a run starts: (1) OUT's own newest valid checkpoint, (2) `--resume PATH`, 
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ class RunFolder:
         self._lock = FolderLock(path)
         self._bad_images: dict[str, str] = {}
         self._identity: dict[str, Any] = {}  # of the images, as they were when this process began
-        self._saved_step: int | None = None  # of the last checkpoint that this process wrote
 
     def check(self, config: PretrainConfig, images: ImageSource, *, lock: bool = True) -> None:
         """Refuse what `open` could not take.
@@ -124,33 +124,41 @@ class RunFolder:
                 f"{remedy}"
             )
 
-    def save(
+    def snapshot(
         self,
         state: TrainState,
         config: PretrainConfig,
         metrics: dict[str, float],
         *,
         num_best: int,
-    ) -> None:
-        """Write a checkpoint: the train state, what a run that goes on has to agree in, and the metrics of its step.
+    ) -> Callable[[], None] | None:
+        """Copy what a checkpoint holds; returns what writes it, now or later, from any thread, on rank 0.
+
+        It holds the train state, what a run that goes on has to agree in, and the metrics of its step.
 
         Args:
             num_best: number of checkpoints that are kept for their metrics, besides the newest.
         """
-        if state.step == self._saved_step:  # kept for its score, and due as well
-            return
         self._lock.keep()
+        copies = {
+            file: {name: tensor.detach().to("cpu", copy=True) for name, tensor in group.items()}
+            for file, group in state.tensors().items()
+        }
         agreed = {**self._identity, "method": result_affecting(to_dict(config))}
-        checkpoint.save(
-            self.checkpoints,
-            state.step,
-            state.tensors(),
-            state.state() | agreed | {"metrics": metrics},
-            keep=config.run.max_to_keep,
-            keep_best=num_best,
-            by=config.run.keep_best_by,
-        )
-        self._saved_step = state.step
+        step, values = state.step, state.state() | agreed | {"metrics": metrics}
+
+        def write() -> None:
+            checkpoint.save(
+                self.checkpoints,
+                step,
+                copies,
+                values,
+                keep=config.run.max_to_keep,
+                keep_best=num_best,
+                by=config.run.keep_best_by,
+            )
+
+        return write
 
     def record_bad_images(self, bad_images: list[tuple[str, str]]) -> int:
         """Add what is new to bad_images.txt; returns how many images have turned out unreadable so far.
@@ -193,7 +201,7 @@ class OtherRanksFolder(RunFolder):
     def load_newest(self, state: TrainState, config: PretrainConfig) -> tuple[Checkpoint | None, list[str]]:
         return None, []
 
-    def save(
+    def snapshot(
         self,
         state: TrainState,
         config: PretrainConfig,
@@ -201,9 +209,7 @@ class OtherRanksFolder(RunFolder):
         *,
         num_best: int,
     ) -> None:
-        if state.step != self._saved_step:
-            state.tensors()  # shards go to rank 0
-        self._saved_step = state.step
+        state.tensors()  # shards go to rank 0
 
     def record_bad_images(self, bad_images: list[tuple[str, str]]) -> int:
         self._bad_images |= dict(bad_images)

@@ -13,6 +13,7 @@ from selfpatch.config import OptimConfig, PretrainConfig, TeacherConfig, rows_co
 from selfpatch.data.loading.loader import Batch
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.distributed import gather_list, global_count, own_rows, world_size
+from selfpatch.optim.late_compiler import AdamW
 from selfpatch.optim.optimizer import layer_lr_scales, optimizer_step, parameter_groups, set_schedules
 from selfpatch.optim.schedules import Schedule, late_ramp, warmup_cosine
 from selfpatch.pretraining.health import Health, LossSpikes, State, teacher_distance
@@ -182,7 +183,7 @@ def build_schedules(optim: OptimConfig, teacher: TeacherConfig, *, num_steps: in
     )
 
 
-def build_optimizer(student_teacher: StudentTeacher, optim: OptimConfig | None = None) -> torch.optim.AdamW:
+def build_optimizer(student_teacher: StudentTeacher, optim: OptimConfig | None = None) -> AdamW:
     """Learning rate and weight decay are set at every step. One pass over all parameters, where torch can.
 
     Args:
@@ -195,7 +196,7 @@ def build_optimizer(student_teacher: StudentTeacher, optim: OptimConfig | None =
         lr_scales=layer_lr_scales(backbone.model, decay) if decay < 1 else None,
         late=backbone if optim is not None and optim.freeze_backbone_epochs else None,
     )
-    return torch.optim.AdamW(groups, fused=True)
+    return AdamW(groups, fused=True)
 
 
 def accumulate_gradients(

@@ -26,7 +26,7 @@ from selfpatch.training.memory import peak_memory_mb
 from selfpatch.training.slow_ranks import RankBalance, StackWatchdog
 
 # Fraction of a run's time for pictures and checkpoints that nobody asked for, and seconds before the first of them.
-MAX_BOOKKEEPING, QUIET_SECONDS = 0.05, 30.0
+MAX_BOOKKEEPING, QUIET_SECONDS = 0.05, 60.0
 
 
 class DivergenceError(RuntimeError):
@@ -76,8 +76,8 @@ class PeriodicCallback(NamedTuple):
 
     Args:
         at_start, at_stop: also before the first step, or when the run is stopped.
-        within_budget: nobody asked for it; left out while such callbacks have taken more than MAX_BOOKKEEPING of the
-            time.
+        within_budget: nobody asked for it; left out while such callbacks, with this one now and after the last step,
+            take more than MAX_BOOKKEEPING of the time.
         saves: not after a step that was skipped: weights that diverge would take the places of those before.
     """
 
@@ -124,7 +124,7 @@ def train(
     task.train_mode()
 
     def call(periodic: PeriodicCallback, done: int) -> None:
-        with window.paused(), budget.spending() if periodic.within_budget else nullcontext():
+        with window.paused(), budget.spending(periodic) if periodic.within_budget else nullcontext():
             if values := periodic.callback(done):
                 logger.log(done, values)
             wait_for_all()
@@ -177,7 +177,7 @@ def train(
         # 5. Now and then: scores, pictures, checkpoints. On a signal every rank stops at the same step, and saves.
         stop = any_rank(should_stop(done), device)
         for periodic in callbacks:
-            due = done % periodic.steps == 0 and (not periodic.within_budget or from_rank_0(budget.is_left()))
+            due = done % periodic.steps == 0 and (not periodic.within_budget or from_rank_0(budget.is_left(periodic)))
             due = due and (applied or not periodic.saves)
             if due or done == num_steps or (stop and periodic.at_stop):
                 call(periodic, done)
@@ -191,16 +191,20 @@ class BookkeepingBudget:
 
     def __init__(self) -> None:
         self._start, self._spent = time.perf_counter(), 0.0
+        self._last: dict[PeriodicCallback, float] = {}  # seconds that each took the last time
 
-    def is_left(self) -> bool:
+    def is_left(self, periodic: PeriodicCallback) -> bool:
         elapsed = time.perf_counter() - self._start
-        return elapsed > QUIET_SECONDS and self._spent < MAX_BOOKKEEPING * elapsed
+        expected = self._spent + 2 * self._last.get(periodic, 0.0)  # once now, and once after the last step
+        return elapsed > QUIET_SECONDS and expected < MAX_BOOKKEEPING * elapsed
 
     @contextmanager
-    def spending(self) -> Iterator[None]:
+    def spending(self, periodic: PeriodicCallback) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._spent += time.perf_counter() - start
+        seconds = time.perf_counter() - start
+        self._spent += seconds
+        self._last[periodic] = seconds
 
 
 class MetricWindow:

@@ -1,11 +1,10 @@
 """The curves of a run: the objectives of the loss, the scores of the patches, signals of the targets."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SIGNALS = ("mutual_information", "prototypes_used")
 
@@ -21,6 +20,10 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     panels = [(title, shown) for title, shown in panels if shown]
     if not panels:
         return
+    # Here, as it takes a second, which a run should not wait for at its start.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(4.2 * len(panels), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, shown) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -35,7 +38,7 @@ def draw_curves(lines: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw(axes: Axes, lines: list[dict[str, Any]], name: str) -> None:
+def _draw(axes: "Axes", lines: list[dict[str, Any]], name: str) -> None:
     points = [(line["step"], line[name]) for line in lines if name in line]
     marker = "o" if len(points) <= 20 else None
     axes.plot(

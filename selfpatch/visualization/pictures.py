@@ -95,7 +95,7 @@ def _save(pictures: dict[str, Image.Image], out_dir: Path) -> list[Path]:
     paths = [out_dir / f"{name}.png" for name in pictures]
     for path, picture in zip(paths, pictures.values(), strict=True):
         with atomic_write(path) as temporary:
-            picture.save(temporary, format="PNG")
+            picture.save(temporary, format="PNG", compress_level=3)  # half of the time of 6, a tenth larger
     return paths
 
 

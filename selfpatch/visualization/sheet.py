@@ -4,7 +4,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Real, UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -110,6 +109,8 @@ def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
 def heat(values: Float[np.ndarray, "*shape"], low: float, high: float) -> UInt8[np.ndarray, "*shape 3"]:
     """Dark for `low`, bright for `high`, evenly to the eye."""
     scaled = (values - low) / max(high - low, 1e-9)
+    import matplotlib  # here, as a run draws its first picture long after its start
+
     return matplotlib.colormaps["magma"](scaled.clip(0, 1), bytes=True)[..., :3]
 
 
@@ -152,4 +153,6 @@ def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     # Matplotlib's own copy, the same on every machine, with letters of many scripts.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    import matplotlib
+
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)

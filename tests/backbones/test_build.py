@@ -10,6 +10,7 @@ from selfpatch.backbones.build import build_backbone, is_swin
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.backbones.swin import Swin
 from selfpatch.backbones.vit import ViT
+from selfpatch.backbones.without_values import without_values
 from selfpatch.config import BackboneConfig
 from selfpatch.export import export_timm
 
@@ -30,6 +31,17 @@ def test_normalization_reaches_the_exported_file(config, kind, tmp_path):
     loaded = load_backbone(tmp_path)
     assert isinstance(loaded, kind) and (loaded.mean, loaded.std) == (MEAN, STD)
     assert loaded.image_size == (64, 96)
+
+
+@pytest.mark.parametrize("config", [VIT, SWIN])
+def test_a_network_without_values_has_the_shapes_of_one_with(config):
+    with without_values():
+        empty = build(config, (64, 96))
+    full = build(config, (64, 96))
+    assert all(p.is_meta for p in empty.parameters()) and not any(p.is_meta for p in full.parameters())
+    shapes = [{name: (p.shape, p.dtype) for name, p in backbone.state_dict().items()} for backbone in (empty, full)]
+    assert shapes[0] == shapes[1]
+    assert full.model.patch_embed.proj.weight.std() > 0
 
 
 def test_which_names_are_swin():

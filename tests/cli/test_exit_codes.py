@@ -10,7 +10,6 @@ import pytest
 
 from selfpatch import cli
 from selfpatch.errors import RunFailedError, StoppedError, UserError, working
-from selfpatch.export import export_timm
 from selfpatch.output import checkpoint
 
 DISK_FULL = OSError(errno.ENOSPC, "No space left on device", "out/file")
@@ -85,15 +84,10 @@ def test_a_disk_that_fills_while_it_trains_is_no_mistake_of_the_user(pretrain, t
 
 
 def test_a_disk_that_fills_as_a_run_ends_is_no_mistake_of_the_user(pretrain, tmp_path, monkeypatch, capsys):
-    calls = []
+    def full(*arguments, **settings):
+        raise DISK_FULL
 
-    def full_at_last(*arguments, **settings):
-        calls.append(arguments)
-        if len(calls) == 2:  # once with the last checkpoint, once for the line that loads it
-            raise DISK_FULL
-        return export_timm(*arguments, **settings)
-
-    monkeypatch.setattr("selfpatch.commands.pretrain.export_timm", full_at_last)
+    monkeypatch.setattr("selfpatch.commands.save_run.export_timm", full)
     assert pretrain(tmp_path / "out", "--optim.steps", "1") == 1
     assert "out/file: No space left on device" in capsys.readouterr().err
 
@@ -134,3 +128,16 @@ def test_output_that_nobody_reads_is_no_mistake(command):
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.splitlines()[-1] in ("0", "141")
     assert done.stderr == ""
+
+
+def test_leaving_waits_for_threads_and_exit_handlers_and_keeps_what_was_printed():
+    program = """
+import atexit, threading, time
+from selfpatch.cli.main import leave
+atexit.register(print, "handler")
+threading.Thread(target=lambda: (time.sleep(0.05), print("thread"))).start()
+print("printed")
+leave(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (7, ["printed", "thread", "handler"])

@@ -37,7 +37,8 @@ def test_row_03_a_second_signal_while_saving_leaves_whole_checkpoints(runs, unbr
         runs.run(fault=twice, code=code)
         whole, skipped = checkpoint.load_latest(runs.out / "checkpoints")
         assert whole is not None and not skipped
-        assert whole.state["step"] == (3 if number == signal.SIGTERM else 2)
+        # Files are written beside the main process, which Ctrl-C ends: they may be whole by then.
+        assert whole.state["step"] in ([3] if number == signal.SIGTERM else [2, 3])
         if number == signal.SIGTERM:
             runs.out = runs.folder / "again"
     runs.run()

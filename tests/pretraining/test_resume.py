@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -296,3 +297,27 @@ def test_with_targets_from_other_views(where, scenes, tmp_path):
     run(scenes, tmp_path / "run", **views, **{"run.stop_at_step": 2})
     run(scenes, tmp_path / "run", **views, **{"efficiency.num_workers": 1})
     assert_same_run(tmp_path / "run", tmp_path / "unbroken")
+
+
+def test_a_checkpoint_written_after_the_next_step_is_that_of_its_own(scenes, unbroken, tmp_path, monkeypatch):
+    """On a slow disk: step 4 is written when step 5 has changed the weights, and the optimizer's state."""
+    save, apply_gradients, stepped = checkpoint.save, update.apply_gradients, threading.Event()
+
+    def late(folder, step, *arguments, **settings):
+        assert step != 4 or stepped.wait(30)
+        return save(folder, step, *arguments, **settings)
+
+    def told(student_teacher, optimizer, loss, step, **settings):
+        applied = apply_gradients(student_teacher, optimizer, loss, step, **settings)
+        if step == 4:
+            stepped.set()
+        return applied
+
+    monkeypatch.setattr(checkpoint, "save", late)
+    monkeypatch.setattr(update, "apply_gradients", told)
+    run(scenes, tmp_path / "run")
+    ours, theirs = (checkpoint.load(f / "checkpoints" / "step-00000004") for f in (tmp_path / "run", unbroken))
+    assert ours.state["step"] == 4
+    for group, tensors in theirs.tensors.items():
+        assert not [name for name, value in tensors.items() if not torch.equal(value, ours.tensors[group][name])]
+    assert_same_run(tmp_path / "run", unbroken)

@@ -88,3 +88,16 @@ def test_what_was_asked_for_always_comes_and_leaves_the_budget_alone(clock, tmp_
     run(clock, tmp_path, [PeriodicCallback(10, scores), PeriodicCallback(40, saving, within_budget=True)])
     assert scores.steps == list(range(10, 401, 10))
     assert saving.steps == list(range(40, 401, 40))
+
+
+def test_a_run_of_a_minute_has_time_for_one_picture(clock, tmp_path):
+    """The last one, always: with another before it a tenth of the time would go into them."""
+    pictures = Callback(clock, 3.0)
+    run(clock, tmp_path, [PeriodicCallback(2, pictures, within_budget=True)], num_steps=60)
+    assert pictures.steps == [60]
+
+
+def test_a_second_picture_is_drawn_when_there_is_time_for_it_and_for_the_last(clock, tmp_path):
+    pictures = Callback(clock, 3.0)
+    run(clock, tmp_path, [PeriodicCallback(10, pictures, within_budget=True)], num_steps=210)
+    assert 3.0 * len(pictures.steps) <= 0.05 * clock.now

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import timm
-import torch
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
@@ -14,6 +13,7 @@ from selfpatch.backbones.checkpoints.exported import check_arguments
 from selfpatch.backbones.checkpoints.match import Match, match_tensors
 from selfpatch.backbones.checkpoints.sidecar import Hints
 from selfpatch.backbones.checkpoints.vit_structure import PATCH_WEIGHT, choose_num_heads, infer_vit
+from selfpatch.backbones.without_values import without_values
 from selfpatch.errors import UserError
 
 # Only timm's models have these: norm before the blocks, a classifier, a norm after pooling, pooling by attention, ...
@@ -95,7 +95,7 @@ def timm_notes(hints: Hints) -> tuple[str, ...]:
 
 def _fit(name: str, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[dict[str, Any], Match]:
     """Arguments for the file's own image size, and for a norm that went into the head; how its tensors match then."""
-    with torch.device("meta"):
+    with without_values():
         model: Any = create_timm(name, **arguments)
     positions, own = tensors.get("pos_embed"), getattr(model, "pos_embed", None)
     if own is not None and positions is not None and positions.ndim == 3:
@@ -107,7 +107,7 @@ def _fit(name: str, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> tu
     if "norm.weight" not in tensors and not isinstance(model.norm, nn.Identity) and not is_swin(name):
         without = {"use_post_transformer_norm": False, "use_fc_norm": False}
         arguments = arguments | (without if isinstance(model, Eva) else {"final_norm": False})
-    with torch.device("meta"):
+    with without_values():
         return arguments, match_tensors(tensors, create_timm(name, **arguments))
 
 

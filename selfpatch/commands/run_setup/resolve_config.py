@@ -9,6 +9,7 @@ import torch
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_start
+from selfpatch.backbones.without_values import without_values
 from selfpatch.commands.run_setup.resource_estimate import fit_batch_size
 from selfpatch.commands.run_setup.starting_weights import backbone_settings, has_own_norm
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD, PixelFormat, PretrainConfig, pixel_format
@@ -174,7 +175,7 @@ def run_facts(config: PretrainConfig, num_images: int, device: torch.device) -> 
     """
     on_gpu = device.type == "cuda"
     named = replace(config.backbone, name=config.backbone.name or default_backbone(on_gpu=on_gpu))
-    with torch.device("meta"):
+    with without_values():
         backbone = build_backbone(named, (224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD)
     return RunFacts(
         num_images,

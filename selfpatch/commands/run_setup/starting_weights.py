@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import any_size_arguments, create_timm, norm_eps, write_model_kwargs
 from selfpatch.backbones.checkpoints.initialization import initialize
 from selfpatch.backbones.pretrained import load_start, load_training_state
+from selfpatch.backbones.without_values import without_values
 from selfpatch.config import PretrainConfig
 from selfpatch.objectives.encoder import Encoder
 from selfpatch.pretraining.student_teacher import StudentTeacher
@@ -26,7 +26,7 @@ def backbone_settings(source: Backbone, *, patch_size: int | None) -> dict[str, 
     name, arguments = source.architecture
     ignored = {*any_size_arguments(name), "img_size", "final_norm", "in_chans"}
     arguments = {key: value for key, value in arguments.items() if key not in ignored}
-    with torch.device("meta"):
+    with without_values():
         usual_eps = norm_eps(create_timm(name, **any_size_arguments(name), **arguments))
     settings = {key: value for key, value in arguments.items() if type(value) is OWN_SETTINGS.get(key)}
     image_size = source.image_size

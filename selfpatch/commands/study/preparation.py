@@ -10,6 +10,7 @@ import torch
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_start
+from selfpatch.backbones.without_values import without_values
 from selfpatch.commands.pretrain import build_parts
 from selfpatch.commands.study import held_out
 from selfpatch.commands.study.budget import Runs, plan_runs, read_settings
@@ -174,7 +175,7 @@ def kinds_of(request: Request, runs: Runs) -> list[tuple[tuple[int, int], PixelF
         kinds.append((request.weights.patch_size, request.weights.pixels))
     for config in runs.resolved.values():
         mean, std = config.crops.normalization
-        with torch.device("meta"):  # to ask it, without memory
+        with without_values():  # to ask it, without memory
             backbone = build_backbone(config.backbone, rows_columns(config.crops.global_size), mean=mean, std=std)
         kinds.append((backbone.patch_size, pixel_format(config)))
     return kinds
