@@ -18,8 +18,8 @@ from selfpatch.recipes import RECIPES
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PLACEHOLDERS = {"TASK": "linear-segmentation", "N": "1", "COMMAND": "check"}
-# Those of the script that evidence.md names, and of torchrun, srun and TensorBoard.
-OTHER_FLAGS = {"--help", "--logdir", "--traceback", "--train", "--val"} | {
+# Those of the script that evidence.md names, and of torchrun, srun, TensorBoard, uv and Python.
+OTHER_FLAGS = {"--directory", "--group", "--help", "--logdir", "--traceback", "--train", "--val"} | {
     "--master-addr", "--max-restarts", "--nnodes", "--node-rank", "--nproc-per-node", "--ntasks-per-node", "--rdzv-backend",
     "--rdzv-endpoint",
 }  # fmt: skip
