@@ -3,10 +3,12 @@
 import ast
 import re
 import shlex
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 import selfpatch
 from selfpatch.cli import COMMANDS
@@ -92,6 +94,18 @@ def test_commands_are_accepted(line, tmp_path, monkeypatch, capsys):
             parse(COMMANDS[name].options(arguments), arguments, f"selfpatch {name}")
     else:
         parse(COMMANDS[name].options(arguments), arguments, f"selfpatch {name}")
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "authors"} <= citation.keys()
+    for key, value in {"title": "name", "version": "version", "license": "license", "abstract": "description"}.items():
+        assert citation[key] == project[value]
 
 
 def test_readme_has_every_command():
