@@ -3,10 +3,12 @@
 import ast
 import re
 import shlex
+import tomllib
 from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 
 import selfpatch
 from selfpatch.cli import COMMANDS
@@ -18,8 +20,8 @@ from selfpatch.recipes import RECIPES
 ROOT = Path(__file__).parents[1]
 DOCS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 PLACEHOLDERS = {"TASK": "linear-segmentation", "N": "1", "COMMAND": "check"}
-# Those of the script that evidence.md names, and of torchrun, srun and TensorBoard.
-OTHER_FLAGS = {"--help", "--logdir", "--traceback", "--train", "--val"} | {
+# Those of the script that evidence.md names, and of torchrun, srun, TensorBoard, uv and Python.
+OTHER_FLAGS = {"--directory", "--group", "--help", "--logdir", "--traceback", "--train", "--val"} | {
     "--master-addr", "--max-restarts", "--nnodes", "--node-rank", "--nproc-per-node", "--ntasks-per-node", "--rdzv-backend",
     "--rdzv-endpoint",
 }  # fmt: skip
@@ -92,6 +94,18 @@ def test_commands_are_accepted(line, tmp_path, monkeypatch, capsys):
             parse(COMMANDS[name].options(arguments), arguments, f"selfpatch {name}")
     else:
         parse(COMMANDS[name].options(arguments), arguments, f"selfpatch {name}")
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+def test_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"cff-version", "message", "authors"} <= citation.keys()
+    for key, value in {"title": "name", "version": "version", "license": "license", "abstract": "description"}.items():
+        assert citation[key] == project[value]
 
 
 def test_readme_has_every_command():

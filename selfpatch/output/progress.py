@@ -1,4 +1,4 @@
-"""Progress bars on the terminal."""
+"""Progress bars on the terminal, and in notebooks a line that is replaced."""
 
 import contextlib
 import sys
@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.progress import track as rich_track
 from rich.table import Column
 
+from selfpatch.output.notebook import NotebookLine, notebook_line
 from selfpatch.output.printable import LINES
 from selfpatch.output.terminal import plain_text, say
 
@@ -18,13 +19,23 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], text: str, total: int) -> Iterable[T]:
-    """The items, with a bar while they last, if stderr is a terminal."""
+    """The items, with a bar while they last, if stderr is a terminal, or a line in a notebook."""
+    line = notebook_line()
+    if line is not None:
+        return _with_line(items, text, total, line)
     console = Console(stderr=True)
     return rich_track(items, text, total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
+def _with_line(items: Iterable[T], text: str, total: int, line: NotebookLine) -> Iterator[T]:
+    line.show(f"{text} 0/{total}")
+    for done, item in enumerate(items, start=1):
+        yield item
+        line.show(f"{text} {done}/{total}", last=done == total)
+
+
 class PhaseProgressBar:
-    """A bar on stderr, if that is a terminal, from the first call to the one that says that all is done.
+    """A bar on stderr, if that is a terminal, or a line in a notebook, from the first call until one says all is done.
 
     In between it is not there, so that several phases, each with a bar of its own, may follow each other.
     """
@@ -32,8 +43,12 @@ class PhaseProgressBar:
     def __init__(self, text: str):
         self._text = text
         self._bar: Progress | None = None
+        self._line = notebook_line()
 
     def __call__(self, done: int, total: int) -> None:
+        if self._line is not None:
+            self._line.show(f"{self._text} {done}/{total}", last=done >= total)
+            return
         if self._bar is None:
             console = Console(stderr=True)
             columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
@@ -53,7 +68,7 @@ class PhaseProgressBar:
 class TrainingProgress:
     """A bar with the objectives of the loss, speed, share of time waiting for data, memory and time left.
 
-    Where the output is no terminal it is a line a log step.
+    Where the output is no terminal it is one line per log step, in a notebook one line that is replaced.
     """
 
     def __init__(self, first_step: int, num_steps: int):
@@ -61,6 +76,7 @@ class TrainingProgress:
         self._first_step = first_step
         self._start = time.monotonic()
         self._bar = None
+        self._line = notebook_line()
         if sys.stdout is not None and sys.stdout.isatty():
             # Steps and time left keep their room on a narrow terminal; the text behind them takes a second line.
             whole = Column(no_wrap=True, min_width=2 * len(str(num_steps)) + 1)
@@ -90,7 +106,11 @@ class TrainingProgress:
                 self._bar.update(self._task, description=text)
         else:
             left = (time.monotonic() - self._start) / (step + 1 - self._first_step) * (self._num_steps - step - 1)
-            say(f"step {step + 1}/{self._num_steps}  {text}  {_duration(left)} left")
+            text = f"step {step + 1}/{self._num_steps}  {text}  {_duration(left)} left"
+            if self._line is not None:
+                self._line.show(text, last=step + 1 == self._num_steps)
+            else:
+                say(text)
 
     def say(self, text: str) -> None:
         if self._bar is not None:
