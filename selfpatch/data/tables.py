@@ -236,8 +236,13 @@ class _Table(NamedTuple):
     read: Callable[[int, str], Any]
 
 
-@functools.lru_cache(maxsize=_MAX_OPEN)
 def _open(file: str) -> _Table:
+    status = os.stat(file)
+    return _open_as_it_is(file, (status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=_MAX_OPEN)
+def _open_as_it_is(file: str, stamp: tuple[int, int]) -> _Table:
     import pyarrow as pa
 
     if file.endswith(PARQUET):
@@ -302,7 +307,7 @@ class _Groups:
         """After a fork: threads of Arrow and locks of the parent are not there."""
         self._lock = threading.Lock()
         self._groups.clear()
-        _open.cache_clear()
+        _open_as_it_is.cache_clear()
 
 
 def _field(column: Any, field: int) -> Any:
