@@ -15,6 +15,8 @@ from pathlib import Path
 
 from selfpatch.config.cache_folder import cache_folder, cache_limit
 
+# The sum of bytes, and the lock of whoever changes it.
+_SUM = ".sum"
 # When the bound is passed, what was read longest ago goes, until so much of it is left.
 _KEPT_FRACTION = 0.9
 # A reading counts for the order of removal once in so many seconds.
@@ -26,12 +28,11 @@ _ABANDONED_S = 3600
 class PieceCache:
     """
     Args:
-        limit: bytes that are kept, about: each process looks after a thousandth of it that it wrote.
+        limit: bytes that are kept.
     """
 
     def __init__(self, folder: Path, limit: int):
         self._folder, self._limit = folder, limit
-        self._unchecked = 0
 
     def read(self, key: str, num_bytes: int, offset: int, size: int) -> bytes | None:
         """A part of a piece of `num_bytes`; None: it is not there, or damaged."""
@@ -69,10 +70,8 @@ class PieceCache:
                 with contextlib.suppress(OSError):
                     os.unlink(temporary)
             return
-        self._unchecked += len(piece)
-        if self._unchecked >= self._limit / 1000:
-            self._unchecked = 0
-            self._evict()
+        with contextlib.suppress(OSError):
+            self._count(len(piece))
 
     def remove(self, key: str) -> None:
         with contextlib.suppress(OSError):
@@ -82,31 +81,40 @@ class PieceCache:
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
         return self._folder / digest[:2] / digest[2:40]
 
-    def _evict(self) -> None:
-        """By one process at a time; others leave it to that one."""
-        with contextlib.suppress(OSError), (self._folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return
-            pieces, total = [], 0
-            for path in self._folder.glob("??/*"):
-                with contextlib.suppress(OSError):  # removed by somebody else
-                    status = path.stat()
-                    if path.name.startswith("."):
-                        if time.time() - status.st_mtime > _ABANDONED_S:
-                            path.unlink()
-                        continue
-                    pieces.append((status.st_mtime, status.st_size, path))
-                    total += status.st_size
-            if total <= self._limit:
-                return
-            for _, size, path in sorted(pieces):
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                    total -= size
-                if total <= self._limit * _KEPT_FRACTION:
-                    return
+    def _count(self, num_bytes: int) -> None:
+        """Add to the sum of what all processes wrote, and make room when it passes the limit."""
+        descriptor = os.open(self._folder / _SUM, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            text = file.read(32)
+            # Files that are written anew or removed make the sum too large; then they are counted.
+            total = int(text) + num_bytes if text.isdigit() else self._limit + 1
+            if total > self._limit:
+                total = self._make_room()
+            file.seek(0)
+            file.write(b"%032d" % total)
+
+    def _make_room(self) -> int:
+        """The bytes that are left."""
+        pieces, total = [], 0
+        for path in self._folder.glob("??/*"):
+            with contextlib.suppress(OSError):  # removed by somebody else
+                status = path.stat()
+                if path.name.startswith("."):
+                    if time.time() - status.st_mtime > _ABANDONED_S:
+                        path.unlink()
+                    continue
+                pieces.append((status.st_mtime, status.st_size, path))
+                total += status.st_size
+        if total <= self._limit:
+            return total
+        for _, size, path in sorted(pieces):
+            with contextlib.suppress(OSError):
+                path.unlink()
+            total -= size
+            if total <= self._limit * _KEPT_FRACTION:
+                break
+        return total
 
 
 def piece_cache() -> PieceCache:

@@ -1,5 +1,6 @@
 """The members of a tar file by its headers alone: nothing is unpacked, and contents are passed over."""
 
+import io
 import re
 import tarfile
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ class _HeadersOnly:
     and a negative size would lead it round in circles.
     """
 
-    def __init__(self, file: BinaryIO, num_bytes: int):
+    def __init__(self, file: BinaryIO | io.RawIOBase, num_bytes: int):
         self._file, self._num_bytes = file, num_bytes
         self._budget = MAX_HEADER_BYTES
 
@@ -69,7 +70,7 @@ class _HeadersOnly:
         return self._file.seek(min(offset, self._num_bytes))
 
 
-def scan_tar(file: BinaryIO, num_bytes: int) -> Iterator[Member]:
+def scan_tar(file: BinaryIO | io.RawIOBase, num_bytes: int) -> Iterator[Member]:
     """The members that are no folders, in their order.
 
     Raises:
@@ -115,7 +116,7 @@ def _problem(header: tarfile.TarInfo, num_bytes: int) -> str:
     return ""
 
 
-def _require_end(file: BinaryIO, offset: int, num_bytes: int) -> None:
+def _require_end(file: BinaryIO | io.RawIOBase, offset: int, num_bytes: int) -> None:
     """What stopped tarfile must be the block of zeros that ends a tar file, or the end of the file."""
     file.seek(min(offset, num_bytes))
     block = file.read(BLOCK)
