@@ -1,10 +1,9 @@
 """The members of a tar file by its headers alone: nothing is unpacked, and contents are passed over."""
 
-import io
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from selfpatch.data.reading.image_file import MAX_BYTES
 
@@ -16,6 +15,17 @@ MAX_HEADER_BYTES = 2**20
 _MANY_DIGITS = re.compile(rb"\d{300}")
 # Records that hold for all members to come, which tarfile copies for each of them.
 MAX_GLOBAL_RECORDS = 100
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """A file, or what reads like one."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+    def tell(self) -> int: ...
 
 
 class Member(NamedTuple):
@@ -44,7 +54,7 @@ class _HeadersOnly:
     and a negative size would lead it round in circles.
     """
 
-    def __init__(self, file: BinaryIO | io.RawIOBase, num_bytes: int):
+    def __init__(self, file: Readable, num_bytes: int):
         self._file, self._num_bytes = file, num_bytes
         self._budget = MAX_HEADER_BYTES
 
@@ -70,7 +80,7 @@ class _HeadersOnly:
         return self._file.seek(min(offset, self._num_bytes))
 
 
-def scan_tar(file: BinaryIO | io.RawIOBase, num_bytes: int) -> Iterator[Member]:
+def scan_tar(file: Readable, num_bytes: int) -> Iterator[Member]:
     """The members that are no folders, in their order.
 
     Raises:
@@ -116,7 +126,7 @@ def _problem(header: tarfile.TarInfo, num_bytes: int) -> str:
     return ""
 
 
-def _require_end(file: BinaryIO | io.RawIOBase, offset: int, num_bytes: int) -> None:
+def _require_end(file: Readable, offset: int, num_bytes: int) -> None:
     """What stopped tarfile must be the block of zeros that ends a tar file, or the end of the file."""
     file.seek(min(offset, num_bytes))
     block = file.read(BLOCK)
