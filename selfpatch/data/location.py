@@ -16,8 +16,12 @@ class Location(Protocol):
         """A path that no other image has: the file, or archive and member as if it were a folder."""
         ...
 
-    def read_bytes(self, limit: int = -1) -> bytes:
-        """All bytes of the image file, or the first `limit`; raises UnreadableImage."""
+    def read_bytes(self, limit: int = -1, *, checked: bool = False) -> bytes:
+        """All bytes of the image file, or the first `limit`; raises UnreadableImage.
+
+        Args:
+            checked: compare a checksum, if one is known, also where that is left out to save time.
+        """
         ...
 
     def num_bytes(self) -> int:
@@ -34,7 +38,7 @@ class FileLocation(NamedTuple):
 
     path: Path
 
-    def read_bytes(self, limit: int = -1) -> bytes:
+    def read_bytes(self, limit: int = -1, *, checked: bool = False) -> bytes:
         return read_bytes(self.path, limit)
 
     def num_bytes(self) -> int:

@@ -51,7 +51,7 @@ class TableCell(NamedTuple):
     def path(self) -> Path:
         return Path(self.file) / f"{self.number:08d}"
 
-    def read_bytes(self, limit: int = -1) -> bytes:
+    def read_bytes(self, limit: int = -1, *, checked: bool = False) -> bytes:
         cell = self._cell()
         if not cell.is_valid:
             raise UnreadableImage("no bytes in its cell; a path alone is not followed")

@@ -80,7 +80,7 @@ def inspect_image(where: Path | Location, pages: str = "auto") -> Inspected:
     """Read a file whole; never raises."""
     location = FileLocation(where) if isinstance(where, Path) else where
     try:
-        return _inspect(location.path, location.read_bytes(), pages)
+        return _inspect(location.path, location.read_bytes(checked=True), pages)
     except UnreadableImage as error:
         problem = printable(" ".join(str(error).split()))
         return Inspected(location.path, problem=problem, damage=damage_of(problem))

@@ -28,15 +28,15 @@ _ABANDONED_S = 3600
 class PieceCache:
     """
     Args:
-        limit: bytes that are kept.
+        limit: bytes that are kept; 0: none.
     """
 
     def __init__(self, folder: Path, limit: int):
-        self._folder, self._limit = folder, limit
+        self._folder, self.limit = folder, limit
 
     def read(self, key: str, num_bytes: int, offset: int, size: int) -> bytes | None:
         """A part of a piece of `num_bytes`; None: it is not there, or damaged."""
-        if not self._limit:
+        if not self.limit:
             return None
         path = self._path(key)
         try:
@@ -55,7 +55,7 @@ class PieceCache:
 
     def write(self, key: str, piece: bytes) -> None:
         """Keep a piece if there is room: a cache that cannot be written costs time, nothing else."""
-        if not self._limit:
+        if not self.limit:
             return
         path = self._path(key)
         temporary = None
@@ -88,8 +88,8 @@ class PieceCache:
             fcntl.flock(file, fcntl.LOCK_EX)
             text = file.read(32)
             # Files that are written anew or removed make the sum too large; then they are counted.
-            total = int(text) + num_bytes if text.isdigit() else self._limit + 1
-            if total > self._limit:
+            total = int(text) + num_bytes if text.isdigit() else self.limit + 1
+            if total > self.limit:
                 total = self._make_room()
             file.seek(0)
             file.write(b"%032d" % total)
@@ -106,13 +106,13 @@ class PieceCache:
                     continue
                 pieces.append((status.st_mtime, status.st_size, path))
                 total += status.st_size
-        if total <= self._limit:
+        if total <= self.limit:
             return total
         for _, size, path in sorted(pieces):
             with contextlib.suppress(OSError):
                 path.unlink()
             total -= size
-            if total <= self._limit * _KEPT_FRACTION:
+            if total <= self.limit * _KEPT_FRACTION:
                 break
         return total
 

@@ -35,7 +35,7 @@ class RemoteLocation(NamedTuple):
     def path(self) -> Path:
         return Path(self.url)
 
-    def read_bytes(self, limit: int = -1) -> bytes:
+    def read_bytes(self, limit: int = -1, *, checked: bool = False) -> bytes:
         file = self._file()
         if file.num_bytes > MAX_BYTES:
             raise UnreadableImage(f"{file.num_bytes / 2**30:.1f} GiB, more than any image of allowed size needs")

@@ -142,7 +142,7 @@ def _write_shard(images: ImageFiles, start: int, tar: Path, max_bytes: int) -> W
     with atomic_write(tar) as temporary, temporary.open("xb") as file:
         for stop in range(start, len(images)):
             try:
-                data = images.location(stop).read_bytes()
+                data = images.location(stop).read_bytes(checked=True)
             except UnreadableImage as error:
                 left_out.append((images.name(stop), str(error)))
                 continue

@@ -110,6 +110,17 @@ def test_what_was_read_is_asked_for_once(folder, tmp_path, bucket, answers):
     assert len(asked) == 6  # index.json
 
 
+def test_without_a_cache_only_the_image_is_asked_for(folder, tmp_path, bucket, answers, monkeypatch):
+    shard(folder, tmp_path / "shards")
+    images = open_images(bucket(tmp_path / "shards", "shards"))
+    monkeypatch.setenv("SELFPATCH_CACHE_GB", "0")
+    asked = answers(lambda _, data: data)
+    for _ in range(2):
+        assert images.read(1).shape == (24, 32, 3)
+    assert [stop - start for _, start, stop in asked] == [images.location(1).num_bytes()] * 2
+    assert not (tmp_path / "cache" / "remote").exists()
+
+
 def test_short_answers_and_errors_are_asked_again(folder, tmp_path, bucket, answers):
     shard(folder, tmp_path / "shards")
     images = open_images(bucket(tmp_path / "shards", "shards"))

@@ -18,6 +18,7 @@ from selfpatch.data import local_ranges
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.manifest import open_images
 from selfpatch.data.reading.decode import UnreadableImage
+from selfpatch.data.shards import byte_range
 from selfpatch.data.shards import open_shards as opening
 from selfpatch.data.shards import write_shards as writing
 from selfpatch.data.shards.image_shards import ImageShards
@@ -151,7 +152,7 @@ def shards(folder, tmp_path) -> Path:
     return tmp_path / "shards"
 
 
-def test_an_index_of_other_shards_is_refused(shards, capsys):
+def test_an_index_of_other_shards_is_refused(shards, folder, capsys, monkeypatch):
     def refuses(*patterns: str) -> None:
         Refused(capsys)(["check", shards], *patterns, out=shards)
 
@@ -175,6 +176,11 @@ def test_an_index_of_other_shards_is_refused(shards, capsys):
     with pytest.raises(UnreadableImage, match="checksum"):
         images.read(0)
     assert images.read(1).shape == (24, 32, 3)
+    # The first few of each shard, as that takes longer than reading; all of them where it is asked for.
+    monkeypatch.setitem(byte_range._NUM_CHECKED, images.files[0], byte_range.CHECKED_PER_SHARD)
+    assert images.location(0).read_bytes() != (folder / "a.png").read_bytes()
+    with pytest.raises(UnreadableImage, match="checksum"):
+        images.location(0).read_bytes(checked=True)
 
 
 def test_shards_beside_images_and_without_any_are_refused(shards, tmp_path, capsys):
