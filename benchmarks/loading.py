@@ -9,16 +9,20 @@ listed by a process of its own, whose peak is compared with that of a process th
 """
 
 import argparse
+import functools
 import multiprocessing
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -26,9 +30,12 @@ from rich.table import Table
 from benchmarks.augmentation import write_photograph
 from selfpatch.config import CropsConfig
 from selfpatch.data.augmentation.multi_crop import MultiCrop
+from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.loading.loader import training_batches
 from selfpatch.data.loading.sampler import EpochSampler, sample_rng
+from selfpatch.data.manifest import open_images
+from selfpatch.data.shards.write_shards import write_shards
 
 # What a run does with its images before the first batch, and what it took.
 START_UP = """
@@ -47,6 +54,18 @@ print(len(images), seconds, peak_kb)
 """
 
 
+# The peak of a process that reads every image once.
+READ_ALL = """
+import sys
+from pathlib import Path
+from selfpatch.data.manifest import open_images
+images = open_images(Path(sys.argv[1]))
+for i in range(len(images)):
+    images.location(i).read_bytes()
+print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
@@ -54,6 +73,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=128, help="images timed in a round, after as many to warm up")
     parser.add_argument("--epochs", type=int, default=200, help="epochs over which memory must not grow")
     parser.add_argument("--paths", type=int, default=1_000_000)
+    parser.add_argument("--only-shards", action="store_true", help="shards beside a folder, and nothing else")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -61,7 +81,11 @@ def main() -> None:
         photographs.mkdir()
         for i in range(16):
             write_photograph(photographs / f"{i}.jpg", seed=i)
+        if arguments.only_shards:
+            print_shards(photographs, Path(name), arguments.rounds)
+            return
         print_rates(photographs, arguments.workers, arguments.rounds, arguments.images)
+        print_shards(photographs, Path(name), arguments.rounds)
         print_growth(photographs, arguments.epochs)
         print_paths(Path(name), arguments.paths)
 
@@ -129,6 +153,52 @@ def open_batches(folder: Path, batch_size: int, num_steps: int, num_workers: int
         stop_step=num_steps,
         num_workers=num_workers,
     )
+
+
+def print_shards(photographs: Path, scratch: Path, rounds: int) -> None:
+    """The same images as files and as shards, in turns (A B A B), in CPU seconds of one process without workers."""
+    folder = scratch / "files"
+    folder.mkdir()
+    for i, photograph in enumerate(sorted(photographs.iterdir()) * 16):
+        shutil.copy(photograph, folder / f"{i:04d}.jpg")
+    images = ImageFolder(folder)
+    sources: dict[str, ImageFiles] = {"folder": images}
+    for num_shards in (2, 64):
+        shards = scratch / f"{num_shards} shards"
+        num_bytes = sum(path.stat().st_size + 1024 for path in folder.iterdir())
+        for _ in write_shards(images, shards, max_bytes=num_bytes // num_shards):
+            pass
+        sources[f"{len(list(shards.glob('*.tar')))} shards"] = open_images(shards)
+    table = Table(
+        "images from", "reading, us per image", "against the folder", "with crops, ms per image", "against the folder",
+        "peak MB", title=f"{len(images)} images, CPU time, {rounds} rounds",
+    )  # fmt: skip
+    reading, cropping = {name: [] for name in sources}, {name: [] for name in sources}
+    for _ in range(rounds):
+        for name, source in sources.items():
+            reading[name].append(1e6 * seconds_per_image(lambda i, source=source: source.location(i).read_bytes(), 256))
+            make = functools.partial(crop_image, source, MultiCrop(CropsConfig()))
+            cropping[name].append(1e3 * seconds_per_image(make, 32))
+    for name in sources:
+        path = folder if name == "folder" else scratch / name
+        done = subprocess.run([sys.executable, "-c", READ_ALL, path], capture_output=True, text=True, check=True)
+        row = [spread(reading[name], ".0f"), times(reading[name], reading["folder"])]
+        row += [spread(cropping[name], ".1f"), times(cropping[name], cropping["folder"])]
+        table.add_row(name, *row, f"{int(done.stdout) / 1024:.0f}")
+    Console(width=150).print(table)
+
+
+def seconds_per_image(use: Callable[[int], object], count: int) -> float:
+    """CPU time: neighbors on the machine take little of it away."""
+    order = np.random.default_rng(0).permutation(256)[:count].tolist()
+    start = time.process_time()
+    for i in order:
+        use(i)
+    return (time.process_time() - start) / count
+
+
+def crop_image(source: ImageFiles, multi_crop: MultiCrop, index: int) -> None:
+    multi_crop(source.read(index), sample_rng(0, 0, index))
 
 
 def print_growth(folder: Path, epochs: int) -> None:

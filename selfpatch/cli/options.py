@@ -19,10 +19,11 @@ Model = Annotated[
     ),
 ]
 Images = Annotated[
-    Positional[Path],
+    Positional[str],  # a path would lose a slash of a URL
     arg(
         metavar="IMAGES",
-        help="the folder of images, searched with all its subfolders, or a manifest (.csv, .jsonl, .parquet, .txt)",
+        help="the folder of images, searched with all its subfolders; a manifest (.csv, .jsonl, .parquet, .txt); tar "
+        "shards, with or without an index; a Hugging Face dataset (save_to_disk, Parquet); or a URL of one of these",
     ),
 ]
 Out = Annotated[Positional[Path], arg(metavar="OUT", help="the folder to write to")]

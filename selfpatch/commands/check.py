@@ -51,7 +51,7 @@ def check(
     if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
         raise UserError(f"{out} cannot be a file for the list: it is a folder, or in none; give a file in a folder")
     settings = ImagesConfig(include=include, exclude=exclude)
-    source = open_images(Path(images), settings)
+    source = open_images(images, settings)
     splits = {} if labels is None else labeled_images(Path(labels))
     started = time.monotonic()
     kept = InspectionCache(Path(cache)) if cache is not None else None

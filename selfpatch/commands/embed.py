@@ -71,7 +71,7 @@ def embed(
     require_writable(out)
     # 1. Model and images.
     found_device = find_device(device)
-    source = open_images(Path(images))
+    source = open_images(images)
     backbone = load_backbone(
         model, device=found_device, num_heads=num_heads, network=network, num_channels=num_channels, mean=mean, std=std
     )

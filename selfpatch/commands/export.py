@@ -59,7 +59,7 @@ def export(
     require_writable(folder)
     backbone = load_backbone(model, num_heads=num_heads, network=network, num_channels=num_channels, mean=mean, std=std)
     if remove_position is not None:
-        say(remove_position_from(backbone, open_images(Path(remove_position), pixels=backbone.pixels)))
+        say(remove_position_from(backbone, open_images(remove_position, pixels=backbone.pixels)))
     with working():
         folder.mkdir(parents=True, exist_ok=True)
         line = chosen.write(backbone, place)

@@ -169,10 +169,10 @@ def refuse_overlap(images: ImageFiles, val: list[Path], data: Path) -> None:
     Raises:
         UserError: the content of a validation image is among the images to train on.
     """
-    if overlap := same_content(val, map(images.path, range(len(images)))):
-        own, other = next(iter(overlap.items()))
+    if overlap := same_content(val, images):
+        own, index = next(iter(overlap.items()))
         raise UserError(
             f"{len(overlap)} of {len(val)} validation images in {data} are among the images to train on ({own.name} is "
-            f"{other}, say), so scores would be of images that were seen: leave these out (--images.exclude PATTERN), "
-            "take other labeled images, or allow it (--evaluate.allow-overlap)"
+            f"{images.path(index)}, say), so scores would be of images that were seen: leave these out "
+            "(--images.exclude PATTERN), take other labeled images, or allow it (--evaluate.allow-overlap)"
         )

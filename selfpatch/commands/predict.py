@@ -47,7 +47,7 @@ def predict(
     # 1. Model and images.
     folder, found_device = find_head(Path(model)), find_device(device)
     kept = read_head(folder)
-    source = open_images(Path(images))
+    source = open_images(images)
     backbone = load_backbone(
         folder / BACKBONE_FILE, device=found_device, pos_embed_interpolation=kept.pos_embed_interpolation
     )

@@ -98,7 +98,7 @@ def pretrain(
         with together():
             if is_main():  # which alone writes
                 require_trackers(given.track)
-            source = open_images(Path(images), given.images)
+            source = open_images(images, given.images)
         require_agreement(given, source)
         config, resolved = on_rank_0(
             lambda: resolve_config(given, source, Path(out), device, resume=resume, init_from=init_from)
@@ -212,7 +212,7 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
         UserError: the backbone, the crops or the batch do not fit each other or the images.
     """
     assert isinstance(config.optim.batch_size, int)  # derived by now
-    sampler = EpochSampler(num_images, config.optim.batch_size, config.seed)
+    sampler = EpochSampler(num_images, config.optim.batch_size, config.seed, block_size=config.images.shuffle_block)
     num_steps = config.optim.steps or max(round((config.optim.epochs or 0) * sampler.steps_per_epoch), 1)
     torch.manual_seed(config.seed)
     crops = config.crops

@@ -57,7 +57,7 @@ def visualize(
         raise UserError(f"count is {count}; at least one image is drawn")
     require_writable(Path(out))
     found_device = find_device(device)
-    source = open_images(Path(images))
+    source = open_images(images)
     backbone = load_backbone(
         model, device=found_device, num_heads=num_heads, network=network, num_channels=num_channels, mean=mean, std=std
     )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from selfpatch.config.pixel_format import MAX_CHANNELS
-from selfpatch.config.ranges import Ascending, Config, Distinct, Finite, Range
+from selfpatch.config.ranges import Ascending, Config, Distinct, Finite, Positive, Range
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class ImagesConfig(Config, group="images"):
     include: tuple[str, ...] = ()
     # patterns of file names to leave out
     exclude: tuple[str, ...] = ()
+    # images that lie side by side and are read one after the other: such blocks are shuffled, and images among 64 of
+    # them, so that shards on a disk or behind a URL are read in long pieces; None: all images are shuffled
+    shuffle_block: Annotated[int | None, Positive] = None
 
 
 ShownChannels = Annotated[tuple[int, int, int] | None, Range(at_least=0, below=MAX_CHANNELS)]

@@ -15,7 +15,7 @@ from jaxtyping import Real
 from selfpatch.config import ImagesConfig
 from selfpatch.data.image_files import ImageFiles, evenly_spaced
 from selfpatch.data.reading.decode import UnreadableImage
-from selfpatch.data.reading.stored import StoredImage, read_header
+from selfpatch.data.reading.stored import StoredImage, open_header
 from selfpatch.errors import UserError
 
 # Headers that are read, as long as that takes no longer than so many seconds; a TIFF is read whole for it.
@@ -72,7 +72,7 @@ def derive_pixels(images: ImageFiles, num_channels: int | None, settings: Images
 def _sample_headers(images: ImageFiles, pages: str) -> Iterator[tuple[str, StoredImage]]:
     def header(index: int) -> StoredImage | None:
         try:
-            return read_header(images.path(index), pages)._replace(load=_no_load)
+            return open_header(images.location(index).read_bytes(), pages)._replace(load=_no_load)
         except UnreadableImage:
             return None
 
@@ -160,7 +160,7 @@ def _extremes(images: ImageFiles, num_channels: int, pages: str) -> tuple[float,
 
     def of_image(index: int) -> tuple[float, float] | None:
         try:
-            stored = read_header(images.path(index), pages)
+            stored = open_header(images.location(index).read_bytes(), pages)
             values = stored.load()[..., :num_channels]
         except Exception:  # damaged: told when the image is read for training
             return None

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Real
 
 from selfpatch.config import RGB_8, PixelFormat
-from selfpatch.data.image_files import ImageFiles, append_name, evenly_spaced
+from selfpatch.data.image_files import NamedFiles, append_name, evenly_spaced
 from selfpatch.data.reading.decode import UnreadableImage
 from selfpatch.data.reading.image_file import FORMATS_TEXT
 from selfpatch.data.source import ImageSource
@@ -24,7 +24,7 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")
 _SYSTEM_FOLDERS = tuple(name.encode() for name in SYSTEM_FOLDERS)
 
 
-class ImageFolder(ImageFiles):
+class ImageFolder(NamedFiles):
     """All images below the folders, in an order that depends on their names alone.
 
     A folder's own files come before those of its subfolders, both sorted by the bytes of their names. Endings count in

@@ -1,6 +1,7 @@
 """Images by a list of their paths: CSV, JSON lines, Parquet or plain text, instead of a folder."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -12,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from selfpatch.config import RGB_8, ImagesConfig, PixelFormat
-from selfpatch.data.image_files import ImageFiles, append_name
+from selfpatch.config.cache_folder import cache_folder
+from selfpatch.data.image_files import ImageFiles, NamedFiles, append_name
 from selfpatch.data.image_folder import ImageFolder, chosen_by, plural
+from selfpatch.data.location import Location
+from selfpatch.data.remote.open_remote import cannot_be_read, fetch_file, open_remote
+from selfpatch.data.remote.remote_images import RemoteLocation
+from selfpatch.data.remote.urls import is_url, require_allowed
+from selfpatch.data.shards.open_shards import open_shards
+from selfpatch.data.tables import open_tables
 from selfpatch.errors import UserError
+from selfpatch.output.atomic_files import atomic_write
 
 ENDINGS = (".csv", ".jsonl", ".ndjson", ".parquet", ".txt")
 # Names of the column of paths, in order of preference.
@@ -24,24 +33,53 @@ _STAT_THREADS, _ROWS_AT_ONCE = 32, 65_536
 _LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 # With so many rows that were there before, the rest is not read.
 _MAX_TWICE = 100_000
+# Of a remote manifest: a table of ten million paths.
+_MAX_REMOTE_BYTES = 2**30
 
 
-def open_images(path: Path, settings: ImagesConfig | None = None, *, pixels: PixelFormat = RGB_8) -> ImageFiles:
-    """The images of a folder, or of a manifest.
+def open_images(images: Path | str, settings: ImagesConfig | None = None, *, pixels: PixelFormat = RGB_8) -> ImageFiles:
+    """The images of a folder, of shards, of tables, or of a manifest; each may be local or behind a URL.
 
     Raises:
-        UserError: no such folder or manifest, or no image in it.
+        UserError: there is no such thing, or no image in it.
     """
     settings = settings or ImagesConfig()
+    include, exclude = settings.include, settings.exclude
+    if is_url(text := os.fspath(images)):
+        if text.lower().endswith(ENDINGS):
+            return ImageManifest(_fetched(text), url=text, include=include, exclude=exclude, pixels=pixels)
+        return open_remote(text, settings, pixels)
+    path = Path(images)
+    for opened in (open_shards, open_tables):
+        if (found := opened(path, settings, pixels)) is not None:
+            return found
     if path.is_file() and path.suffix.lower() in ENDINGS:
-        return ImageManifest(path, include=settings.include, exclude=settings.exclude, pixels=pixels)
-    return ImageFolder(path, include=settings.include, exclude=settings.exclude, pixels=pixels)
+        return ImageManifest(path, include=include, exclude=exclude, pixels=pixels)
+    return ImageFolder(path, include=include, exclude=exclude, pixels=pixels)
 
 
-class ImageManifest(ImageFiles):
-    """The images that a file lists, in its order. Paths are as seen from the manifest's folder, or absolute.
+def _fetched(url: str) -> Path:
+    """A copy of a remote manifest, in the cache folder."""
+    require_allowed(url)
+    with cannot_be_read(url):
+        content = fetch_file(url, _MAX_REMOTE_BYTES)
+        name = hashlib.sha256(url.encode() + b"\0" + content).hexdigest()[:32]
+        copy = cache_folder() / "manifests" / f"{name}{os.path.splitext(url)[1].lower()}"
+        if not copy.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with atomic_write(copy) as temporary:
+                temporary.write_bytes(content)
+    return copy
 
-    A table has them in a column called `path` (COLUMNS has other names); of plain text every line is one.
+
+class ImageManifest(NamedFiles):
+    """The images that a file lists, in its order. Paths are as seen from the manifest's folder, absolute, or URLs.
+
+    A table has them in a column called `path` (COLUMNS has other names); of plain text every line is one. Whether
+    remote images are there shows when they are read.
+
+    Args:
+        url: of a remote manifest, of which `path` is a copy; all its images are remote.
 
     Raises:
         UserError: it cannot be read, lacks the column, lists nothing, an image twice, or files that are not there.
@@ -51,6 +89,7 @@ class ImageManifest(ImageFiles):
         self,
         path: Path,
         *,
+        url: str = "",
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         pixels: PixelFormat = RGB_8,
@@ -71,13 +110,26 @@ class ImageManifest(ImageFiles):
                 f"none of the {len(listed):,} images in {path} is left by the patterns: include "
                 f"{' '.join(include) or 'all'}, exclude {' '.join(exclude) or 'none'}"
             )
-        _require_files(path, chosen)
+        remote = [name for name in chosen if url or is_url(os.fsdecode(name))]
+        for name in remote:
+            if is_url(text := os.fsdecode(name)):
+                require_allowed(text)
+        if not url:
+            _require_files(path, [name for name in chosen if not is_url(os.fsdecode(name))])
         names, ends = bytearray(), array("q", [0])
         for name in chosen:
             append_name(names, ends, name)
         left_out = len(listed) - len(chosen)
         notes = [f"{plural(left_out, 'image is', 'images are')} left out by the patterns given"] if left_out else []
         super().__init__([path.parent], names, ends, [0], notes=notes, pixels=pixels)
+        self._folder_url = url.rpartition("/")[0]
+        self.are_files = not remote
+
+    def location(self, index: int) -> Location:
+        name = os.fsdecode(self.name_bytes(index))
+        if is_url(name):
+            return RemoteLocation(name)
+        return RemoteLocation(f"{self._folder_url}/{name.lstrip('/')}") if self._folder_url else super().location(index)
 
 
 def _without_duplicates(path: Path) -> tuple[list[bytes], Counter[bytes]]:

@@ -1,47 +1,54 @@
 """Files of equal content under other names or in other folders: what leaks from a labeled set into pretraining."""
 
 import hashlib
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from selfpatch.data.image_files import ImageFiles
+from selfpatch.data.location import FileLocation, Location
+from selfpatch.data.reading.image_file import UnreadableImage
 
 _THREADS = 32  # each waits for the disk
 
 
-def same_content(wanted: Sequence[Path], others: Iterable[Path]) -> dict[Path, Path]:
-    """Which of `wanted` has a file of the same bytes among `others`, and that file; unreadable files have none.
+def same_content(wanted: Sequence[Path], images: ImageFiles) -> dict[Path, int]:
+    """Which of `wanted` has the same bytes as one of the images, and its index; unreadable files have none.
 
-    Sizes are compared first, so that of `others` few are read.
+    Sizes are compared first, so that of the images few are read.
     """
+    own = [FileLocation(path) for path in wanted]
     with ThreadPoolExecutor(_THREADS) as pool:
-        by_size: dict[int, list[Path]] = {}
-        for path, size in zip(wanted, pool.map(_size, wanted), strict=True):
+        by_size: dict[int, list[FileLocation]] = {}
+        for location, size in zip(own, pool.map(_size, own), strict=True):
             if size > 0:
-                by_size.setdefault(size, []).append(path)
-        listed = list(others)
-        candidates = [
-            path for path, size in zip(listed, pool.map(_size, listed, chunksize=256), strict=True) if size in by_size
-        ]
-        first_of: dict[bytes, Path] = {}
-        for path, digest in zip(candidates, pool.map(_digest, candidates), strict=True):
-            first_of.setdefault(digest, path)
+                by_size.setdefault(size, []).append(location)
+
+        def has_wanted_size(index: int) -> bool:
+            return _size(images.location(index)) in by_size
+
+        is_candidate = pool.map(has_wanted_size, range(len(images)), chunksize=256)
+        candidates = [index for index, is_one in enumerate(is_candidate) if is_one]
+        first_of: dict[bytes, int] = {}
+        digests = pool.map(lambda index: _digest(images.location(index)), candidates)
+        for index, digest in zip(candidates, digests, strict=True):
+            first_of.setdefault(digest, index)
         first_of.pop(b"", None)
-        sized = [path for paths in by_size.values() for path in paths]
+        sized = [location for locations in by_size.values() for location in locations]
         digests = pool.map(_digest, sized) if first_of else []
-        return {path: first_of[digest] for path, digest in zip(sized, digests, strict=False) if digest in first_of}
+        pairs = zip(sized, digests, strict=False)
+        return {location.path: first_of[digest] for location, digest in pairs if digest in first_of}
 
 
-def _size(path: Path) -> int:
+def _size(location: Location) -> int:
     try:
-        return os.stat(path).st_size
-    except OSError:
+        return location.num_bytes()
+    except (OSError, UnreadableImage):
         return -1
 
 
-def _digest(path: Path) -> bytes:
+def _digest(location: Location) -> bytes:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError:
+        return hashlib.sha256(location.read_bytes()).digest()
+    except (OSError, UnreadableImage):
         return b""

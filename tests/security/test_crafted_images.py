@@ -14,7 +14,6 @@ from PIL import Image
 from selfpatch.data.image_folder import ImageFolder
 from selfpatch.data.manifest import open_images
 from selfpatch.data.reading.decode import UnreadableImage, read_image
-from selfpatch.errors import UserError
 from tests.data.reading.made_files import png_chunk
 from tests.security import seeds
 from tests.security.reading import read_all
@@ -145,20 +144,13 @@ def test_links_to_folders_are_not_followed(links, tmp_path):
 
 
 def test_a_tar_is_no_image(tmp_path):
-    """Archives are never unpacked: there is nothing that `../`, links, devices or huge members could reach."""
+    """Under the name of an image; as shards see test_crafted_shards.py."""
     import tarfile
 
     with tarfile.open(tmp_path / "a.jpg", "w") as archive:
-        for name, kind in (("../canary.jpg", tarfile.REGTYPE), ("link.jpg", tarfile.SYMTYPE), ("dev", tarfile.CHRTYPE)):
-            member = tarfile.TarInfo(name)
-            member.type, member.linkname = kind, "/etc/passwd"
-            archive.addfile(member)
+        archive.addfile(tarfile.TarInfo("../canary.jpg"))
     with pytest.raises(UnreadableImage, match="not a "):
         read_image(tmp_path / "a.jpg")
-    (tmp_path / "a.jpg").rename(tmp_path / "a.tar")
-    with pytest.raises(UserError, match="is a file"):
-        open_images(tmp_path / "a.tar")
-    assert not (tmp_path.parent / "canary.jpg").exists()
 
 
 MANIFESTS = {

@@ -37,8 +37,8 @@ def find_validation_images(
     if not near_duplicates:
         sizes = {path.stat().st_size for path in validation}
         candidates = [path for path in paths if path.exists() and path.stat().st_size in sizes]
-        same = same_content(candidates, validation)
-        return {index: (same[path], True) for index, path in enumerate(paths) if path in same}
+        same = same_content(candidates, ImageFiles.of_paths(validation))
+        return {index: (validation[same[path]], True) for index, path in enumerate(paths) if path in same}
     kept = None if cache is None else InspectionCache(cache)
     with closing(kept) if kept is not None else nullcontext():
         found = list(track(inspect_all(images, num_processes=num_cores(), cache=kept), "reading", len(images)))

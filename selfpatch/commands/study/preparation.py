@@ -88,6 +88,10 @@ def read_request(
     settings = read_settings(config.set)
     chosen = override(PretrainConfig(), {key: value for key, value in settings.items() if key.startswith("images.")})
     found = open_images(images, chosen.images)
+    if not found.are_files:
+        raise UserError(
+            f"{images} are no files of their own, and a study leaves some of them out; give a folder of images"
+        )
     require_readable(found)
     layout = find_layout(labels)
     for split, pairs in {"training": layout.train, "validation": layout.val}.items():

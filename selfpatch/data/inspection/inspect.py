@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from selfpatch.data.location import FileLocation, Location
 from selfpatch.data.reading.decode import UnreadableImage, decode_image
-from selfpatch.data.reading.image_file import first_line, read_bytes
+from selfpatch.data.reading.image_file import first_line
 from selfpatch.data.reading.stored import StoredImage, open_stored
 from selfpatch.output.printable import printable
 
@@ -75,14 +76,14 @@ class Inspected(NamedTuple):
         return printable(self.path)
 
 
-def inspect_image(path: Path, pages: str = "auto") -> Inspected:
+def inspect_image(where: Path | Location, pages: str = "auto") -> Inspected:
     """Read a file whole; never raises."""
+    location = FileLocation(where) if isinstance(where, Path) else where
     try:
-        data = read_bytes(path)
-        return _inspect(path, data, pages)
+        return _inspect(location.path, location.read_bytes(checked=True), pages)
     except UnreadableImage as error:
         problem = printable(" ".join(str(error).split()))
-        return Inspected(path, problem=problem, damage=damage_of(problem))
+        return Inspected(location.path, problem=problem, damage=damage_of(problem))
 
 
 def damage_of(problem: str) -> str:

@@ -13,6 +13,8 @@ import cv2
 
 from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.inspection.inspect import Inspected, inspect_image
+from selfpatch.data.location import Location
+from selfpatch.data.reading.image_file import UnreadableImage
 from selfpatch.errors import UserError
 
 # Few images are read by threads before processes have started.
@@ -26,15 +28,15 @@ def inspect_all(
     """Every image, in their order."""
     with _pool(len(images), num_processes) as pool:
         for start in range(0, len(images), IMAGES_AT_ONCE):
-            paths = [images.path(index) for index in range(start, min(start + IMAGES_AT_ONCE, len(images)))]
-            known = [None if cache is None else cache.find(path) for path in paths]
-            new = [path for path, found in zip(paths, known, strict=True) if found is None]
+            places = [images.location(index) for index in range(start, min(start + IMAGES_AT_ONCE, len(images)))]
+            known = [None if cache is None else cache.find(place) for place in places]
+            new = [place for place, found in zip(places, known, strict=True) if found is None]
             found_new = pool.map(partial(inspect_image, pages=pages), new, chunksize=8)
-            for path, found in zip(paths, known, strict=True):
+            for place, found in zip(places, known, strict=True):
                 if found is None:
                     found = next(found_new)
                     if cache is not None:
-                        cache.add(path, found)
+                        cache.add(place, found)
                 yield found
 
 
@@ -82,24 +84,24 @@ class InspectionCache:
             with file.open("ab") as unfinished:
                 unfinished.write(b"\n")
 
-    def find(self, path: Path) -> Inspected | None:
+    def find(self, place: Location) -> Inspected | None:
         """What was found of the file as it is now; None: nothing yet."""
-        state, values = self._known.get(_key(path), (None, {}))
-        if state is None or state != _state(path):
+        state, values = self._known.get(_key(place.path), (None, {}))
+        if state is None or state != _state(place):
             return None
         try:
             lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-            return Inspected(path, **lists)
+            return Inspected(place.path, **lists)
         except TypeError:
             return None
 
-    def add(self, path: Path, found: Inspected) -> None:
-        state = _state(path)
+    def add(self, place: Location, found: Inspected) -> None:
+        state = _state(place)
         if state is None or found.damage == "cannot be opened":
             return  # it may be readable the next time
         values = found._asdict()
         del values["path"]
-        line = json.dumps([_key(path), state, values | {"version": _VERSION, "pages": self._pages}])
+        line = json.dumps([_key(place.path), state, values | {"version": _VERSION, "pages": self._pages}])
         self._lines.write(line + "\n")
         self._lines.flush()
 
@@ -111,9 +113,8 @@ def _key(path: Path) -> str:
     return os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")
 
 
-def _state(path: Path) -> list[int] | None:
+def _state(place: Location) -> list[int] | None:
     try:
-        status = path.stat()
-    except OSError:
+        return place.stamp()
+    except (OSError, UnreadableImage):
         return None
-    return [status.st_size, status.st_mtime_ns]

@@ -22,7 +22,7 @@ from selfpatch.data.reading.image_file import (
 from selfpatch.data.reading.jpeg import jpeg_orientation, jpeg_size, read_jpeg
 from selfpatch.data.reading.pixels import kind_of, orientation_of, to_rgb, upright
 from selfpatch.data.reading.png import read_png
-from selfpatch.data.reading.stored import open_stored, read_header, read_pixels, to_pixels
+from selfpatch.data.reading.stored import decode_stored, open_stored, read_header, to_pixels
 from selfpatch.data.reading.tiff import read_tiff, tiff_size
 
 # Enough for the header of nearly every file; where it is not, the whole file is read.
@@ -60,7 +60,12 @@ def read_image(path: Path, pixels: PixelFormat = RGB_8) -> Real[np.ndarray, "H W
     Raises:
         UnreadableImage: for whatever reason there are no such pixels, a file that cannot be opened included.
     """
-    return decode_image(read_bytes(path)).pixels if pixels.is_8_bit_rgb else read_pixels(path, pixels)
+    return read_pixels(read_bytes(path), pixels)
+
+
+def read_pixels(data: bytes, pixels: PixelFormat = RGB_8) -> Real[np.ndarray, "H W C"]:
+    """As `read_image`, of a file's content."""
+    return decode_image(data).pixels if pixels.is_8_bit_rgb else decode_stored(data, pixels)
 
 
 def decode_image(data: bytes) -> DecodedImage:

@@ -95,22 +95,26 @@ def open_stored(data: bytes, pages: str = "auto") -> StoredImage:
 
 
 def read_header(path: Path, pages: str = "auto") -> StoredImage:
+    """As `open_header`, of a file."""
+    return open_header(read_bytes(path), pages)
+
+
+def open_header(data: bytes, pages: str = "auto") -> StoredImage:
     """As `open_stored`; any failure is UnreadableImage."""
     try:
-        return open_stored(read_bytes(path), pages)
+        return open_stored(data, pages)
     except UnreadableImage:
         raise
     except Exception as error:  # as many kinds as for damaged pixels
         raise UnreadableImage(f"damaged header ({first_line(error)})") from error
 
 
-def read_pixels(path: Path, pixels: PixelFormat) -> Real[np.ndarray, "H W C"]:
+def decode_stored(data: bytes, pixels: PixelFormat) -> Real[np.ndarray, "H W C"]:
     """The pixels of an image file in the format of a run.
 
     Raises:
         UnreadableImage: for whatever reason there are no such pixels, another number of channels included.
     """
-    data = read_bytes(path)
     try:
         stored = open_stored(data, pixels.pages)
         return to_pixels(stored, stored.load(), pixels)

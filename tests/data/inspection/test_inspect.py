@@ -140,7 +140,9 @@ def test_a_second_call_reads_what_is_new_or_changed(tmp_path, monkeypatch):
     odd.write_text("no picture")
     seen = []
     inspect_one = module.inspect_image
-    monkeypatch.setattr(module, "inspect_image", lambda path, pages: seen.append(path.name) or inspect_one(path, pages))
+    monkeypatch.setattr(
+        module, "inspect_image", lambda place, pages: seen.append(place.path.name) or inspect_one(place, pages)
+    )
 
     def call() -> list:
         seen.clear()

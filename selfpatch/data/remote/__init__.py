@@ -1,0 +1,1 @@
+"""Files behind URLs, read by ranges through a cache on the disk."""
