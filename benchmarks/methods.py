@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does, before torch is imported
@@ -136,8 +137,8 @@ def peak_of(method: str, size: str, batch_size: int) -> float:
 def mb_per_image(method: str, size: str, batch_sizes: tuple[int, int]) -> float:
     peaks = []
     for batch_size in batch_sizes:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            peaks.append(pool.apply(peak_of, (method, size, batch_size)))
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            peaks.append(process.submit(peak_of, method, size, batch_size).result())
     return (peaks[1] - peaks[0]) / (batch_sizes[1] - batch_sizes[0])
 
 
