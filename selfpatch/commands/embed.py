@@ -25,6 +25,7 @@ from selfpatch.evaluation.features import (
     resize_image,
 )
 from selfpatch.output.atomic_files import atomic_write, require_writable
+from selfpatch.output.printable import as_path_below
 from selfpatch.output.progress import track
 from selfpatch.output.terminal import say
 from selfpatch.output.versions import versions
@@ -53,7 +54,7 @@ def embed(
 
         OUT/files.txt         the images, one per line, as seen from `images`; odd characters in names are escaped
         OUT/embeddings.npy    level "image": [images, D] in that order: the class token, or the mean of patch tokens
-        OUT/patches/NAME.npy  level "patch": [R, S, D] for the image NAME of files.txt
+        OUT/patches/NAME.npy  level "patch": [R, S, D] for the image NAME of files.txt (".." in it becomes "__")
         OUT/embeddings.json   which of these, and of what
         OUT/unreadable.txt    images that could not be read, with the reason, if there are any
 
@@ -101,7 +102,7 @@ def embed(
         for name, vectors in encode(backbone, readable, level, found_device):
             names.append(name)
             if level == "patch":
-                save_array(out / "patches" / f"{name}.npy", vectors.astype(dtype))
+                save_array(out / "patches" / f"{as_path_below(name)}.npy", vectors.astype(dtype))
             else:
                 rows.append(vectors.astype(dtype))
     # 3. Lists, and what was done.

@@ -17,7 +17,7 @@ from selfpatch.evaluation.features import batches, prefetch
 from selfpatch.evaluation.segmentation.kept_head import BACKBONE_FILE, SegmentationModel, find_head, read_head
 from selfpatch.evaluation.segmentation.prediction_pictures import label_colors
 from selfpatch.output.atomic_files import atomic_write, require_writable
-from selfpatch.output.printable import printable
+from selfpatch.output.printable import as_path_below, printable
 from selfpatch.output.progress import track
 from selfpatch.output.terminal import say
 from selfpatch.output.versions import versions
@@ -70,11 +70,11 @@ def predict(
             if isinstance(image, UnreadableImage):
                 unreadable.append(f"{printable(name, keep='')}\t{' '.join(str(image).split())}")
                 continue
-            mask = segmenter.predict(image)
-            write_png(out / "masks" / f"{name}.png", with_palette(mask, colors))
+            mask, file = segmenter.predict(image), as_path_below(name)
+            write_png(out / "masks" / f"{file}.png", with_palette(mask, colors))
             if overlays:
                 shown = shown_colors(image, backbone.pixels.shown_channels)
-                write_png(out / "overlays" / f"{name}.png", Image.fromarray(overlay(shown, colors[mask])))
+                write_png(out / "overlays" / f"{file}.png", Image.fromarray(overlay(shown, colors[mask])))
         # 3. Lists, and what was done.
         classes = [
             {"label": label, "name": name, "color": colors[label].tolist()}

@@ -18,6 +18,15 @@ def printable(name: str | os.PathLike[str], *, keep: str = "") -> str:
     return "".join(c if c in keep or (c.isprintable() and c != "\\") else _escape(c) for c in os.fspath(name))
 
 
+def as_path_below(name: str) -> str:
+    """The name as a path that stays below whatever folder it is joined to: without "..", and not absolute.
+
+    Names that others chose (in lists, tar files, indexes) name images, and no place to write to.
+    """
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return "/".join("__" if part == ".." else part for part in parts)
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is no UTF-8, as os.fsdecode hides it

@@ -4,7 +4,7 @@ import pytest
 
 from selfpatch.cli.main import report
 from selfpatch.errors import UserError
-from selfpatch.output.printable import printable
+from selfpatch.output.printable import as_path_below, printable
 from selfpatch.output.progress import TrainingProgress
 from selfpatch.output.terminal import say
 
@@ -42,3 +42,17 @@ def test_what_is_printed(capsys):
     out, err = capsys.readouterr()
     assert out == "1 of 2: a\\x1b[2J\\xff\nsecond line\nb\\x07\n"
     assert err == "selfpatch: no folder \\x1b\\xff\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("a/b.png", "a/b.png"),
+        ("../../x", "__/__/x"),
+        ("/etc/x", "etc/x"),
+        ("a/./..//b", "a/__/b"),
+        ("..x/x..", "..x/x.."),
+    ],
+)
+def test_names_stay_below_a_folder(name, path):
+    assert as_path_below(name) == path

@@ -36,7 +36,7 @@ class RemoteFile(NamedTuple):
     version: str = ""
 
     def read(self, offset: int, size: int) -> bytes:
-        """By pieces, through the cache; without a cache just these bytes. Fewer than `size` bytes only where the file ends.
+        """By pieces, through the cache; without a cache just these bytes. Fewer only where the file ends.
 
         Raises:
             UnreadableImage: after several tries it could not be read.

@@ -18,6 +18,7 @@ from selfpatch.data.shards.tar_headers import BLOCK
 from selfpatch.errors import UserError
 from selfpatch.output.atomic_files import atomic_write
 from selfpatch.output.folder_lock import FolderLock
+from selfpatch.output.printable import as_path_below
 
 PLAN = "plan.json"
 # Two blocks of zeros end a tar file.
@@ -168,8 +169,7 @@ def _write(file: BinaryIO, header: bytes, data: bytes) -> None:
 
 def _header(name: str, size: int) -> bytes:
     """As of tarfile, with nothing that changes from call to call, and a name that stays below where it is unpacked."""
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    info = tarfile.TarInfo("/".join("__" if part == ".." else part for part in parts))
+    info = tarfile.TarInfo(as_path_below(name))
     info.size = size
     return info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
 
