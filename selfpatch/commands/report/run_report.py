@@ -28,6 +28,7 @@ DERIVED = "derived_settings.json"
 LARGEST_DERIVED = 1_000_000
 # Of a run's time; the page at its end is written in any case.
 MAX_FRACTION = 0.01
+SHOWN_DIFFERENCE = 0.0005  # what is smaller is shown as 0.0 points
 TONES: dict[State, blocks.Tone] = {State.OK: "good", State.WARN: "warn", State.COLLAPSED: "bad"}
 
 
@@ -122,7 +123,9 @@ def overview(config: PretrainConfig, lines: list[dict[str, Any]], *, done: int, 
         start = next((line[SCORES[0]] for line in lines if line["step"] == 0 and SCORES[0] in line), None)
         gain = "" if start is None else f"{100 * (score.last - start):+.1f} since the start, "
         best = f"{gain}best {100 * score.best:.1f} at step {score.best_step:,}"
-        tone: blocks.Tone = "" if start is None else "good" if score.last > start else "warn"
+        tone: blocks.Tone = ""
+        if start is not None and abs(score.last - start) >= SHOWN_DIFFERENCE:
+            tone = "good" if score.last > start else "warn"
         shown.append(blocks.tile("In-context mIoU", f"{100 * score.last:.1f} %", best, tone))
     if loss := found.get("loss"):
         shown.append(blocks.tile("Loss", f"{loss.last:.3f}", f"least {loss.best:.3f} at step {loss.best_step:,}"))
