@@ -6,6 +6,7 @@ from types import TracebackType
 PAGES = {
     "selfpatch.backbones": "docs/models.md",
     "selfpatch.commands.check": "docs/data.md",
+    "selfpatch.commands.embed": "docs/embeddings.md",
     "selfpatch.commands.export": "docs/models.md",
     "selfpatch.commands.launch.devices": "docs/clusters.md",
     "selfpatch.commands.predict": "docs/evaluation.md",
@@ -18,6 +19,7 @@ PAGES = {
     "selfpatch.evaluation": "docs/evaluation.md",
     "selfpatch.export": "docs/models.md",
     "selfpatch.objectives": "docs/methods.md",
+    "selfpatch.output.token_files": "docs/embeddings.md",
     "selfpatch.output.tracking": "docs/trackers.md",
     "selfpatch.recipes": "docs/methods.md",
 }

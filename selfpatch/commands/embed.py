@@ -1,10 +1,11 @@
-"""`selfpatch embed`: the tokens of every image of a folder, as numpy files."""
+"""`selfpatch embed`: the tokens of every image of a folder, as files of NumPy, Zarr, Parquet or safetensors."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from jaxtyping import Float, Real
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.commands.run_setup.hardware import find_device
+from selfpatch.data.image_files import evenly_spaced
 from selfpatch.data.manifest import open_images
 from selfpatch.data.reading.decode import UnreadableImage
-from selfpatch.errors import working
+from selfpatch.data.source import ImageSource
+from selfpatch.errors import UserError, working
 from selfpatch.evaluation.features import (
     batches,
     floor_to_patch_multiple,
@@ -24,15 +27,20 @@ from selfpatch.evaluation.features import (
     prefetch,
     resize_image,
 )
+from selfpatch.evaluation.fingerprint import fingerprint
 from selfpatch.output.atomic_files import atomic_write, require_writable
-from selfpatch.output.printable import as_path_below
 from selfpatch.output.progress import track
 from selfpatch.output.terminal import say
+from selfpatch.output.token_files import FORMATS, save_array
 from selfpatch.output.versions import versions
 
 BATCH_SIZE = 16
 # The long side is at most so many times the short side that was asked for: a line of 1 x 400 px would be 48 x 19,200.
 MAX_ASPECT = 8
+# Images whose sizes the room on the disk is estimated from.
+NUM_MEASURED = 16
+# In which one OUT must agree: values of embeddings.json.
+IDENTITY = ("level", "format", "dtype", "image_size", "fingerprint", "images_fingerprint")
 
 
 def embed(
@@ -41,6 +49,7 @@ def embed(
     out: Path | str,
     *,
     level: str = "image",
+    format: str = "npy",
     image_size: int | None = None,
     dtype: str = "float16",
     num_heads: int | None = None,
@@ -50,23 +59,33 @@ def embed(
     std: tuple[float, ...] | None = None,
     device: str = "auto",
 ) -> int:
-    """Write the tokens of all images below `images`; returns how many there are.
+    """Write the tokens of all images below `images`; returns how many there are. Called again, it goes on.
 
         OUT/files.txt         the images, one per line, as seen from `images`; odd characters in names are escaped
         OUT/embeddings.npy    level "image": [images, D] in that order: the class token, or the mean of patch tokens
         OUT/patches/NAME.npy  level "patch": [R, S, D] for the image NAME of files.txt (".." in it becomes "__")
+        OUT/index.jsonl       where the tokens of each image are: `name`, `rows`, `columns`, `file`, `start`; not of
+                              embeddings.npy
         OUT/embeddings.json   which of these, and of what
         OUT/unreadable.txt    images that could not be read, with the reason, if there are any
 
+    Other formats have files of many images instead of .npy, of both levels (an image is one row and one column):
+
+        OUT/tokens.zarr                     "zarr": [tokens, D], an image's from `start` on, row by row
+        OUT/tokens-00000.parquet, ...       "parquet": one row per token: `name`, `row`, `column`, `token`
+        OUT/tokens-00000.safetensors, ...   "safetensors": one tensor [R, S, D] per image, by its name
+
     Args:
         model: anything `load_backbone` takes.
+        format: "npy", "zarr", "parquet" or "safetensors".
         image_size: short side in pixels as the model gets them, shape kept, rounded down to whole patches; None: what
             it was built for. Of images that are more than MAX_ASPECT times as long as wide, the long side is MAX_ASPECT
             times this, and the short side at least one patch.
         num_heads, network, num_channels, mean, std: of a checkpoint, as in `load_backbone`.
 
     Raises:
-        UserError: a model, images or device that are not there or do not fit; `out` cannot be written.
+        UserError: a model, images or device that are not there or do not fit; `out` cannot be written, holds others or
+            has no room; the package for the format is not installed.
     """
     out = Path(out)
     require_writable(out)
@@ -91,22 +110,52 @@ def embed(
         bounded = is_too_long(pixels.shape[:2])
         return Image(name, resize_image(pixels, bounded_size(pixels.shape[:2], size, backbone.patch_size)), bounded)
 
-    # 2. Encode.
+    # 2. What is there already, and room for the rest.
+    image_vector = "class token" if backbone.has_cls_token else "mean of patch tokens"
+    description = {
+        "state": "running",
+        "level": level,
+        "format": format,
+        "vector": "patch token" if level == "patch" else image_vector,
+        "dim": backbone.embed_dim,
+        "dtype": dtype,
+        "image_size": size,
+        "max_aspect": MAX_ASPECT,
+        "patch_size": backbone.patch_size,
+        "model": str(model),
+        "fingerprint": fingerprint(backbone)[:12],
+        "images": str(images),
+        "images_fingerprint": source.fingerprint()[:12],
+        "versions": versions(),
+    }
+    before = require_same(out, description)
+    files = None if (level, format) == ("image", "npy") else FORMATS[format](out, backbone.embed_dim, dtype)
+    done = set() if files is None else {entry.name for entry in files.entries}
+    todo = [index for index in range(len(source)) if not done or source.name(index) not in done]
+    require_room(out, source, todo, level, size, backbone, np.dtype(dtype).itemsize)
     out.mkdir(parents=True, exist_ok=True)
-    names, rows, unreadable, num_bounded = [], [], [], 0
-    read_batches = prefetch(read, batches(range(len(source)), BATCH_SIZE))
-    for batch in track(read_batches, "embedding", -(-len(source) // BATCH_SIZE)):
+    num_bounded = before.get("num_bounded_images", 0) if done else 0
+    if done:
+        say(f"{len(done)} of {len(source)} images are there already: going on with {len(todo)}")
+    write_json(out / DESCRIPTION, description)
+    # 3. Encode.
+    names, rows, unreadable = [], [], []
+    read_batches = prefetch(read, batches(todo, BATCH_SIZE))
+    for batch in track(read_batches, "embedding", -(-len(todo) // BATCH_SIZE)):
         unreadable += [f"{image.name}\t{image.pixels}" for image in batch if isinstance(image.pixels, UnreadableImage)]
         readable = [(image.name, image.pixels) for image in batch if isinstance(image.pixels, np.ndarray)]
         num_bounded += sum(image.is_bounded for image in batch)
         for name, vectors in encode(backbone, readable, level, found_device):
-            names.append(name)
-            if level == "patch":
-                save_array(out / "patches" / f"{as_path_below(name)}.npy", vectors.astype(dtype))
+            if files is not None:
+                files.add(name, vectors if level == "patch" else vectors[None, None])
             else:
+                names.append(name)
                 rows.append(vectors.astype(dtype))
-    # 3. Lists, and what was done.
-    if rows:
+    # 4. Lists, and what was done.
+    if files is not None:
+        files.close()
+        names = [entry.name for entry in files.entries]
+    elif rows:
         save_array(out / "embeddings.npy", np.stack(rows))
     write_lines(out / "files.txt", names)
     if unreadable:
@@ -116,24 +165,62 @@ def embed(
         say(f"{num_bounded} images are more than {MAX_ASPECT} times as long as wide: their long side is shortened")
     for note in source.notes:
         say(note)
-    image_vector = "class token" if backbone.has_cls_token else "mean of patch tokens"
-    description = {
-        "level": level,
-        "vector": "patch token" if level == "patch" else image_vector,
-        "dim": backbone.embed_dim,
-        "dtype": dtype,
-        "image_size": size,
-        "max_aspect": MAX_ASPECT,
-        "num_bounded_images": num_bounded,
-        "patch_size": backbone.patch_size,
-        "num_images": len(names),
-        "model": str(model),
-        "images": str(images),
-        "versions": versions(),
-    }
-    write_lines(out / "embeddings.json", [json.dumps(description, indent=2, ensure_ascii=False)])
+    finished = {"state": "done", "num_images": len(names), "num_bounded_images": num_bounded}
+    write_json(out / DESCRIPTION, description | finished)
     say(f"{len(names)} images ({description['vector']}, {backbone.embed_dim} wide): {out}")
     return len(names)
+
+
+DESCRIPTION = "embeddings.json"
+
+
+def require_same(out: Path, description: dict[str, Any]) -> dict[str, Any]:
+    """The description of what was begun in `out` before; nothing of an earlier version, which had no index.
+
+    Raises:
+        UserError: it differs in what makes the tokens.
+    """
+    path = out / DESCRIPTION
+    if not path.exists():
+        return {}
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give another folder, or remove it") from error
+    if not isinstance(before, dict) or not set(IDENTITY) <= before.keys():
+        return {}
+    other = [
+        f"{name} was {before[name]}, now {description[name]}" for name in IDENTITY if before[name] != description[name]
+    ]
+    if other:
+        raise UserError(f"{out} holds other embeddings ({'; '.join(other)}); give another folder, or remove that one")
+    return before
+
+
+def require_room(
+    out: Path, source: ImageSource, todo: list[int], level: str, size: int, backbone: Backbone, itemsize: int
+) -> None:
+    """Refuse work whose result the disk has no room for, estimated from the sizes of some images.
+
+    Raises:
+        UserError: there is less room.
+    """
+    tokens = []
+    for index in [todo[place] for place in evenly_spaced(len(todo), NUM_MEASURED)] if todo else []:
+        try:
+            rows, columns = bounded_size(source.read(index).shape[:2], size, backbone.patch_size)
+        except UnreadableImage:
+            continue
+        tokens.append(1 if level == "image" else rows * columns // (backbone.patch_size[0] * backbone.patch_size[1]))
+    needed = np.mean(tokens or [0]) * len(todo) * backbone.embed_dim * itemsize
+    existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
+        raise UserError(
+            f"{out} needs about {needed / 1e9:.1f} GB for {len(todo)} images of {np.mean(tokens):.0f} tokens, "
+            f"{backbone.embed_dim} wide, and the disk has {free / 1e9:.1f} GB; give a folder on another disk, a "
+            "smaller --image-size, --level image, or --dtype float16"
+        )
 
 
 class Image(NamedTuple):
@@ -176,13 +263,12 @@ def encode(
 
 
 @working()
-def save_array(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.save(file, array)
-
-
-@working()
 def write_lines(path: Path, lines: list[str]) -> None:
     # Paths in JSON need not be valid UTF-8; what is not becomes an escape of JSON's.
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+
+
+@working()
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    with atomic_write(path) as temporary:
+        write_lines(temporary, [json.dumps(content, indent=2, ensure_ascii=False)])

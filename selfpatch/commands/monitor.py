@@ -28,6 +28,8 @@ from selfpatch.visualization.pictures import visualize
 from selfpatch.visualization.positives import positives_config
 
 NUM_PICTURED_IMAGES = 6
+# What a score may lie below that before training without a warning: a tenth of a point.
+NO_FALL = 0.001
 # For the R2 of position, half to fit and half to score.
 NUM_POSITION_IMAGES = 100
 
@@ -125,7 +127,7 @@ class TrainingMonitor:
         """The sentence for a score that has fallen below that before training; None: it has not, or had before."""
         earlier = {done: value for done, value in self.scores().items() if done < step}
         start = earlier.get(0)
-        if start is None or score >= start or earlier[max(earlier)] < start:
+        if start is None or score >= start - NO_FALL or earlier[max(earlier)] < start - NO_FALL:
             return None
         text = f"warning: in-context mIoU {100 * score:.2f} is below the {100 * start:.2f} before training"
         if self.best.count and self.best.metric == "in_context/mIoU":

@@ -35,7 +35,7 @@ def run(name: str, folder: Path) -> nbformat.NotebookNode:
     notebook = nbformat.read(FOLDER / name, as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     parameters.source += TINY[name]
-    NotebookClient(notebook, timeout=170, resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
 
 
@@ -56,7 +56,7 @@ def test_notebooks_are_kept_without_outputs(path):
     assert path.name in TINY
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_start(tmp_path):
     notebook = run("start.ipynb", tmp_path)
     text = texts(notebook)
@@ -66,7 +66,7 @@ def test_start(tmp_path):
     assert "timm:vit_tiny_patch16_224" in (tmp_path / "out/table.md").read_text()
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_study(tmp_path):
     notebook = run("study.ipynb", tmp_path)
     assert (tmp_path / "out/study/best/backbone.safetensors").is_file()

@@ -18,6 +18,9 @@ class Embed(Config):
     # features to write: "image" gives embeddings.npy, one row per image of files.txt; "patch" gives one file
     # patches/NAME.npy per image, of rows x columns x width
     level: Literal["image", "patch"] = "image"
+    # files to write: "npy", .npy as above; "zarr", one array of all tokens; "parquet", tables with one row per token;
+    # "safetensors", files with one tensor per image. All but embeddings.npy have an index and go on where they were cut
+    format: Literal["npy", "zarr", "parquet", "safetensors"] = "npy"
     # short side of the images in pixels as the model gets them; None: the size the model was built for
     image_size: Annotated[int | None, Positive] = None
     # data type of the numbers in the files
@@ -30,4 +33,6 @@ class Embed(Config):
     device: Device = "auto"
 
 
-COMMAND = Command("write the features of images as numpy files", lambda _: Embed, "selfpatch.commands.embed:embed")
+COMMAND = Command(
+    "write the features of images, or of their patches", lambda _: Embed, "selfpatch.commands.embed:embed"
+)
