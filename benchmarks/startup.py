@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,7 +74,7 @@ def measure(images: Path, out: Path, num_steps: int, options: list[str]) -> Run:
         RuntimeError: the run failed; with what it printed.
     """
     command = [sys.executable, "-m", "selfpatch", "pretrain", images, out, "--recipe", "dino-selfpatch-small"]
-    command += ["--backbone.name", "vit_tiny_patch16_224", "--optim.steps", num_steps, "--run.log-every", 1, *options]
+    command += ["--backbone.name", "vit_tiny_patch16_224", "--optim.steps", num_steps, *options]
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environ |= {"PYTHONPYCACHEPREFIX": str(out.parent / "bytecode"), "PYTHONUNBUFFERED": "1"}
     start = time.perf_counter()
@@ -96,7 +97,9 @@ def measure(images: Path, out: Path, num_steps: int, options: list[str]) -> Run:
         raise RuntimeError("".join(printed))
     batch_size = int(options[options.index("--optim.batch-size") + 1])
     lines = {line["step"]: line for line in read_metrics(out / "metrics.jsonl") if "images_per_second" in line}
-    in_steps = sum(batch_size / line["images_per_second"] for step, line in lines.items() if step > 1)
+    in_steps = sum(
+        (step - before) * batch_size / lines[step]["images_per_second"] for before, step in pairwise(sorted(lines))
+    )
     cpu = usage.ru_utime + usage.ru_stime
     return Run(
         to_first_step=at_step[1],

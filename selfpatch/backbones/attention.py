@@ -26,6 +26,12 @@ def attention_keys(attention: Any, x: Float[Tensor, "*places D"]) -> Float[Tenso
     return F.linear(x, attention.qkv.weight.chunk(3)[1], None if bias is None else bias.chunk(3)[1])
 
 
+def use_plain_attention(block: nn.Module) -> None:
+    """Attention weights as a tensor of their own instead of a fused kernel: the same, up to rounding."""
+    for attention in find_attentions(block):
+        attention.fused_attn = False
+
+
 @contextmanager
 def recorded_attention(attentions: list[Any]) -> Iterator[list[Float[Tensor, "B h T T"]]]:
     """The list that gets the attention weights of each module that runs inside. They come with fused kernels off."""

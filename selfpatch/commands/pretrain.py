@@ -44,7 +44,11 @@ from selfpatch.output.tracking.trackers import Trackers, require_trackers
 from selfpatch.output.versions import installed_version
 from selfpatch.pretraining.parallel import OneProcess, Sharded, parallelize
 from selfpatch.pretraining.run_folder import RunFolder, run_folder
-from selfpatch.pretraining.student_teacher import apply_efficiency, build_student_teacher
+from selfpatch.pretraining.student_teacher import (
+    apply_efficiency,
+    build_student_teacher,
+    plain_attention_of_small_crops,
+)
 from selfpatch.pretraining.train_state import TrainState
 from selfpatch.pretraining.train_step import Schedules, build_optimizer, build_schedules
 from selfpatch.recipes import DEFAULT_RECIPE, find_recipe
@@ -224,6 +228,8 @@ def build_parts(config: PretrainConfig, num_images: int, device: torch.device) -
     student_teacher.to("cpu" if config.efficiency.parallel == "fsdp2" and world_size() > 1 else device)
     check_crops(config, student_teacher)
     apply_efficiency(student_teacher, replace(config.efficiency, compile=False))  # compiled after the estimate
+    if device.type == "cpu" and config.efficiency.precision == "bf16":
+        plain_attention_of_small_crops(student_teacher, rows_columns(crops.global_size))
     schedules = build_schedules(
         config.optim, config.teacher, num_steps=num_steps, steps_per_epoch=sampler.steps_per_epoch
     )

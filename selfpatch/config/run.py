@@ -34,7 +34,8 @@ class EvaluateConfig(Config, group="evaluate"):
 class EfficiencyConfig(Config, group="efficiency"):
     """Speed and memory; results stay as they are."""
 
-    # training precision; "auto": bf16 on a GPU that has it, else float32
+    # training precision; "auto": bf16 on a GPU that has it and on a CPU with AMX or AVX512-BF16, else float32; a run
+    # that goes on keeps its own
     precision: Literal["auto", "float32", "bf16"] = "auto"
     # number of data loading processes, of each training process; None: one per core that falls to it, at most 16; 0:
     # load in the training process

@@ -1,12 +1,14 @@
 """Student and teacher: encode every view once per network, sum the objectives, let the teacher follow."""
 
 import copy
+import math
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from selfpatch.backbones.attention import use_plain_attention
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.config import EfficiencyConfig, PretrainConfig
 from selfpatch.config.masks import MaskConfig
@@ -17,6 +19,9 @@ from selfpatch.objectives.registry import build_objectives
 from selfpatch.optim.optimizer import update_moving_average
 from selfpatch.pretraining.health import token_signals
 from selfpatch.pretraining.views import Views
+
+# Beyond them the weights of plain attention take more memory and time than they save.
+MAX_PLAIN_TOKENS = 512
 
 
 class StudentTeacher(nn.Module):
@@ -139,6 +144,14 @@ def apply_efficiency(student_teacher: StudentTeacher, config: EfficiencyConfig) 
     if config.compile:
         for encoder in (student_teacher.student, student_teacher.teacher):
             encoder.backbone.compile_blocks()
+
+
+def plain_attention_of_small_crops(student_teacher: StudentTeacher, image_size: tuple[int, int]) -> None:
+    """In bf16 on a CPU the backward pass of fused attention is up to nine times slower than that of a plain one."""
+    backbone = student_teacher.student.backbone
+    if math.prod(backbone.grid_size(image_size)) <= MAX_PLAIN_TOKENS:
+        for block in backbone.blocks:
+            use_plain_attention(block)
 
 
 def disable_stochastic_depth(module: nn.Module) -> None:

@@ -24,6 +24,7 @@ from selfpatch.output.terminal import say
 from selfpatch.pretraining.run_folder import RunFolder
 from selfpatch.recipes.continue_from import CONTINUE_RECIPES
 from selfpatch.recipes.derive import ResolvedSetting, RunFacts, default_backbone, derive
+from selfpatch.training.precision import fastest_precision, resolve_precision
 
 
 def resolve_config(
@@ -63,9 +64,10 @@ def resolve_config(
         final_norm = start is None or has_own_norm(config, start)
         config = override(config, {"backbone.final_norm": final_norm})
     config, normalization = resolve_normalization(config, begun, source, start, init_from)
+    config, precision = resolve_run_precision(config, begun, device)
     if begun is not None:
         config = as_begun(config, begun)
-    return config, followed + pixels + fitted + derived + normalization
+    return config, followed + pixels + fitted + derived + normalization + precision
 
 
 def resolve_backbone(
@@ -161,6 +163,30 @@ def resolve_normalization(
             problem = f"it must be {pixels.num_channels} numbers, one per channel of the images"
             raise SettingError("", setting, given or value, problem)
     return override(config, missing), [ResolvedSetting(setting, value, reason) for setting, value in shown.items()]
+
+
+def resolve_run_precision(
+    config: PretrainConfig, begun: PretrainConfig | None, device: torch.device
+) -> tuple[PretrainConfig, list[ResolvedSetting]]:
+    """Replace efficiency.precision "auto": as the run began, else by what this device computes fastest.
+
+    It is listed where it is no matter of course: bf16 on a CPU, or another precision than this device would get.
+    """
+    given = config.efficiency.precision
+    before = None if begun is None else begun.efficiency.precision
+    if given != "auto":
+        if before not in (None, "auto", given):
+            say(f"warning: efficiency.precision is {given}, this run began with {before}: its numbers differ a little")
+        return config, []
+    fastest, reason = fastest_precision(device)
+    if before == "auto":  # of an earlier version, which took bf16 on GPUs alone
+        before = resolve_precision("auto", device)
+    precision = before or fastest
+    if before is not None and before != fastest:
+        reason = f"as this run began; {reason}"
+    listed = (device.type == "cpu" and precision == "bf16") or precision != fastest
+    resolved = [ResolvedSetting("efficiency.precision", precision, reason)] if listed else []
+    return override(config, {"efficiency.precision": precision}), resolved
 
 
 def _alike(one: PixelFormat, other: PixelFormat) -> bool:
