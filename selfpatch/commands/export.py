@@ -7,7 +7,7 @@ import yaml
 
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.backbones.run_checkpoint import find_run_checkpoint, run_folder
-from selfpatch.commands.best_checkpoints import SCORES
+from selfpatch.commands.callbacks.best_checkpoints import SCORES
 from selfpatch.commands.remove_position import remove_position_from
 from selfpatch.config.io import read_yaml, to_dict
 from selfpatch.data.manifest import open_images

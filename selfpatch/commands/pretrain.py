@@ -9,8 +9,9 @@ import torch
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.build import build_backbone
+from selfpatch.commands.callbacks.monitor import TrainingMonitor
+from selfpatch.commands.callbacks.save_run import RunSaver
 from selfpatch.commands.launch.processes import joined_run, require_agreement, require_equal_shares
-from selfpatch.commands.monitor import TrainingMonitor
 from selfpatch.commands.report.run_report import RunReport
 from selfpatch.commands.run_setup.bad_images import refuse_bad_images
 from selfpatch.commands.run_setup.crop_sizes import check_crops
@@ -18,7 +19,6 @@ from selfpatch.commands.run_setup.resolve_config import resolve_config
 from selfpatch.commands.run_setup.restore import restore
 from selfpatch.commands.run_setup.run_summary import print_dry_run, print_plan, print_summary
 from selfpatch.commands.run_setup.task_and_batches import task_and_batches
-from selfpatch.commands.save_run import RunSaver
 from selfpatch.config import PretrainConfig, pixel_format, rows_columns
 from selfpatch.config.io import override, to_dict
 from selfpatch.data.image_files import ImageFiles

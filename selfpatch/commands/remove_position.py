@@ -3,7 +3,7 @@
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.position_removal import append_projection, position_r2, remove_position
 from selfpatch.backbones.vit import ViT
-from selfpatch.commands.position_leak import position_moments
+from selfpatch.commands.callbacks.position_leak import position_moments
 from selfpatch.data.image_folder import read_evenly_spaced
 from selfpatch.data.source import ImageSource
 from selfpatch.errors import UserError

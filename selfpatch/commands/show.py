@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from selfpatch.backbones.backbone import Architecture
-from selfpatch.commands.best_checkpoints import SCORES
+from selfpatch.commands.callbacks.best_checkpoints import SCORES
 from selfpatch.config import PretrainConfig
 from selfpatch.config.io import differences, read_yaml, to_dict
 from selfpatch.data.loading.sampler import EpochSampler

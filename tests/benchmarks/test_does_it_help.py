@@ -9,7 +9,7 @@ from benchmarks.does_it_help import cells, documents, regimes
 from benchmarks.does_it_help.methods import BASE, METHODS
 from benchmarks.does_it_help.results import merge, read_results, write_results
 from benchmarks.time_limit import OutOfTimeError
-from selfpatch.commands import monitor
+from selfpatch.commands.callbacks import monitor
 from selfpatch.config.io import to_dict
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.errors import UserError

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from benchmarks import evidence
 from selfpatch.backbones.build import build_backbone
 from selfpatch.backbones.pretrained import load_vit
-from selfpatch.commands import monitor as watch
+from selfpatch.commands.callbacks import monitor as watch
 from selfpatch.config import IMAGENET_MEAN, IMAGENET_STD
 from selfpatch.config.io import read_yaml
 from selfpatch.demo.scenes import write_scenes

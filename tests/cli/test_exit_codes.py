@@ -87,7 +87,7 @@ def test_a_disk_that_fills_as_a_run_ends_is_no_mistake_of_the_user(pretrain, tmp
     def full(*arguments, **settings):
         raise DISK_FULL
 
-    monkeypatch.setattr("selfpatch.commands.save_run.export_timm", full)
+    monkeypatch.setattr("selfpatch.commands.callbacks.save_run.export_timm", full)
     assert pretrain(tmp_path / "out", "--optim.steps", "1") == 1
     assert "out/file: No space left on device" in capsys.readouterr().err
 

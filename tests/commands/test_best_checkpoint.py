@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from selfpatch.backbones.pretrained import load_backbone
-from selfpatch.commands import monitor
-from selfpatch.commands.best_checkpoints import BestCheckpoints
+from selfpatch.commands.callbacks import monitor
+from selfpatch.commands.callbacks.best_checkpoints import BestCheckpoints
 from selfpatch.commands.pretrain import pretrain
 from selfpatch.commands.visualize import own_positives
 from selfpatch.demo.scenes import write_scenes

@@ -47,7 +47,7 @@ def test_another_precision_than_the_run_began_with_is_said(capsys):
 
 def test_a_run_says_it_and_goes_on_with_it_on_another_machine(tmp_path, monkeypatch, capsys):
     write_scenes(tmp_path / "scenes", num_unlabeled=4, num_train=1, num_val=1, size=48, seed=0)
-    monkeypatch.setattr("selfpatch.commands.monitor.visualize", lambda *_, **__: None)
+    monkeypatch.setattr("selfpatch.commands.callbacks.monitor.visualize", lambda *_, **__: None)
     settings = {"optim.steps": 3, "efficiency.num_workers": 0}
     begin = settings | {"run.stop_at_step": 2}
     with monkeypatch.context() as patch:

@@ -6,8 +6,8 @@ import torch
 from selfpatch.backbones.position_removal import position_r2
 from selfpatch.backbones.pretrained import load_backbone
 from selfpatch.cli.main import main
+from selfpatch.commands.callbacks.position_leak import position_moments
 from selfpatch.commands.export import export
-from selfpatch.commands.position_leak import position_moments
 from selfpatch.data.image_folder import ImageFolder, read_evenly_spaced
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.errors import UserError

@@ -18,7 +18,7 @@ import torch
 
 import selfpatch.commands.pretrain  # noqa: F401 so that every fork has it
 from selfpatch import cli
-from selfpatch.commands import monitor
+from selfpatch.commands.callbacks import monitor
 from selfpatch.config.io import write_yaml
 from selfpatch.demo.scenes import write_scenes
 from selfpatch.output import checkpoint

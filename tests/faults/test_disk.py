@@ -61,7 +61,7 @@ def test_row_08_a_full_disk_for_logs_lists_and_pictures_costs_those_alone(runs):
 
     def full() -> None:
         """From the first step on whatever is appended goes to a device that is full, and so do pictures."""
-        from selfpatch.commands import monitor
+        from selfpatch.commands.callbacks import monitor
         from selfpatch.output import metric_logger
         from selfpatch.pretraining import run_folder
 

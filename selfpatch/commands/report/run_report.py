@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfpatch.commands.best_checkpoints import SCORES
+from selfpatch.commands.callbacks.best_checkpoints import SCORES
 from selfpatch.commands.report.picture_blocks import pictures_and_similarity
 from selfpatch.commands.show import health_of, how_to_load, last_and_best, length
 from selfpatch.config import PretrainConfig

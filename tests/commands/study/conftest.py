@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 
-from selfpatch.commands import monitor
+from selfpatch.commands.callbacks import monitor
 from selfpatch.commands.study import cells
 from selfpatch.commands.study import study as study_module
 from selfpatch.commands.study.plan import Timing

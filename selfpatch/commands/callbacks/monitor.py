@@ -7,8 +7,8 @@ import torch
 
 from selfpatch.backbones.backbone import Backbone
 from selfpatch.backbones.position_removal import position_r2
-from selfpatch.commands.best_checkpoints import SCORES, BestCheckpoints
-from selfpatch.commands.position_leak import position_moments
+from selfpatch.commands.callbacks.best_checkpoints import SCORES, BestCheckpoints
+from selfpatch.commands.callbacks.position_leak import position_moments
 from selfpatch.config import PretrainConfig, rows_columns
 from selfpatch.data.image_files import ImageFiles
 from selfpatch.data.image_folder import read_evenly_spaced

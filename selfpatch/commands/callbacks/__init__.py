@@ -1,0 +1,1 @@
+"""What a run does between its steps: scores and pictures, checkpoints, the best of them."""
