@@ -19,8 +19,11 @@ _COMPILER_MODULE = "torch._dynamo.utils"
 
 @contextmanager
 def compiler_when_needed() -> Iterator[None]:
-    """Modules imported inside get the compiler's functions when they call them; a compiler that is there stays."""
-    if "torch._dynamo" in sys.modules:
+    """Modules imported inside get the compiler's functions when they call them; a compiler that is there stays.
+
+    A torch without the function that this stands on imports its compiler at once, as it would.
+    """
+    if "torch._dynamo" in sys.modules or not hasattr(torch, "_disable_dynamo"):
         yield
         return
     placeholder, disable = _Placeholder(_COMPILER_MODULE), torch.compiler.disable
