@@ -69,7 +69,8 @@ SETTINGS = [
     import_module(f"{package.__name__}.{found.name}")
     for package in (config, objectives, protocols)
     for found in iter_modules(package.__path__)
-    if found.name not in ("io", "objectives", "pixel_format", "processes", "ranges", "renamed", "values")
+    if found.name
+    not in ("cache_folder", "io", "objectives", "pixel_format", "processes", "ranges", "renamed", "values")
 ]
 
 

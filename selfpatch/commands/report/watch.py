@@ -43,15 +43,15 @@ def watch(out: Path | str, *, host: str = "127.0.0.1", port: int = 0) -> None:
         raise UserError(
             f"cannot listen at host {host}, port {port} ({reason}); give another --port (0: one that is free) or --host"
         ) from error
-    with server:
-        shown = f"[{host}]" if ":" in host else host
-        say(f"http://{shown}:{server.server_address[1]}/ shows {out} and renews itself; Ctrl-C ends it")
-        if not is_loopback(host):
-            say(f"warning: whoever reaches {host} over the network can read this page")
-        try:
+    try:
+        with server:
+            shown = f"[{host}]" if ":" in host else host
+            say(f"http://{shown}:{server.server_address[1]}/ shows {out} and renews itself; Ctrl-C ends it")
+            if not is_loopback(host):
+                say(f"warning: whoever reaches {host} over the network can read this page")
             server.serve_forever(poll_interval=0.2)
-        except KeyboardInterrupt:
-            say("ended; the run is not touched")
+    except KeyboardInterrupt:
+        say("ended; the run is not touched")
 
 
 def is_loopback(host: str) -> bool:
