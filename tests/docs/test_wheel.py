@@ -64,9 +64,10 @@ def test_help_in_under_a_second(environment, tmp_path):
     assert min(seconds) < 1
 
 
-def test_every_module_is_in_the_wheel(wheel):
+def test_every_file_of_the_package_is_in_the_wheel(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "selfpatch").rglob("*.py")}
+    files = (path for path in (ROOT / "selfpatch").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    sources = {path.relative_to(ROOT).as_posix() for path in files}  # modules, and what pages are made of
     assert sources | {"selfpatch/py.typed"} == {name for name in names if name.startswith("selfpatch/")}
 
 
