@@ -25,8 +25,8 @@ LARGEST_BATCH = 1024
 
 # Images per step for which memory is counted; between and beyond them it grows by a straight line.
 PROBE_BATCH_SIZES = (32, 64)
-# Images in the step that is timed.
-TIMED_BATCH_SIZE = 2
+# Images in the steps that are timed: these, then up to so many.
+TIMED_BATCH_SIZE, LARGEST_TIMED_BATCH = 2, 32
 
 
 class Need(NamedTuple):
@@ -37,6 +37,16 @@ class Need(NamedTuple):
 
     def bytes(self, num_images: float) -> float:
         return self.fixed_bytes + num_images * self.bytes_per_image
+
+
+class StepTime(NamedTuple):
+    """Seconds of a step, whatever its images, and for each of them."""
+
+    fixed: float
+    per_image: float
+
+    def seconds(self, num_images: float) -> float:
+        return self.fixed + num_images * self.per_image
 
 
 def estimate_memory(student_teacher: StudentTeacher, config: PretrainConfig, device: torch.device) -> Need:
@@ -55,18 +65,33 @@ def estimate_memory(student_teacher: StudentTeacher, config: PretrainConfig, dev
     return Need(peaks[0] - PROBE_BATCH_SIZES[0] * per_image + moments, per_image)
 
 
-def time_per_image(student_teacher: StudentTeacher, config: PretrainConfig, device: torch.device) -> float:
-    """Seconds, from the second of two small steps on made-up images; nothing of them stays."""
+def time_step(
+    student_teacher: StudentTeacher, config: PretrainConfig, device: torch.device, *, num_images: int
+) -> StepTime:
+    """From steps on made-up images, of which nothing stays: of two images, then of what a second has time for.
+
+    Small networks spend most of a step of two images on what does not grow with them.
+
+    Args:
+        num_images: of the run's steps on this device; no step here has more.
+    """
     student_teacher.train()
-    seconds = 0.0
+
+    def seconds_of(count: int) -> float:
+        start = time.perf_counter()
+        _step(student_teacher, config, count, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        for _ in range(2):
-            start = time.perf_counter()
-            _step(student_teacher, config, TIMED_BATCH_SIZE, device)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            seconds = time.perf_counter() - start
-    return seconds / TIMED_BATCH_SIZE
+        seconds_of(TIMED_BATCH_SIZE)  # warms up
+        small = seconds_of(TIMED_BATCH_SIZE)
+        count = min(num_images, LARGEST_TIMED_BATCH, int(TIMED_BATCH_SIZE / small))
+        if count <= 2 * TIMED_BATCH_SIZE:
+            return StepTime(0.0, small / TIMED_BATCH_SIZE)
+        per_image = max(seconds_of(count) - small, 0.0) / (count - TIMED_BATCH_SIZE)
+    return StepTime(max(small - TIMED_BATCH_SIZE * per_image, 0.0), per_image)
 
 
 def largest_batch(need: Need, available_bytes: float, *, num_images: int, accumulate: int = 1) -> int:

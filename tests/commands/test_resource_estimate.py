@@ -11,7 +11,8 @@ from selfpatch.config import EfficiencyConfig
 from selfpatch.config.io import read_yaml
 from selfpatch.data.loading.sampler import EpochSampler
 from selfpatch.demo.scenes import write_scenes
-from selfpatch.pretraining.estimate import Need, estimate_memory, largest_batch, time_per_image
+from selfpatch.pretraining import estimate as estimate_module
+from selfpatch.pretraining.estimate import Need, estimate_memory, largest_batch, time_step
 from selfpatch.pretraining.student_teacher import apply_efficiency
 from selfpatch.pretraining.train_state import TrainState
 from selfpatch.pretraining.train_step import PretrainTask, build_optimizer, build_schedules
@@ -27,7 +28,7 @@ def test_counting_sees_what_changes_memory_and_leaves_no_trace():
     before = {name: value.clone() for name, value in student_teacher.state_dict().items()}
     random_state = torch.get_rng_state()
     need = estimate_memory(student_teacher, config, CPU)
-    assert time_per_image(student_teacher, config, CPU) > 0
+    assert time_step(student_teacher, config, CPU, num_images=2).per_image > 0
     assert torch.equal(random_state, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in student_teacher.state_dict().items())
     assert all(p.grad is None for p in student_teacher.parameters())
@@ -47,6 +48,26 @@ def test_counting_sees_what_changes_memory_and_leaves_no_trace():
     assert estimate_memory(tiny_student_teacher(fewer), fewer, CPU).bytes_per_image < need.bytes_per_image
 
 
+@pytest.mark.parametrize(
+    ("fixed", "per_image", "num_images", "steps"),
+    [(0.1, 0.01, 64, [2, 2, 16]), (0.001, 0.001, 64, [2, 2, 32]), (0.1, 0.01, 8, [2, 2, 8]), (0.0, 0.5, 64, [2, 2])],
+)
+def test_time_has_a_part_that_does_not_grow_with_the_images(fixed, per_image, num_images, steps, monkeypatch):
+    """A step of 2 images of a small network, taken for all, said four times too long."""
+    clock, seen = [0.0], []
+
+    def step(student_teacher, config, count, device):
+        seen.append(count)
+        clock[0] += fixed + per_image * count + (5.0 if len(seen) == 1 else 0.0)
+
+    monkeypatch.setattr(estimate_module, "_step", step)
+    monkeypatch.setattr(estimate_module.time, "perf_counter", lambda: clock[0])
+    config = tiny_config()
+    found = time_step(tiny_student_teacher(config), config, CPU, num_images=num_images)
+    assert seen == steps
+    assert found.seconds(64) == pytest.approx(fixed + 64 * per_image)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("switches", [dict(view="recolored"), dict(view="other"), dict(layer=0)])
 def test_what_objectives_need_beside_crops_is_counted(switches):
@@ -57,7 +78,7 @@ def test_what_objectives_need_beside_crops_is_counted(switches):
         changed = replace(config, objectives=replace(config.objectives, selfpatch=selfpatch))
         student_teacher = tiny_student_teacher(changed)
         needs[name] = estimate_memory(student_teacher, changed, CPU).bytes_per_image
-        assert time_per_image(student_teacher, changed, CPU) > 0
+        assert time_step(student_teacher, changed, CPU, num_images=2).per_image > 0
     assert needs["plain"] <= needs["more"] < 2 * needs["plain"]
 
 
@@ -103,7 +124,7 @@ def test_the_estimate_says_how_it_was_made_and_warns(monkeypatch):
     config = tiny_config()
     text = advice.estimate(tiny_student_teacher(config), config, 1000, CPU)
     assert "GB of memory (counted:" in text
-    assert "for 1000 steps (from a step of 2 images" in text
+    assert "for 1000 steps (from steps of few images" in text
     assert "warning" not in text
     monkeypatch.setattr(advice, "available_memory", lambda device: 1000)
     assert "--optim.batch-size auto" in advice.estimate(tiny_student_teacher(config), config, 1000, CPU)

@@ -13,10 +13,9 @@ from selfpatch.config.processes import find_place
 from selfpatch.distributed import num_ranks
 from selfpatch.pretraining.estimate import (
     PROBE_BATCH_SIZES,
-    TIMED_BATCH_SIZE,
     estimate_memory,
     largest_batch,
-    time_per_image,
+    time_step,
 )
 from selfpatch.pretraining.student_teacher import StudentTeacher, apply_efficiency, build_student_teacher
 from selfpatch.recipes.derive import ResolvedSetting, RunFacts, derive
@@ -55,12 +54,12 @@ def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps:
     need, available = estimate_memory(student_teacher, config, device), memory_of_a_process(device)
     share = config.optim.batch_size / num_ranks()
     needed = need.bytes(share / config.optim.accumulate)
-    seconds = time_per_image(student_teacher, config, device)
-    duration = timedelta(seconds=round(seconds * num_steps * share))
+    step = time_step(student_teacher, config, device, num_images=max(round(share), 1))
+    duration = timedelta(seconds=round(step.seconds(share) * num_steps))
     text = (
         f"estimate: {needed / 2**30:.1f} GB of memory (counted: {need.fixed_bytes / 2**30:.1f} GB and "
-        f"{need.bytes_per_image / 2**20:.0f} MB per image), {duration} for {num_steps} steps (from a step of "
-        f"{TIMED_BATCH_SIZE} images, nothing compiled, if data keep up)"
+        f"{need.bytes_per_image / 2**20:.0f} MB per image), {duration} for {num_steps} steps (from steps "
+        "of few images, nothing compiled, if data keep up)"
     )
     if needed > available:
         text += (
