@@ -48,7 +48,7 @@ def show(run: Path | str) -> None:
 
 
 class Length(NamedTuple):
-    """How far a run is; None: not known."""
+    """Steps that a run has done, and how many it will; None: not known."""
 
     saved_step: int
     num_steps: int | None

@@ -55,7 +55,7 @@ class ImageFiles:
         return os.fsencode(self.name(index))
 
     def location(self, index: int) -> Location:
-        """Where the bytes of an image lie; small, and understood by other processes."""
+        """The location of an image's bytes; small, and understood by other processes."""
         raise NotImplementedError
 
     def fingerprint(self) -> str:

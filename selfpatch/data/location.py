@@ -1,4 +1,4 @@
-"""Where the bytes of an image lie: a file, a range of an archive, a cell of a table."""
+"""Locations of images' bytes: a file, a range of an archive, a cell of a table."""
 
 import os
 from pathlib import Path

@@ -13,7 +13,7 @@ _THREADS = 32  # each waits for the disk
 
 
 def same_content(wanted: Sequence[Path], images: ImageFiles) -> dict[Path, int]:
-    """Which of `wanted` has the same bytes as one of the images, and its index; unreadable files have none.
+    """Find those of `wanted` with the same bytes as an image, and that image's index; unreadable files have none.
 
     Sizes are compared first, so that of the images few are read.
     """

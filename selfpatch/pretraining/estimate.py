@@ -73,7 +73,7 @@ def time_step(
     Small networks spend most of a step of two images on what does not grow with them.
 
     Args:
-        num_images: of the run's steps on this device; no step here has more.
+        num_images: on this device at once in the run; no step here has more, but for the two that are always timed.
     """
     student_teacher.train()
 

@@ -157,5 +157,5 @@ def test_bad_input(four, tmp_path, capsys):
     assert main(["compare", str(four[0]), "--metrics", "mIuO"]) == 2
     assert "no result has a metric mIuO; there are: aAcc, mIoU" in capsys.readouterr().err
     assert main(["compare", str(four[0]), "--out", str(tmp_path / "t.txt")]) == 2
-    assert "must end in .html" in capsys.readouterr().err
+    assert "must end in .html (a page to look at), .md (a table in Markdown) or .csv" in capsys.readouterr().err
     assert main(["compare"]) == 2

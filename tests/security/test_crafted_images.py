@@ -144,13 +144,22 @@ def test_links_to_folders_are_not_followed(links, tmp_path):
 
 
 def test_a_tar_is_no_image(tmp_path):
-    """Under the name of an image; as shards see test_crafted_shards.py."""
+    """Archives are never unpacked: there is nothing that `../`, links, devices or huge members could reach."""
     import tarfile
 
     with tarfile.open(tmp_path / "a.jpg", "w") as archive:
-        archive.addfile(tarfile.TarInfo("../canary.jpg"))
+        for name, kind in (("../canary.jpg", tarfile.REGTYPE), ("link.jpg", tarfile.SYMTYPE), ("dev", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            archive.addfile(member)
     with pytest.raises(UnreadableImage, match="not a "):
         read_image(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").rename(tmp_path / "a.tar")
+    images = open_images(tmp_path / "a.tar")  # a shard; more of them in test_crafted_shards.py
+    for index in range(len(images)):
+        with pytest.raises(UnreadableImage):
+            images.read(index)
+    assert not (tmp_path.parent / "canary.jpg").exists()
 
 
 MANIFESTS = {

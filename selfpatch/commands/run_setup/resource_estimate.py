@@ -52,10 +52,10 @@ def estimate(student_teacher: StudentTeacher, config: PretrainConfig, num_steps:
     """Memory and time of a run, and what to do if the first is not there."""
     assert isinstance(config.optim.batch_size, int)
     need, available = estimate_memory(student_teacher, config, device), memory_of_a_process(device)
-    share = config.optim.batch_size / num_ranks()
-    needed = need.bytes(share / config.optim.accumulate)
-    step = time_step(student_teacher, config, device, num_images=max(round(share), 1))
-    duration = timedelta(seconds=round(step.seconds(share) * num_steps))
+    part = config.optim.batch_size / num_ranks() / config.optim.accumulate  # images on the device at once
+    needed = need.bytes(part)
+    seconds = time_step(student_teacher, config, device, num_images=max(round(part), 1)).seconds(part)
+    duration = timedelta(seconds=round(seconds * config.optim.accumulate * num_steps))
     text = (
         f"estimate: {needed / 2**30:.1f} GB of memory (counted: {need.fixed_bytes / 2**30:.1f} GB and "
         f"{need.bytes_per_image / 2**20:.0f} MB per image), {duration} for {num_steps} steps (from steps "

@@ -67,7 +67,7 @@ class EpochSampler:
 
     def _in_blocks(self, epoch: int, start: int, stop: int, size: int) -> Int[np.ndarray, "_count"]:
         order = self._order(epoch, -(-self.num_images // size))
-        # Where each window of blocks ends: the shorter last block of the images stands anywhere among the others.
+        # Ends of the windows of blocks; the shorter last block of the images stands anywhere among the others.
         ends = np.minimum(np.arange(BLOCKS_AT_ONCE, len(order) + BLOCKS_AT_ONCE, BLOCKS_AT_ONCE), len(order)) * size
         shorter_at = int(np.flatnonzero(order == len(order) - 1)[0])
         ends[shorter_at // BLOCKS_AT_ONCE :] -= len(order) * size - self.num_images

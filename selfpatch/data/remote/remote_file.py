@@ -152,7 +152,7 @@ def reason_of(error: Exception) -> str:
 
 
 def forked() -> None:
-    """What fsspec made before a fork is of no use after it."""
+    """Drop file systems that fsspec made before a fork, which are of no use after it."""
     try:
         from fsspec.spec import AbstractFileSystem
     except ImportError:

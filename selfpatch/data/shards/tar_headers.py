@@ -44,7 +44,7 @@ class Member(NamedTuple):
 
 
 class DamagedTar(ValueError):  # noqa: N818
-    """Where the headers of a tar file cannot be followed any further, and why."""
+    """The headers of a tar file cannot be followed any further: from which offset, and why."""
 
 
 class _HeadersOnly:
